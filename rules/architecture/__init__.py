@@ -1,0 +1,1 @@
+"""ARC: how the layers are put together."""

@@ -1,0 +1,76 @@
+"""ARC013 incompatible-shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainlint.rule import Finding, Fix, Graph, Severity, blames_the_model, mismatches, rule
+
+
+@rule("ARC013", severity=Severity.ERROR, since="0.1")
+def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
+    """An operation in the forward refuses its operands.
+
+    Sums, concatenations, matrix products and reshapes have conditions on the shapes of their operands;
+    where they do not hold, PyTorch raises at that line. trainlint confirms the error with eager PyTorch
+    on the CPU, reports it with the shapes, and goes on behind it.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left = nn.Linear(8, 16)
+            self.right = nn.Linear(8, 24)
+
+        def forward(self, x):
+            return self.left(x) + self.right(x)
+
+    example_inputs = torch.randn(4, 8)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left = nn.Linear(8, 16)
+            self.right = nn.Linear(8, 16)
+
+        def forward(self, x):
+            return self.left(x) + self.right(x)
+
+    example_inputs = torch.randn(4, 8)
+    ```
+
+    ## When to ignore it
+    When the inputs are not those of your data: give the right ones as `example_inputs` or `--inputs`.
+    With inputs that trainlint made up such an error is no finding; it is the reason why the model could
+    not be analysed.
+
+    ## Fix safety
+    No edit: which of the operands is wrong only you know.
+
+    ## References
+    Broadcasting semantics, in the PyTorch documentation.
+    """
+    explained = {mismatch.node for mismatch in mismatches(graph)}
+    for node in graph.faults:
+        error = graph.operation(node).error
+        wrong_rank_norm = graph.name(node) == "module_error" and "Norm" in type(
+            graph.operation(node).owner
+        ).__name__
+        if node in explained or wrong_rank_norm or not blames_the_model(graph, node):
+            continue
+        shapes = [graph.shape(source) for source in node.all_input_nodes if graph.shape(source)]
+        shown = " and ".join("(" + ", ".join(map(str, dims)) + ")" for dims in shapes[:3] if dims)
+        reason = str(error).strip().partition("\n")[0]
+        yield Finding(
+            f"`{graph.name(node)}` refuses {shown}: {reason}",
+            where=graph.operation(node).site,
+            module=graph.operation(node).module,
+            evidence={"shapes": [list(dims) for dims in shapes if dims], "error": reason},
+            fixes=[Fix("make the shapes agree at this line")],
+            fault=("shapes", id(node)),
+            starved=1.0,
+        )

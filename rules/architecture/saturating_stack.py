@@ -1,0 +1,208 @@
+"""ARC008 saturating-stack."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import Finding, Fix, GradientPath, Graph, Severity, SourceEdits, ops, rule
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "Softmax"}
+
+
+@rule("ARC008", severity=Severity.ERROR, since="0.1", explains=["vanishing-gradient"])
+def saturating_stack(
+    graph: Graph, edits: SourceEdits, *, least: int = 3, error_bound: float = 1e-4
+) -> Iterator[Finding]:
+    """Sigmoids in series, with no way around them, shrink the gradient at each step back.
+
+    By the chain rule the gradient of the first layer is a product of the slopes of all activations
+    behind it. The sigmoid's slope σ(z)(1 − σ(z)) is at most 1/4 (hardsigmoid 1/6, softmax 1/2), so n
+    of them in series pass on at most 0.25ⁿ, times what the weights add: 0.25⁹ is 3.8·10⁻⁶. The first
+    layers then hardly change while the last ones train.
+
+    trainlint looks for the best path of the gradient from the output to each layer. A residual
+    connection, a gate whose other operand is live, attention's value path or a normalisation before
+    the activation gives a way around, and then nothing is reported: gates of LSTM, GRU, GLU and
+    squeeze-and-excitation are sound uses of a sigmoid, and so is an output layer's.
+
+    It is an error where the bound times the weights' gain ‖W‖_F/√(out) falls below `error_bound`, a
+    warning above.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = torch.sigmoid(layer(x))
+            return self.head(x)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + torch.sigmoid(layer(x))
+            return self.head(x)
+    ```
+
+    ## When to ignore it
+    When the stack is short and is known to train, as in the first LeNet.
+
+    ## Fix safety
+    Unsafe: another function is learnt. ReLU has slope 1 on half of its inputs, so that He's
+    initialisation keeps the gradient's size; a residual connection adds a path of slope 1; BatchNorm
+    before the sigmoid keeps its inputs where the slope is near 1/4.
+
+    ## References
+    Seed A, problem 3. Hochreiter 1991; Glorot & Bengio 2010, section 3. Slope of softmax: Gao & Pavel
+    2017, arXiv:1704.00805, proposition 2. Thresholds: `benchmarks/saturating_stack.py`.
+    """
+    paths = graph.best_gradient_paths(lambda node: _slope(graph, node))
+    best = _best_by_weight(graph, paths)
+    reported: set[Any] = set()
+    for node, path in sorted(best.items(), key=lambda item: item[1].bound):
+        chain = _saturating(graph, path)
+        if len(chain) < least or reported & set(chain):
+            continue
+        reported.update(chain)
+        starved = [other for other, way in best.items() if len(_saturating(graph, way)) >= least]
+        yield _finding(graph, edits, node, path, chain, starved, error_bound)
+
+
+def _slope(graph: Graph, node: Any) -> float | None:
+    """The largest slope of a saturating operation; 1 for a weight, so that the path names it."""
+    if graph.is_weighted(node):
+        return 1.0
+    slope = ops.MAX_SLOPE.get(graph.name(node))
+    if slope is None or not graph.feeds_weights(node):
+        return None  # an output's sigmoid belongs to the loss
+    before, _ = graph.producer(node)
+    if before is not None and graph.name(before) in ops.NORMALIZATIONS:
+        return None
+    return slope
+
+
+def _best_by_weight(graph: Graph, paths: dict[Any, GradientPath]) -> dict[Any, GradientPath]:
+    """For each weight, by its first use, the best path over all of its uses."""
+    best: dict[Any, tuple[Any, GradientPath]] = {}
+    for node in graph.calls_in_order:
+        if node in paths and graph.is_weighted(node):
+            weight = graph.argument(node, "weight")
+            if weight not in best:
+                best[weight] = (node, paths[node])
+            elif paths[node].bound > best[weight][1].bound:
+                best[weight] = (best[weight][0], paths[node])
+    return dict(best.values())
+
+
+def _saturating(graph: Graph, path: GradientPath) -> list[Any]:
+    return [node for node in path.nodes if graph.name(node) in ops.MAX_SLOPE]
+
+
+def _finding(
+    graph: Graph,
+    edits: SourceEdits,
+    node: Any,
+    path: GradientPath,
+    chain: list[Any],
+    starved: list[Any],
+    error_bound: float,
+) -> Finding:
+    gains = [_gain(graph, other) for other in path.nodes if graph.is_weighted(other)]
+    gain = math.prod(gains)
+    expected = path.bound * gain
+    kinds = Counter(graph.name(other) for other in chain)
+    what = " and ".join(f"{count} {name}s" if name != "softmax" else f"{count} softmaxes"
+                        for name, count in kinds.items())  # fmt: skip
+    power = " · ".join(
+        f"{ops.MAX_SLOPE[name]:.3g}{str(count).translate(SUPERSCRIPTS)}"
+        for name, count in kinds.items()
+    )
+    layer = graph.label(node)
+    parameters = [parameter for other in starved for parameter in graph.parameters_of(other)]
+    return Finding(
+        f"{what} in series and no way around them: at most {power} = {path.bound:.2g} of the "
+        f"gradient reaches {layer}; the weights multiply it by {gain:.2g}",
+        where=chain[0],
+        module=graph.operation(node).module,
+        evidence={
+            "saturating": len(chain),
+            "bound": path.bound,
+            "weights_gain": gain,
+            "bound_with_weights": expected,
+            "chain": [_shown(graph, other) for other in chain],
+            "unavoidable": sum(other in graph.unavoidable(node) for other in chain),
+            "with_relu_and_these_weights": 0.5 ** (len(chain) / 2) * gain,
+        },
+        fixes=_fixes(graph, edits, chain, path.bound),
+        severity=Severity.ERROR if expected < error_bound else Severity.WARNING,
+        fault=("saturating", id(chain[0])),
+        starved=graph.share_of_parameters(parameters),
+    )
+
+
+def _gain(graph: Graph, node: Any) -> float:
+    """‖W‖_F/√(out): how much a weight changes the norm of a random gradient on its way back."""
+    value = graph.value(graph.argument(node, "weight"))
+    if value is None:
+        return 1.0
+    units = value.shape[1] if "transpose" in graph.name(node) else value.shape[0]
+    return float(value.float().norm()) / math.sqrt(units)
+
+
+def _shown(graph: Graph, node: Any) -> str:
+    site = graph.place(node)
+    return f"{graph.label(node)} (line {site.row})" if site is not None else graph.label(node)
+
+
+def _fixes(graph: Graph, edits: SourceEdits, chain: list[Any], bound: float) -> list[Fix]:
+    count = len(chain)
+    many = f"the {count} " + ("sigmoids" if all(graph.name(n) == "sigmoid" for n in chain) else "of them")
+    relu = (
+        f"ReLU in place of {many}, with He initialisation: the gradient keeps its size "
+        f"(2/n · n · ½ = 1 a layer) instead of ≤ {bound:.2g}"
+    )
+    return [
+        _swap(graph, edits, chain, relu),
+        Fix("or a residual connection around each of them, x + f(x): a path of slope 1"),
+        Fix("or BatchNorm before each of them, so that it works where its slope is near its largest"),
+    ]
+
+
+def _swap(graph: Graph, edits: SourceEdits, chain: list[Any], title: str) -> Fix:
+    """Edits that turn exactly the sigmoids of the chain into ReLUs, where the source allows it."""
+    keys = {_key(graph, node) for node in chain}
+    strangers = [
+        node
+        for node in graph.calls(*ops.MAX_SLOPE)
+        if node not in chain and _key(graph, node) in keys
+    ]
+    names = {graph.name(node) for node in chain}
+    if strangers or None in keys or names != {"sigmoid"}:
+        return Fix(title)  # one of these calls also makes a gate or an output
+    by_key = {_key(graph, node): node for node in chain}
+    layers = [graph.layer(node) is not None for node in by_key.values()]
+    old, new = ("Sigmoid", "ReLU") if all(layers) else ("sigmoid", "relu")
+    if any(layers) != all(layers):
+        return Fix(title)
+    return edits.callee([graph.place(node) for node in by_key.values()], old, new, title=title)
+
+
+def _key(graph: Graph, node: Any) -> tuple[str, int, int] | None:
+    site = graph.place(node)
+    return None if site is None else site.key

@@ -1,0 +1,1 @@
+"""INI: the values that training starts from."""

@@ -1,0 +1,142 @@
+"""INI002 symmetric-weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import Finding, Fix, Graph, Parameter, Severity, SourceEdits, ops, rule
+
+FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
+
+
+@rule("INI002", severity=Severity.ERROR, since="0.1")
+def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
+    """All units of a layer start from the same weights, so they compute, and learn, the same.
+
+    If the rows of W are equal, all units y_i = w_i·x + b_i are equal; if the next layer treats them
+    alike as well, their gradients are equal and they stay so at every step: a layer of 512 units is
+    worth one. Random initial values exist to break this symmetry.
+
+    One constant layer between random ones is not stuck, since its units get different gradients through
+    the random weights behind it; it is reported as a warning, since its features start as copies.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(8, 16)
+            self.fc2 = nn.Linear(16, 4)
+            nn.init.constant_(self.fc1.weight, 0.1)
+            nn.init.constant_(self.fc2.weight, 0.1)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.fc1(x)))
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(8, 16)
+            self.fc2 = nn.Linear(16, 4)
+            nn.init.normal_(self.fc1.weight, 0.0, 0.5)
+            nn.init.constant_(self.fc1.bias, 0.1)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.fc1(x)))
+    ```
+
+    ## When to ignore it
+    When another program loads trained weights into the model before it trains.
+
+    ## Fix safety
+    Unsafe: the model starts from other values.
+
+    ## References
+    Seed B, section 1.1 (对称性问题). Goodfellow, Bengio & Courville 2016, Deep Learning, section 8.4.
+    """
+    symmetric: list[Parameter] = []
+    layers = 0
+    for node in graph.calls_in_order:
+        if not graph.is_live(node) or not graph.is_weighted(node):
+            continue
+        weight = graph.argument(node, "weight")
+        trained = [p for p in graph.parameters_of(node) if p.tensor.dim() >= 2]
+        if not trained:
+            continue
+        layers += 1
+        if _has_equal_rows(graph, node, weight) and trained[0] not in symmetric:
+            symmetric.append(trained[0])
+    if not symmetric:
+        return
+    everywhere = len(symmetric) >= layers
+    units = sum(parameter.tensor.shape[0] for parameter in symmetric)
+    names = ", ".join(parameter.name for parameter in symmetric[:4])
+    more = f" and {len(symmetric) - 4} more" if len(symmetric) > 4 else ""
+    first = symmetric[0]
+    fate = "they stay equal for ever" if everywhere else "they start as copies of each other"
+    seen = first.initialization
+    yield Finding(
+        f"the rows of {names}{more} are all equal ({_shown(first)}): "
+        f"{units} units in {len(symmetric)} layers compute the same, and {fate}",
+        where=seen[1] if seen is not None and seen[0] in FILLS_WITH_ONE_VALUE else _user(graph, first),
+        module=first.name.rpartition(".")[0],
+        evidence={
+            "symmetric": [parameter.name for parameter in symmetric],
+            "layers": layers,
+            "equal_units": units,
+            "value": round(float(first.tensor.detach().flatten()[0]), 6),
+        },
+        fixes=[_initialize(edits, first)],
+        severity=Severity.ERROR if everywhere else Severity.WARNING,
+        fault=("symmetric",),
+        starved=graph.share_of_parameters(symmetric),
+    )
+
+
+def _has_equal_rows(graph: Graph, node: Any, weight: Any) -> bool:
+    value = graph.value(weight)
+    if value is None or value.dim() < 2:
+        return False
+    name = graph.name(node)
+    units = value.transpose(0, 1) if "transpose" in name else value
+    rows = units.flatten(1)
+    if rows.shape[0] < 2 or not bool(rows[0].any()):
+        return False  # one unit, or zeros, which INI001 judges
+    groups = graph.argument(node, "groups", 1) if name in ops.CONVOLUTIONS else 1
+    if groups > 1 and groups >= rows.shape[0] // 2:
+        return False  # depthwise filters see different channels
+    # The second row settles nearly every layer; only then compare them all.
+    return bool((rows[1] == rows[0]).all()) and bool((rows == rows[:1]).all())
+
+
+def _shown(parameter: Parameter) -> str:
+    values = parameter.tensor.detach()
+    first = float(values.flatten()[0])
+    return f"every weight is {first:g}" if bool((values == first).all()) else "row by row"
+
+
+def _user(graph: Graph, parameter: Parameter) -> Any:
+    assert parameter.node is not None
+    users = [user for user in parameter.node.users if graph.is_live(user)]
+    return users[0] if users else None
+
+
+def _initialize(edits: SourceEdits, parameter: Parameter) -> Fix:
+    title = f"nn.init.kaiming_normal_(self.{parameter.name}), or leave PyTorch's default"
+    seen = parameter.initialization
+    if seen is None or seen[0] not in ("constant_", "ones_"):
+        return Fix(title)
+
+    def rewrite(call: Any, source: str) -> str | None:
+        prefix, found, _ = source.partition(seen[0])
+        if not found or not prefix.endswith(".") or not call.args:
+            return None
+        import ast
+
+        return f"{prefix}kaiming_normal_({ast.unparse(call.args[0])})"
+
+    return edits.replaced_call(seen[1], rewrite, title=title)

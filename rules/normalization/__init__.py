@@ -1,0 +1,1 @@
+"""NRM: normalisation layers."""

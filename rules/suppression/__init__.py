@@ -1,0 +1,1 @@
+"""SUP: the suppression comments themselves."""

@@ -1,0 +1,258 @@
+"""The command line. No logic here: each command reads its options and hands over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from trainlint import __version__
+from trainlint.config import FAIL_ON, Config, load_config
+from trainlint.errors import TrainlintError, UsageError
+
+if TYPE_CHECKING:
+    from trainlint.records import Report
+
+
+class _Group(click.Group):
+    """Turns our own errors into one line on stderr and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TrainlintError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"trainlint: error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trainlint")
+@click.option("--debug", is_flag=True, help="Show tracebacks of trainlint's own errors.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """Find what keeps a PyTorch model from learning, before you spend a GPU-hour.
+
+    `trainlint check` runs your code, as pytest does: it imports the file and builds the model, in a
+    child process.
+    """
+    ctx.obj = debug
+
+
+def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def _selector_option(name: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        name, multiple=True, metavar="RULES", callback=_split, help=text, shell_complete=_complete_rules
+    )
+
+
+def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    from trainlint.registry import all_rules
+
+    names = [name for rule in all_rules() for name in (rule.code, rule.name)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@main.command()
+@click.argument("targets", nargs=-1, metavar="TARGET...")
+@_selector_option("--select", "Only these: codes, prefixes, names, families or ALL; by commas.")
+@_selector_option("--extend-select", "These as well.")
+@_selector_option("--ignore", "Not these.")
+@click.option("--inputs", metavar="SHAPES", help="Inputs such as 2x3x32x32,2x16:long.")
+@click.option("--static", is_flag=True, help="Only the graph; so far that is all there is.")
+@click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "concise", "json"]), default="text",
+    show_default=True, help="How to write the report.",
+)  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
+@click.option("--show-info", is_flag=True, help="Show advice, too.")
+@click.option("--timeout", type=click.FloatRange(min=1), help="Seconds for each model [120].")
+@click.option(
+    "--memory-limit", type=click.IntRange(min=1), metavar="MIB", help="Memory for each child process."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Files checked at once [one a core].")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of trainlint's own errors.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    targets: tuple[str, ...],
+    select: tuple[str, ...],
+    extend_select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    inputs: str | None,
+    static: bool,
+    fail_on: str | None,
+    exit_zero: bool,
+    form: str,
+    output: Path | None,
+    show_info: bool,
+    timeout: float | None,
+    memory_limit: int | None,
+    jobs: int | None,
+    config_path: Path | None,
+    debug: bool,
+) -> None:
+    """Check the models in files, directories, file.py::Name and package.module:attribute.
+
+    Exit status: 0 nothing at or above --fail-on, 1 findings, 2 a usage or configuration error, or a
+    target that could not be loaded or analysed.
+    """
+    del static
+    config = load_config(config_path)
+    overrides = {
+        "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
+    }  # fmt: skip
+    config = msgspec.structs.replace(
+        config, **{name: value for name, value in overrides.items() if value is not None}
+    )
+    wanted = list(targets) or config.targets
+    if not wanted:
+        raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
+    from trainlint.api import check as run_check
+
+    with _progress() as progress:
+        report = run_check(
+            wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
+            config=config, progress=progress, debug=debug or bool(ctx.obj),
+        )  # fmt: skip
+    _complain(report)
+    _write(report, config, form, output, show_info=show_info)
+    ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None] | None]:
+    """What is being checked, on stderr, and only where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("importing torch") as status:
+        yield lambda target: status.update(f"checking {target}")
+
+
+def _complain(report: Report) -> None:
+    """One line on stderr for each target that could not be checked, and what it printed last."""
+    for target in report.targets:
+        if target.status == "error":
+            click.echo(f"trainlint: error: {target.target}: {target.reason}", err=True)
+            for line in target.output.strip().splitlines()[-5:]:
+                click.echo(f"    | {line[:200]}", err=True)
+
+
+def _write(
+    report: Report, config: Config, form: str, output: Path | None, *, show_info: bool
+) -> None:
+    from trainlint.report import FORMATS
+
+    try:
+        stream = sys.stdout if output is None else output.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from None
+    try:
+        if form == "text":
+            from rich.console import Console
+
+            from trainlint.report.text import print_report
+
+            console = Console(file=stream, highlight=False, soft_wrap=False, emoji=False)
+            if not console.is_terminal:
+                console = Console(
+                    file=stream, highlight=False, emoji=False, width=_piped_width(), no_color=True
+                )
+            print_report(report, console, show_info=show_info, fail_on=config.fail_on)
+        else:
+            text = FORMATS[form](report)
+            if text:
+                stream.write(text + "\n")
+    finally:
+        if output is not None:
+            stream.close()
+
+
+def _piped_width() -> int:
+    import os
+
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() and int(columns) > 0 else 100
+
+
+@main.command()
+@click.argument("rule", shell_complete=_complete_rules)
+def explain(rule: str) -> None:
+    """Explain a rule, by code or name."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from trainlint.registry import find_rule
+
+    found = find_rule(rule)
+    console = Console(highlight=False)
+    console.print(f"[bold]{found.code}[/bold] {found.name} · {found.family} · {found.severity}")
+    console.print()
+    console.print(Markdown(found.documentation, code_theme="ansi_dark"))
+    if found.options:
+        console.print()
+        options = ", ".join(f"{name.replace('_', '-')} = {value}" for name, value in found.options.items())
+        console.print(f"Options in \\[tool.trainlint.rules.{found.name}]: {options}")
+
+
+@main.command()
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+def rules(form: str) -> None:
+    """List the rules."""
+    from trainlint.registry import all_rules
+
+    if form == "json":
+        rows = [
+            {
+                "code": rule.code, "name": rule.name, "family": rule.family,
+                "severity": str(rule.severity), "stages": list(rule.stages),
+                "summary": rule.summary, "since": rule.since,
+                "options": dict(rule.options),
+            }
+            for rule in all_rules()
+        ]  # fmt: skip
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        return
+    for rule in all_rules():
+        click.echo(f"{rule.code}  {rule.severity:<8} {rule.name:<26} {rule.summary}")
+
+
+@main.command("new-rule")
+@click.argument("family")
+@click.argument("name")
+@click.option(
+    "--directory", type=click.Path(path_type=Path, file_okay=False), default=Path("rules"),
+    show_default=True, help="Root of the rule pack.",
+)  # fmt: skip
+def new_rule(family: str, name: str, directory: Path) -> None:
+    """Write the skeleton of a rule: trainlint new-rule normalization batchnorm-on-output."""
+    from trainlint.scaffold import write_rule
+
+    click.echo(f"wrote {write_rule(directory, family, name)}")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: eval "$(trainlint completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise UsageError(f"no completion for {shell}")
+    click.echo(kind(main, {}, "trainlint", "_TRAINLINT_COMPLETE").source())

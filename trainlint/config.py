@@ -1,0 +1,77 @@
+"""Settings: `[tool.trainlint]` of the nearest pyproject.toml, overridden by the command line."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trainlint.errors import ConfigError
+
+
+class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """The keys of `[tool.trainlint]`, in kebab-case.
+
+    `timeout` is in seconds a model, `memory_limit` in MiB (0: four fifths of the machine's memory),
+    `jobs` the number of files checked at once (0: one a core). `rules` holds the options of rules:
+    `[tool.trainlint.rules.saturating-stack] least = 4`.
+    """
+
+    targets: list[str] = []
+    select: tuple[str, ...] = ("ALL",)
+    extend_select: list[str] = []
+    ignore: list[str] = []
+    fail_on: str = "error"
+    inputs: str | None = None
+    timeout: float = 120.0
+    memory_limit: int = 0
+    jobs: int = 0
+    rules: dict[str, dict[str, Any]] = {}
+
+
+FAIL_ON = ("error", "warning", "info", "never")
+
+
+def load_config(path: Path | None = None, start: Path | None = None) -> Config:
+    """Read the configuration from `path`, else from the nearest pyproject.toml at or above `start`.
+
+    A pyproject.toml without `[tool.trainlint]` ends the search too: it marks the project's root.
+    Raises `ConfigError` for a file that does not parse, an unknown key or a value of the wrong type.
+    """
+    if path is None:
+        folder = (start or Path.cwd()).resolve()
+        candidates = [parent / "pyproject.toml" for parent in (folder, *folder.parents)]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:
+            return Config()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    section = data.get("tool", {}).get("trainlint", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: [tool.trainlint] must be a table")
+    _refuse_unknown(path, section)
+    try:
+        config = msgspec.convert(section, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: [tool.trainlint]: {error}") from None
+    if config.fail_on not in FAIL_ON:
+        raise ConfigError(f"{path}: fail-on must be one of {', '.join(FAIL_ON)}")
+    return config
+
+
+def _refuse_unknown(path: Path, section: dict[str, Any]) -> None:
+    known = [field.encode_name for field in msgspec.structs.fields(Config)]
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(
+                f"{path}: [tool.trainlint] has no key {key!r}{hint}; valid: {', '.join(known)}"
+            )

@@ -1,0 +1,268 @@
+"""Which models a file holds, read from its syntax tree alone: nothing is imported or run.
+
+Instances at module level come first, then factories, then classes that can be constructed. What is
+used inside another model, or handed to its constructor, is a part and no model of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from trainlint.fixes.source import SourceText
+
+MODULE_BASES: Final = frozenset(
+    {"Module", "LightningModule", "PreTrainedModel", "Sequential", "ModuleList", "ModuleDict"}
+)
+RECIPE_FACTORIES: Final = ("build_model", "get_model", "create_model", "make_model", "model", "net")
+# A script's own steps, never factories.
+_NOT_FACTORIES: Final = frozenset("main train test evaluate eval fit run validate predict demo".split())
+_LOSS_NAMES: Final = ("criterion", "loss", "loss_fn", "loss_func", "loss_function", "metric")
+_FRAMEWORKS: Final = (b"torch", b"lightning", b"transformers", b"timm", b"monai", b"diffusers")
+_SKIPPED_FOLDERS: Final = frozenset(
+    {"node_modules", "site-packages", "dist-packages", "build", "dist", "__pycache__"}
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that may be a model: an `instance`, a `factory` or a `class`.
+
+    `likely` tells that the syntax alone makes it one; an unlikely one is looked at after loading.
+    `why_not` says why a class cannot be constructed.
+    """
+
+    name: str
+    kind: str
+    row: int
+    likely: bool = True
+
+
+@dataclass
+class Discovery:
+    """The candidates of one file, and what the loader needs to construct them."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    classes: dict[str, ast.ClassDef] = field(default_factory=dict)
+    calls: dict[str, list[CallSite]] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CallSite:
+    """A call of a model class in the file, with the blocks around it, innermost last."""
+
+    call: ast.Call
+    blocks: tuple[ast.AST, ...]
+
+
+def python_files(folder: Path) -> Iterator[Path]:
+    """The Python files below a folder that mention a framework, in order; hidden folders excluded."""
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).parts[:-1]
+        if not any(part.startswith(".") or part in _SKIPPED_FOLDERS for part in parts):
+            try:
+                content = path.read_bytes()
+            except OSError:
+                continue
+            if any(name in content for name in _FRAMEWORKS):
+                yield path
+
+
+def discover(text: SourceText) -> Discovery:
+    """Find the candidates of a file. Its tree must have parsed."""
+    assert text.tree is not None
+    tree = text.tree
+    found = Discovery(classes=_model_classes(tree))
+    found.repeated = _repeated_classes(tree)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name in (*found.classes, *functions):
+        found.calls[name] = []
+    for call, blocks in _calls(tree):
+        if isinstance(call.func, ast.Name) and call.func.id in found.calls:
+            found.calls[call.func.id].append(CallSite(call, blocks))
+    parts = _parts(found, functions)
+    instances = list(_instances(tree, found, functions))
+    made = _constructed_by(instances, tree)
+    factories = [
+        Candidate(name, "factory", node.lineno)
+        for name, node in functions.items()
+        if name not in made and name not in parts and _is_factory(node, found)
+    ]
+    for factory in factories:
+        made |= _names_in(functions[factory.name])
+    classes = [
+        Candidate(name, "class", node.lineno)
+        for name, node in found.classes.items()
+        if name not in parts and name not in made
+    ]
+    found.candidates = [*instances, *factories, *classes]
+    return found
+
+
+# ---------------------------------------------------------------------- classes
+
+
+def _model_classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    """Top-level classes that derive from a module class, directly or through others of the file."""
+    classes = {node.name: node for node in _top_level(tree) if isinstance(node, ast.ClassDef)}
+    models: dict[str, ast.ClassDef] = {}
+    for name, node in classes.items():
+        seen: set[str] = set()
+        if _is_model_class(node, classes, seen):
+            models[name] = node
+    return models
+
+
+def _is_model_class(node: ast.ClassDef, classes: dict[str, ast.ClassDef], seen: set[str]) -> bool:
+    seen.add(node.name)
+    for base in node.bases:
+        name = _last_name(base)
+        if name in MODULE_BASES:
+            return True
+        if name in classes and name not in seen and _is_model_class(classes[name], classes, seen):
+            return True
+        # A base from another file: a module if it has a forward; what it is shows after loading.
+        if name not in classes and name is not None and _method(node, "forward") is not None:
+            return True
+    return False
+
+
+def _repeated_classes(tree: ast.Module) -> list[str]:
+    names = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == name:
+            return statement
+    return None
+
+
+def _parts(found: Discovery, functions: dict[str, ast.FunctionDef]) -> set[str]:
+    """Classes and functions that serve to build other models."""
+    parts: set[str] = set()
+    for name, node in found.classes.items():
+        parts |= _names_in(node) - {name}
+    for sites in found.calls.values():
+        for site in sites:
+            for value in (*site.call.args, *(keyword.value for keyword in site.call.keywords)):
+                parts |= _names_in(value) & (set(found.classes) | set(functions))
+    return parts & (set(found.classes) | set(functions))
+
+
+# ---------------------------------------------------------------------- instances and factories
+
+
+def _instances(
+    tree: ast.Module, found: Discovery, functions: dict[str, ast.FunctionDef]
+) -> Iterator[Candidate]:
+    seen: set[str] = set()
+    for node in _top_level(tree):
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if not isinstance(value, ast.Call):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]  # type: ignore[union-attr]
+        for target in targets:
+            if not isinstance(target, ast.Name) or target.id in seen:
+                continue
+            if target.id.lower().lstrip("_") in _LOSS_NAMES:
+                continue
+            seen.add(target.id)
+            callee = value.func
+            likely = isinstance(callee, ast.Name) and callee.id in found.classes
+            likely = likely or _last_name(callee) in MODULE_BASES | set(RECIPE_FACTORIES)
+            yield Candidate(target.id, "instance", node.lineno, likely)
+
+
+def _constructed_by(instances: Iterable[Candidate], tree: ast.Module) -> set[str]:
+    """The classes and functions from whose calls the module-level instances come."""
+    names = {candidate.name for candidate in instances}
+    made: set[str] = set()
+    for node in _top_level(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            if any(isinstance(t, ast.Name) and t.id in names for t in node.targets):
+                made |= _names_in(node.value)
+    return made
+
+
+def _is_factory(node: ast.FunctionDef, found: Discovery) -> bool:
+    """A function without required arguments that returns a model."""
+    required = len(node.args.args) + len(node.args.posonlyargs) - len(node.args.defaults)
+    missing_keywords = any(default is None for default in node.args.kw_defaults)
+    if required > 0 or missing_keywords or node.name in _NOT_FACTORIES:
+        return False
+    returned = [part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value]
+    if not returned:
+        return False
+    if node.name in RECIPE_FACTORIES:
+        return True
+    assigned = {
+        target.id: part.value
+        for part in ast.walk(node)
+        if isinstance(part, ast.Assign)
+        for target in part.targets
+        if isinstance(target, ast.Name)
+    }
+    for value in returned:
+        if isinstance(value, ast.Name):
+            value = assigned.get(value.id, value)
+        if isinstance(value, ast.Call) and (
+            _last_name(value.func) in MODULE_BASES or _last_name(value.func) in found.classes
+        ):
+            return True
+    return False
+
+
+# ---------------------------------------------------------------------- walking
+
+
+def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import, also inside `if`, `with` and `try`, but not the main guard."""
+    stack: list[ast.stmt] = list(reversed(tree.body))
+    while stack:
+        node = stack.pop()
+        if is_main_guard(node):
+            continue
+        yield node
+        if isinstance(node, (ast.If, ast.With, ast.Try, ast.For, ast.While)):
+            inner: list[ast.stmt] = []
+            for name in ("body", "orelse", "finalbody"):
+                inner += getattr(node, name, [])
+            stack.extend(reversed(inner))
+
+
+def is_main_guard(node: ast.AST) -> bool:
+    """`if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and any(
+        isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)
+    )
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[ast.Call, tuple[ast.AST, ...]]]:
+    stack: list[tuple[ast.AST, tuple[ast.AST, ...]]] = [(tree, ())]
+    while stack:
+        node, blocks = stack.pop()
+        if isinstance(node, ast.Call):
+            yield node, blocks
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or is_main_guard(
+            node
+        ):
+            blocks = (*blocks, node)
+        stack.extend((child, blocks) for child in reversed(list(ast.iter_child_nodes(node))))
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def _last_name(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Subscript):
+        return _last_name(node.value)
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None

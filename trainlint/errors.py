@@ -1,0 +1,27 @@
+"""What can go wrong outside the models: each becomes one line for the user and exit status 2."""
+
+from __future__ import annotations
+
+
+class TrainlintError(Exception):
+    """A fault in how trainlint was called, or a target that it cannot analyse."""
+
+
+class UsageError(TrainlintError):
+    """An option, selector or target that makes no sense."""
+
+
+class ConfigError(TrainlintError):
+    """A configuration file that cannot be used."""
+
+
+class InputError(TrainlintError):
+    """No inputs for a model: badly given, or none found. `refusal` is what its forward raised first."""
+
+    def __init__(self, message: str, refusal: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+
+
+class LoadError(TrainlintError):
+    """A model that could not be constructed."""

@@ -1,0 +1,307 @@
+"""Build edits of the user's source: find the call behind a site, change one part of it, check the result.
+
+A call is found by the end of the span that Python keeps for its instruction, which is unique since every
+call ends in its own parenthesis. An edit is offered only if the edited text parses to the tree that
+the same change of the tree gives; whatever is shared, computed or not unique is refused, and the
+remedy is then shown without an edit.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import re
+import tokenize
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainlint.fixes.edit import Edit, Fix, Location, Safety
+
+if TYPE_CHECKING:
+    from trainlint.sites import Site
+
+
+class SourceText:
+    """One file: its text, its tree, and conversion between byte spans and character positions."""
+
+    def __init__(self, filename: str, text: str) -> None:
+        self.filename = filename
+        self.text = text
+        # `str.splitlines` also splits at form feeds and other separators that Python does not.
+        self.lines = re.split(r"\r\n|\r|\n", text)
+
+    @classmethod
+    def read(cls, filename: str) -> SourceText | None:
+        """The file as Python would decode it, or None where that fails."""
+        try:
+            with tokenize.open(filename) as stream:
+                return cls(filename, stream.read())
+        except (OSError, SyntaxError, UnicodeDecodeError, LookupError):
+            return None
+
+    @cached_property
+    def tree(self) -> ast.Module | None:
+        """The syntax tree, or None where the text does not parse."""
+        try:
+            return ast.parse(self.text)
+        except (SyntaxError, ValueError):
+            return None
+
+    def location(self, row: int, byte_column: int) -> Location:
+        """Location of a row from 1 and a byte column from 0."""
+        line = self.lines[row - 1] if 0 < row <= len(self.lines) else ""
+        return Location(row, len(line.encode()[:byte_column].decode(errors="ignore")) + 1)
+
+    def edit(self, node: ast.expr, content: str) -> Edit:
+        """Replace the text of an expression."""
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return Edit(
+            self.filename,
+            self.location(node.lineno, node.col_offset),
+            self.location(node.end_lineno, node.end_col_offset),
+            content,
+        )
+
+    def call_at(self, site: Site) -> ast.Call | None:
+        """The call that the site's instruction executes."""
+        span = site.span()
+        if span is None or self.tree is None or site.filename != self.filename:
+            return None
+        _, end_row, _, end_column = span
+        found = [
+            node
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Call)
+            and (node.end_lineno, node.end_col_offset) == (end_row, end_column)
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def statement_of(self, node: ast.AST) -> ast.stmt | None:
+        """The innermost statement that contains the node."""
+        if self.tree is None:
+            return None
+        best: ast.stmt | None = None
+        for statement in ast.walk(self.tree):
+            if isinstance(statement, ast.stmt) and any(part is node for part in ast.walk(statement)):
+                best = statement
+        return best
+
+
+def apply(text: str, edits: Sequence[Edit]) -> str:
+    """The text with the edits made. They must not overlap; all must be of one file."""
+    lines = re.split(r"(\r\n|\r|\n)", text)
+    starts = [0]
+    for content, newline in zip(lines[::2], [*lines[1::2], ""], strict=True):
+        starts.append(starts[-1] + len(content) + len(newline))
+
+    def offset(place: Location) -> int:
+        return starts[place.row - 1] + place.column - 1
+
+    for edit in sorted(edits, key=lambda edit: offset(edit.location), reverse=True):
+        text = text[: offset(edit.location)] + edit.content + text[offset(edit.end_location) :]
+    return text
+
+
+@dataclass(frozen=True)
+class _Change:
+    """An edit together with the change of the tree that it must amount to."""
+
+    edit: Edit
+    path: tuple[tuple[str, int | None], ...]
+    replacement: ast.expr
+
+
+class SourceEdits:
+    """The fact that gives rules their edits: fixes at constructors and calls of the user's own files.
+
+    `project` tells whether a file may be edited at all (the user's, not an installed package's).
+    """
+
+    def __init__(self, project: Callable[[str], bool] | None = None) -> None:
+        self._project = project or (lambda _: True)
+        self._texts: dict[str, SourceText | None] = {}
+
+    def text(self, filename: str) -> SourceText | None:
+        """The source of a file that may be edited, else None."""
+        if filename not in self._texts:
+            self._texts[filename] = SourceText.read(filename) if self._project(filename) else None
+        return self._texts[filename]
+
+    def argument(
+        self, site: Site | None, position: int, name: str, value: Any, *, title: str, safety: Safety
+    ) -> Fix:
+        """Set one argument of the constructor call at `site`, if it is written there as a literal."""
+        return self._fix([(site, _set_argument(position, name, value))], title, safety)
+
+    def callee(self, sites: Sequence[Site | None], old: str, new: str, *, title: str) -> Fix:
+        """Call `new` for `old` at all these sites: `nn.Sigmoid()` to `nn.ReLU()`, `x.sigmoid()` too."""
+        return self._fix([(site, _rename_callee(old, new)) for site in sites], title, Safety.UNSAFE)
+
+    def replaced_call(self, site: Site | None, build: CallBuilder, *, title: str) -> Fix:
+        """Replace the whole call at `site` by what `build(call, its source text)` returns."""
+        return self._fix([(site, _rebuild(build))], title, Safety.UNSAFE)
+
+    def inserted_after(
+        self, site: Site | None, line: Callable[[str], str], *, title: str
+    ) -> Fix:
+        """Insert a line after `self.name = <call at site>`; `line("self.name")` gives its text."""
+        text = None if site is None else self.text(site.filename)
+        if text is None or site is None:
+            return Fix(title)
+        call = text.call_at(site)
+        statement = None if call is None else text.statement_of(call)
+        if (
+            not isinstance(statement, ast.Assign)
+            or statement.value is not call
+            or len(statement.targets) != 1
+            or not isinstance(statement.targets[0], (ast.Attribute, ast.Name))
+        ):
+            return Fix(title)
+        row = statement.lineno
+        before = text.lines[row - 1][: statement.col_offset]
+        end = text.lines[(statement.end_lineno or row) - 1]
+        if before.strip() or (statement.end_col_offset or 0) != len(end.encode().rstrip()):
+            return Fix(title)  # a one-line suite, or something behind it
+        place = Location(statement.end_lineno or row, len(end) + 1)
+        content = "\n" + before + line(ast.unparse(statement.targets[0]))
+        edit = Edit(text.filename, place, place, content)
+        try:
+            ast.parse(apply(text.text, [edit]))
+        except SyntaxError:
+            return Fix(title)
+        return Fix(title, Safety.UNSAFE, [edit])
+
+    def _fix(
+        self, changes: Sequence[tuple[Site | None, _Builder]], title: str, safety: Safety
+    ) -> Fix:
+        built: list[_Change] = []
+        texts: list[SourceText] = []
+        for site, build in changes:
+            text = None if site is None else self.text(site.filename)
+            call = None if text is None or site is None else text.call_at(site)
+            change = None if text is None or call is None else build(text, call)
+            if change is None or text is None:
+                return Fix(title)
+            built.append(change)
+            texts.append(text)
+        unique = {change.edit: (change, text) for change, text in zip(built, texts, strict=True)}
+        for text in {id(text): text for text in texts}.values():
+            own = [change for change, other in unique.values() if other is text]
+            if not _agrees(text, own):
+                return Fix(title)
+        return Fix(title, safety, list(unique))
+
+
+CallBuilder = Callable[[ast.Call, str], str | None]
+_Builder = Callable[[SourceText, ast.Call], "_Change | None"]
+_LITERALS: Final = (int, float, bool)
+
+
+def _set_argument(position: int, name: str, value: Any) -> _Builder:
+    def build(text: SourceText, call: ast.Call) -> _Change | None:
+        for index, keyword in enumerate(call.keywords):
+            if keyword.arg == name:
+                return _literal(text, call, keyword.value, (("keywords", index), ("value", None)))
+        passed = call.args[: position + 1]
+        if len(passed) <= position or any(isinstance(arg, ast.Starred) for arg in passed):
+            return None
+        return _literal(text, call, call.args[position], (("args", position),))
+
+    def _literal(
+        text: SourceText, call: ast.Call, node: ast.expr, within: tuple[tuple[str, int | None], ...]
+    ) -> _Change | None:
+        try:
+            ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError):
+            if not _is_constant_arithmetic(node):
+                return None  # a name: the value is decided elsewhere, perhaps for others too
+        return _change(text, call, node, repr(value), within)
+
+    return build
+
+
+def _is_constant_arithmetic(node: ast.expr) -> bool:
+    """`16 * 5 * 5`."""
+    return all(
+        isinstance(part, (ast.BinOp, ast.operator, ast.Constant, ast.UnaryOp, ast.unaryop))
+        for part in ast.walk(node)
+    )
+
+
+def _rename_callee(old: str, new: str) -> _Builder:
+    def build(text: SourceText, call: ast.Call) -> _Change | None:
+        callee = call.func
+        source = ast.get_source_segment(text.text, callee)
+        if source is None or not (source == old or source.endswith("." + old)):
+            return None
+        if isinstance(callee, ast.Name):
+            return None  # imported by name: the new name may not be
+        return _change(text, call, callee, source[: -len(old)] + new, (("func", None),))
+
+    return build
+
+
+def _rebuild(builder: CallBuilder) -> _Builder:
+    def build(text: SourceText, call: ast.Call) -> _Change | None:
+        source = ast.get_source_segment(text.text, call)
+        content = None if source is None else builder(call, source)
+        return None if content is None else _change(text, call, call, content, ())
+
+    return build
+
+
+def _change(
+    text: SourceText,
+    call: ast.Call,
+    node: ast.expr,
+    content: str,
+    within: tuple[tuple[str, int | None], ...],
+) -> _Change | None:
+    try:
+        replacement = ast.parse(content, mode="eval").body
+    except SyntaxError:
+        return None
+    assert text.tree is not None
+    path = _path_to(text.tree, call)
+    return None if path is None else _Change(text.edit(node, content), path + within, replacement)
+
+
+def _path_to(root: ast.AST, wanted: ast.AST) -> tuple[tuple[str, int | None], ...] | None:
+    stack: list[tuple[ast.AST, tuple[tuple[str, int | None], ...]]] = [(root, ())]
+    while stack:
+        node, path = stack.pop()
+        if node is wanted:
+            return path
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, ast.AST):
+                stack.append((value, (*path, (name, None))))
+            elif isinstance(value, list):
+                stack += [
+                    (part, (*path, (name, index)))
+                    for index, part in enumerate(value)
+                    if isinstance(part, ast.AST)
+                ]
+    return None
+
+
+def _agrees(text: SourceText, changes: Sequence[_Change]) -> bool:
+    """Whether the edited text parses to the tree with the same changes made."""
+    try:
+        edited = ast.parse(apply(text.text, [change.edit for change in changes]))
+    except SyntaxError:
+        return False
+    expected = copy.deepcopy(text.tree)
+    for change in changes:
+        node: Any = expected
+        for name, index in change.path[:-1]:
+            node = getattr(node, name) if index is None else getattr(node, name)[index]
+        name, index = change.path[-1]
+        if index is None:
+            setattr(node, name, change.replacement)
+        else:
+            getattr(node, name)[index] = change.replacement
+    return expected is not None and ast.dump(edited) == ast.dump(expected)

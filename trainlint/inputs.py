@@ -1,0 +1,622 @@
+"""Where a model's inputs come from: given with the file, given as text, or found by trying.
+
+A candidate is tried with one capture on meta tensors, which costs milliseconds. A model with a fault
+never runs cleanly, so the search keeps the candidate with the fewest faults and stops as soon as those
+that remain cannot depend on the input.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trainlint.capture import Recording, capture
+from trainlint.errors import InputError
+from trainlint.graph import Graph
+from trainlint.layers import blames_the_model, expectation, width_source
+from trainlint.specs import parse_spec
+
+BATCH: Final = 2
+_SEARCH_SECONDS: Final = 20.0
+_MOST_TRIES: Final = 120
+_IMAGE_SIDES: Final = (32, 224, 64, 28, 128, 256, 299, 96, 112, 384, 48, 16, 8, 40, 160, 192, 512)
+_SIGNAL_LENGTHS: Final = (16, 128, 100, 1000, 16000, 28, 64, 50, 1024, 4000)
+_VOLUME_SIDES: Final = (32, 96, 64, 16, 128, 48)
+_SEQUENCE: Final = 16
+_LARGEST_SIDE: Final = 640
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments for one forward, and where they came from, in words for the report.
+
+    `given` is False for inputs that trainlint made up: a fault that could be their doing is then no
+    fault of the model's.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    origin: str
+    given: bool
+
+    def describe(self) -> str:
+        """`(2, 3, 32, 32) float32`, or several of them with the names of keyword arguments."""
+        parts = [_describe(value) for value in self.args]
+        parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
+        return ", ".join(parts) or "none"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"({', '.join(map(str, value.shape))}) {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__ if not isinstance(value, (int, float, bool, str)) else repr(value)
+
+
+# ---------------------------------------------------------------------- given
+
+
+def from_value(value: Any, model: nn.Module, origin: str) -> Inputs:
+    """Inputs from `example_inputs`: a tensor, a tuple or list of arguments, a dict, or a callable.
+
+    A dict becomes keyword arguments if forward has arguments of these names, else one argument.
+    """
+    if callable(value) and not isinstance(value, Tensor):
+        value = value()
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return Inputs(tuple(value), {}, origin, given=True)
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        names, takes_any = _argument_names(model)
+        if takes_any or set(value) <= names:
+            return Inputs((), dict(value), origin, given=True)
+    return Inputs((value,), {}, origin, given=True)
+
+
+def fits_signature(inputs: Inputs, model: nn.Module) -> bool:
+    """Whether forward can be called with these arguments at all."""
+    try:
+        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # no signature to be had
+        return True
+    return True
+
+
+def _argument_names(model: nn.Module) -> tuple[set[str], bool]:
+    parameters = _forward_parameters(model)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return {parameter.name for parameter in parameters}, takes_any
+
+
+def from_text(text: str, model: nn.Module | None = None) -> Inputs:
+    """Inputs from `--inputs`: `2x3x32x32,2x16:long` is one float image batch and one of token ids.
+
+    Sizes are separated by `x`, arguments by commas; a type may follow a colon. Integers are drawn
+    below the size of the model's smallest embedding (below 10 without one). Raises `InputError`.
+    """
+    smallest = min(
+        (layer.num_embeddings for layer in (model.modules() if model is not None else ())
+         if isinstance(layer, nn.Embedding)),
+        default=10,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    values = [
+        _random(shape, getattr(torch, dtype), smallest, generator)
+        for shape, dtype in parse_spec(text)
+    ]
+    return Inputs(tuple(values), {}, "given by --inputs", given=True)
+
+
+def _random(
+    shape: tuple[int, ...], dtype: torch.dtype, below: int, generator: torch.Generator
+) -> Tensor:
+    if dtype == torch.bool:
+        return torch.rand(shape, generator=generator) < 0.5
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, max(1, below), shape, generator=generator).to(dtype)
+
+
+# ---------------------------------------------------------------------- synthesised
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best inputs that the search met, with their capture."""
+
+    inputs: Inputs
+    recording: Recording
+
+
+def synthesize(model: nn.Module) -> Found:
+    """Search for inputs on which the model runs, or on which the fewest operations fail.
+
+    Raises `InputError` where every candidate was refused by the forward itself.
+    """
+    return _Search(model).run()
+
+
+class _Search:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._deadline = time.monotonic() + _SEARCH_SECONDS
+        self._best: tuple[tuple[int, ...], Found] | None = None
+        self._first_refusal: BaseException | None = None
+
+    def run(self) -> Found:
+        for number, (args, kwargs, origin) in enumerate(_candidates(self._model)):
+            found = self._try(args, kwargs, origin)
+            if found is not None and self._is_settled(found):
+                return found
+            if number >= _MOST_TRIES or time.monotonic() > self._deadline:
+                break
+        best = None if self._best is None else self._best[1]
+        if best is None or best.recording.exception is not None:
+            raise InputError("no inputs found that its forward accepts", self._first_refusal)
+        return self._resized(best)
+
+    def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any], origin: str) -> Found | None:
+        """One capture; remembered if it is the best so far."""
+        recording = capture(self._model, args, kwargs)
+        error = recording.exception
+        if error is not None and self._first_refusal is None:
+            self._first_refusal = error
+        found = Found(Inputs(args, kwargs, origin, given=False), recording)
+        doubtful = len(_doubtful_faults(self._model, recording))
+        score = (error is not None, doubtful, len(recording.faults))
+        if self._best is None or score < self._best[0]:
+            self._best = (score, found)
+        return found if error is None else None
+
+    def _is_settled(self, found: Found) -> bool:
+        return not _doubtful_faults(self._model, found.recording)
+
+    def _resized(self, found: Found) -> Found:
+        """Try the input size at which the first layer behind a flatten would fit.
+
+        Its `in_features` over the channels that arrive is the number of pixels that it wants; a map's
+        side grows with the input's, so bisection finds the size if there is one.
+        """
+        if len(found.inputs.args) != 1 or found.inputs.kwargs:
+            return found
+        shape = tuple(found.inputs.args[0].shape)
+        wanted = _wanted_map(self._model, found.recording)
+        if wanted is None or len(shape) != 4:
+            return found
+        pixels, node = wanted
+        for rows, columns in _near_square_factors(pixels):
+            height = self._side(shape, node, rows, axis=-2)
+            width = height if rows == columns else self._side(shape, node, columns, axis=-1)
+            if height is None or width is None:
+                continue
+            origin = f"{found.inputs.origin}, sized for {node}"
+            better = self._try((torch.randn(*shape[:2], height, width),), {}, origin)
+            if better is not None and self._is_settled(better):
+                return better
+        return found
+
+    def _side(self, shape: tuple[int, ...], node: str, wanted: int, axis: int) -> int | None:
+        low, high = 1, _LARGEST_SIDE
+        while low <= high and time.monotonic() < self._deadline:
+            middle = (low + high) // 2
+            # The other side need not fit now, only be large enough to come through.
+            sides = [max(middle, shape[-2]), max(middle, shape[-1])]
+            sides[axis] = middle
+            recording = capture(self._model, (torch.empty(*shape[:2], *sides),))
+            dims = _map_before(self._model, recording, node)
+            if dims is None or dims[axis] < wanted:
+                low = middle + 1
+            elif dims[axis] > wanted:
+                high = middle - 1
+            else:
+                return middle
+        return None
+
+
+def _graph(model: nn.Module, recording: Recording) -> Graph:
+    return Graph(recording.graph, model, faults=recording.faults, inputs_given=False)
+
+
+def _doubtful_faults(model: nn.Module, recording: Recording) -> list[torch.fx.Node]:
+    """The faults that other inputs might not have shown."""
+    graph = _graph(model, recording)
+    return [node for node in recording.faults if not blames_the_model(graph, node)]
+
+
+def _wanted_map(model: nn.Module, recording: Recording) -> tuple[int, str] | None:
+    """(pixels that the first layer behind a flatten wants, its module path)."""
+    graph = _graph(model, recording)
+    for node in recording.faults:
+        wants, source = expectation(graph, node), width_source(graph, node)
+        if wants is not None and source.kind == "flatten" and len(source.dims) == 4:
+            if wants.expected % source.dims[1] == 0:
+                return wants.expected // source.dims[1], graph.operation(node).module
+            return None
+    return None
+
+
+def _map_before(model: nn.Module, recording: Recording, module: str) -> tuple[int, ...] | None:
+    graph = _graph(model, recording)
+    for node in graph.calls("linear"):
+        if graph.operation(node).module == module:
+            source = width_source(graph, node)
+            return source.dims if source.kind == "flatten" and len(source.dims) == 4 else None
+    return None
+
+
+def _near_square_factors(pixels: int) -> Iterator[tuple[int, int]]:
+    """Pairs (rows, columns) of this product, the most nearly square first, up to 1 : 4."""
+    for rows in range(math.isqrt(pixels), 0, -1):
+        if pixels % rows == 0 and pixels // rows <= 4 * rows:
+            yield rows, pixels // rows
+            if rows * rows != pixels:
+                yield pixels // rows, rows
+
+
+# ---------------------------------------------------------------------- candidates
+
+Candidate = tuple[tuple[Any, ...], dict[str, Any], str]
+
+
+def _candidates(model: nn.Module) -> Iterator[Candidate]:
+    if hasattr(model, "config") and hasattr(model, "main_input_name"):
+        yield from _hugging_face(model)
+        return
+    example = getattr(model, "example_input_array", None)
+    if example is not None:
+        given = from_value(example, model, "example_input_array of the model")
+        yield given.args, given.kwargs, given.origin
+    yield from _by_first_layers(model)
+
+
+def _forward_parameters(model: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _required(model: nn.Module) -> list[inspect.Parameter]:
+    named = [
+        parameter
+        for parameter in _forward_parameters(model)
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    required = [parameter for parameter in named if parameter.default is parameter.empty]
+    return required or named[:1]
+
+
+_LAYERS: Final = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.LayerNorm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.MultiheadAttention, nn.GroupNorm,
+)  # fmt: skip
+
+
+def _first_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, _LAYERS) and not isinstance(layer, nn.modules.lazy.LazyModuleMixin)
+    ]
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Token ids of this shape, below `limit`."""
+
+    shape: tuple[int, ...]
+    limit: int
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A Python value, or None."""
+
+    value: Any
+
+
+_Shape = tuple[int, ...] | _Ids | _Value
+
+
+def _shapes_for(layer: nn.Module) -> list[_Shape]:
+    """Input shapes that the layer takes, the most usual first."""
+    n, t = BATCH, _SEQUENCE
+    match layer:
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            return [(n, layer.in_channels, side, side) for side in _IMAGE_SIDES]
+        case nn.Conv1d() | nn.ConvTranspose1d():
+            return [(n, layer.in_channels, length) for length in _SIGNAL_LENGTHS]
+        case nn.Conv3d() | nn.ConvTranspose3d():
+            return [(n, layer.in_channels, side, side, side) for side in _VOLUME_SIDES]
+        case nn.Linear():
+            return [(n, layer.in_features), (n, t, layer.in_features), *_images_of(layer)]
+        case nn.LayerNorm():
+            return [(n, t, *layer.normalized_shape), (n, *layer.normalized_shape)]
+        case nn.RNNBase():
+            return [(*((n, t) if layer.batch_first else (t, n)), layer.input_size)]
+        case nn.RNNCellBase():
+            width = layer.input_size
+            return [(n, width), (n, t, width), (t, n, width)]
+        case nn.MultiheadAttention():
+            return [(*((n, t) if layer.batch_first else (t, n)), layer.embed_dim)]
+        case nn.BatchNorm1d():
+            return [(n, layer.num_features), (n, layer.num_features, t)]
+        case nn.BatchNorm2d():
+            return [(n, layer.num_features, side, side) for side in _IMAGE_SIDES[:3]]
+        case nn.BatchNorm3d():
+            return [(n, layer.num_features, side, side, side) for side in _VOLUME_SIDES[:3]]
+        case nn.GroupNorm():
+            return [(n, layer.num_channels, t, t), (n, layer.num_channels, t)]
+        case nn.Embedding() | nn.EmbeddingBag():
+            limit = layer.num_embeddings
+            return [_Ids((n, t), limit), _Ids((n,), limit), _Ids((n, 256), limit)]
+    return []
+
+
+def _images_of(layer: nn.Linear) -> list[_Shape]:
+    """An MLP that flattens its input: square images of one or three channels."""
+    shapes: list[_Shape] = []
+    for channels in (1, 3):
+        side = math.isqrt(layer.in_features // channels)
+        if side > 3 and side * side * channels == layer.in_features:
+            shapes.append((BATCH, channels, side, side))
+    return shapes
+
+
+_ID_NAMES: Final = frozenset(
+    "input_ids ids tokens token_ids src tgt text decoder_input_ids x_ids words idx indices seq users "
+    "items user_ids item_ids user item labels target targets y t timesteps timestep".split()
+)
+_TIME_NAMES: Final = frozenset("t timestep timesteps time noise_labels sigma".split())
+_LENGTH_NAMES: Final = frozenset("lens lengths length seq_len seq_lens x_lengths".split())
+_TARGET_NAMES: Final = frozenset("y target targets labels label".split())
+_SAME: Final = _Value("same as the first")
+_USUAL: Final[tuple[_Shape, ...]] = (
+    (BATCH, 3, 32, 32), (BATCH, 3, 224, 224), (BATCH, 1, 28, 28), _Ids((BATCH, _SEQUENCE), 100),
+    (BATCH, _SEQUENCE, 64), (BATCH, _SEQUENCE), (BATCH, 1, 16000),
+)  # fmt: skip
+
+
+def _by_first_layers(model: nn.Module) -> Iterator[Candidate]:
+    required = _required(model)
+    layers = _first_layers(model)
+    choices = [
+        _choices(index, parameter, model, layers) for index, parameter in enumerate(required)
+    ] or [list(_USUAL)]
+    origin = f"inferred from {layers[0][0] or type(layers[0][1]).__name__}" if layers else "guessed"
+    for shapes in _nearest_first(choices):
+        values: list[Any] = []
+        for shape in shapes:
+            values.append(values[0].clone() if shape is _SAME else _made(shape))
+        args = [
+            value
+            for value, parameter in itertools.zip_longest(values, required)
+            if parameter is None or parameter.kind is not parameter.KEYWORD_ONLY
+        ]
+        kwargs = {
+            parameter.name: value
+            for value, parameter in zip(values, required, strict=False)
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        yield tuple(args), kwargs, origin
+
+
+def _nearest_first(choices: list[list[_Shape]]) -> Iterator[tuple[_Shape, ...]]:
+    """All combinations, those of first choices first; the first argument varies the most."""
+    if len(choices) == 1:
+        yield from ((choice,) for choice in choices[0])
+        return
+    ranges = [range(min(len(some), 24 if i == 0 else 6)) for i, some in enumerate(choices)]
+    for places in sorted(itertools.product(*ranges), key=sum):
+        yield tuple(some[place] for some, place in zip(choices, places, strict=True))
+
+
+def _made(shape: _Shape) -> Any:
+    if isinstance(shape, _Value):
+        return shape.value
+    if isinstance(shape, _Ids):
+        return torch.randint(0, max(2, min(shape.limit, 100)), shape.shape) % max(1, shape.limit)
+    return torch.randn(shape)
+
+
+def _choices(
+    index: int,
+    parameter: inspect.Parameter,
+    model: nn.Module,
+    layers: list[tuple[str, nn.Module]],
+) -> list[_Shape]:
+    """Shapes to try for one argument of forward, the likeliest first."""
+    name = parameter.name.lower()
+    by_name = _choices_by_name(index, name, parameter.annotation)
+    if by_name is not None:
+        return by_name
+    embeddings = [layer for _, layer in layers if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))]
+    shapes: list[_Shape] = []
+    if name in _TIME_NAMES:
+        shapes += [_Ids((BATCH,), 100), (BATCH,)]
+    if "mask" in name:
+        shapes.append(_Value(None))
+    if index == 0:
+        shapes += _declared_image(model, layers)
+    if name in _ID_NAMES and embeddings:
+        shapes += _shapes_for(embeddings[min(index, len(embeddings) - 1)])
+    if len(name) > 1:
+        for path, layer in [
+            (path, layer) for path, layer in layers if name in path or path.split(".")[0] in name
+        ][:2]:
+            shapes += _shapes_for(layer) if path else []
+    if index == 0 and layers:
+        shapes += _shapes_for(layers[0][1])
+    if index > 0:
+        shapes.append(_SAME)
+    for _, layer in layers[:12]:
+        shapes += _shapes_for(layer)[:4]
+    if index == 0:
+        shapes += [(BATCH, channels, side, side) for channels in (3, 1) for side in _IMAGE_SIDES]
+        shapes += _USUAL
+    return list(dict.fromkeys(shapes)) or list(_USUAL)
+
+
+def _choices_by_name(index: int, name: str, annotation: Any) -> list[_Shape] | None:
+    if name in _TARGET_NAMES and index > 0:
+        return [_Ids((BATCH,), 10), _SAME, _Value(None)]
+    if name in _LENGTH_NAMES:
+        return [_Ids((BATCH,), 8)]
+    if name == "edge_index":
+        return [_Ids((2, 12), 8), _Ids((2, 12), BATCH)]
+    if name in ("edge_attr", "edge_weight"):
+        return [(12,), (12, 1)]
+    plain = {int: 1, float: 1.0, bool: False, str: ""}
+    if isinstance(annotation, type) and annotation in plain:
+        return [_Value(plain[annotation])]
+    return None
+
+
+def _declared_image(model: nn.Module, layers: list[tuple[str, nn.Module]]) -> list[_Shape]:
+    """The image size that the model itself names."""
+    convolution = next((layer for _, layer in layers if isinstance(layer, nn.Conv2d)), None)
+    if convolution is None:
+        return []
+    for attribute in ("in_size", "img_size", "image_size", "input_size"):
+        size = getattr(model, attribute, None)
+        sides = (size, size) if isinstance(size, int) else size
+        if (
+            isinstance(sides, (tuple, list))
+            and len(sides) >= 2
+            and all(isinstance(side, int) for side in sides[-2:])
+        ):
+            return [(BATCH, convolution.in_channels, *sides[-2:]), (BATCH, 3, *sides[-2:])]
+    return []
+
+
+# ---------------------------------------------------------------------- Hugging Face models
+
+
+def _hugging_face(model: Any) -> Iterator[Candidate]:
+    """By argument name and configuration: such models name their inputs alike."""
+    names = {parameter.name for parameter in _forward_parameters(model)}
+    origin = "inferred from the model's config"
+    maker = _HuggingFaceInputs(model.config)
+    main = model.main_input_name if isinstance(model.main_input_name, str) else ""
+    required = [
+        parameter.name
+        for parameter in _forward_parameters(model)
+        if parameter.name == main or parameter.default is parameter.empty
+    ]
+    base = {name: value for name in required if (value := maker.make(name)) is not None}
+    if not base:
+        usual = ("input_ids", "pixel_values", "input_values", "input_features")
+        first = next((name for name in usual if name in names), None)
+        base = {first: maker.make(first)} if first else {}
+    if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
+        base["decoder_input_ids"] = maker.make("decoder_input_ids")
+    yield (), base, origin
+    for extra in ("pixel_values", "input_features", "input_values", "bbox", "attention_mask"):
+        if "input_ids" in names and extra in names:
+            yield (), {**base, "input_ids": maker.make("input_ids"), extra: maker.make(extra)}, origin
+    for name in ("pixel_values", "input_values", "input_features"):
+        if name in base:
+            for value in maker.alternatives(name):
+                yield (), {**base, name: value}, origin
+    try:
+        dummy = model.dummy_inputs
+    except Exception:  # many families define it and cannot make it
+        return
+    if isinstance(dummy, dict):
+        yield (), {name: value for name, value in dummy.items() if name in names}, origin
+
+
+class _HuggingFaceInputs:
+    _VOCABULARY = 50
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._vision = getattr(config, "vision_config", None) or config
+
+    def _setting(self, *names: str, default: Any = None, config: Any = None) -> Any:
+        """The first of these settings in the config or its sub-configs."""
+        queue, seen = [config or self._config], set()
+        while queue:
+            current = queue.pop(0)
+            if id(current) in seen:
+                continue
+            seen.add(id(current))
+            for name in names:
+                value = getattr(current, name, None)
+                if value is not None:
+                    return value
+            queue += [part for part in vars(current).values() if hasattr(part, "model_type")]
+        return default
+
+    def _image(self) -> tuple[int, int]:
+        side = self._setting("image_size", default=64, config=self._vision)
+        side = side[0] if isinstance(side, (list, tuple)) else side
+        channels = self._setting("num_channels", "in_channels", "in_chans", config=self._vision)
+        return (
+            channels if isinstance(channels, int) else 3,
+            side if isinstance(side, int) else 64,
+        )
+
+    def make(self, name: str) -> Any:
+        channels, side = self._image()
+        mel = self._setting("num_mel_bins", "input_feat_per_channel", "feature_size", default=80)
+        match name:
+            case "input_ids" | "decoder_input_ids":
+                limit = self._setting("vocab_size", default=self._VOCABULARY)
+                limit = limit if isinstance(limit, int) else self._VOCABULARY
+                return torch.randint(3, max(4, min(limit, self._VOCABULARY)), (BATCH, _SEQUENCE))
+            case "attention_mask":
+                return torch.ones(BATCH, _SEQUENCE, dtype=torch.long)
+            case "pixel_values":
+                return torch.randn(BATCH, channels, side, side)
+            case "pixel_values_videos":
+                frames = self._setting("num_frames", default=4)
+                return torch.randn(BATCH, frames, channels, side, side)
+            case "input_values":
+                length = self._setting("max_length")
+                if isinstance(length, int) and isinstance(self._setting("num_mel_bins"), int):
+                    return torch.randn(BATCH, length, mel)
+                return torch.randn(BATCH, 4000)
+            case "input_features":
+                positions = self._setting("max_source_positions")
+                if isinstance(positions, int) and positions <= 3000:
+                    return torch.randn(BATCH, mel, 2 * positions)
+                return torch.randn(BATCH, 64, self._setting("feature_projection_input_dim") or mel)
+            case "bbox":
+                return torch.randint(0, 50, (BATCH, _SEQUENCE, 4)).sort(-1).values
+            case "past_values":
+                return self._time_series()
+            case "input_points":
+                return torch.rand(BATCH, 1, 2, 2)
+        return None
+
+    def _time_series(self) -> Tensor:
+        length = self._setting("context_length", default=16)
+        length += max(self._setting("lags_sequence", default=[0]) or [0])
+        width = self._setting("num_input_channels", "input_size", default=1)
+        return torch.randn(BATCH, length, *((width,) if width > 1 else ()))
+
+    def alternatives(self, name: str) -> Iterator[Tensor]:
+        channels, side = self._image()
+        mel = self._setting("num_mel_bins", default=80)
+        if name == "pixel_values":
+            for other in (32, 64, 128, 224):
+                yield torch.randn(BATCH, channels, other, other)
+            yield torch.randn(BATCH, self._setting("num_frames", default=4), channels, side, side)
+        elif name == "input_values":
+            yield torch.randn(BATCH, 16000)
+            yield torch.randn(BATCH, 1, 4000)
+        else:
+            yield torch.randn(BATCH, 128, mel)
+            yield torch.randn(BATCH, mel, 3000)
+
+

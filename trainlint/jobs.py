@@ -1,0 +1,66 @@
+"""What the parent asks of a child process, and what the child answers: JSON lines, never pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trainlint.records import ReportedFinding, TargetResult
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One file to check. `name` is the model asked for, None for all of them.
+
+    `label` is how the report names the file; `dotted` the module's name where it was given as
+    `package.module:attribute`. `skip` are models that an earlier child has finished or died on.
+    `timeout` in seconds holds for loading and for each model; `memory_limit` in bytes, 0 for none.
+    """
+
+    path: str
+    label: str
+    name: str | None = None
+    dotted: str | None = None
+    inputs: str | None = None
+    rules: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
+    skip: list[str] = []
+    timeout: float = 120.0
+    memory_limit: int = 0
+    debug: bool = False
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin"):
+    """The child starts on this target; what kills it now is that target's doing."""
+
+    target: str
+
+
+class Analyzed(msgspec.Struct, frozen=True, tag="analyzed"):
+    """One target is finished. `starved` goes with `findings`, one for one."""
+
+    findings: list[ReportedFinding]
+    starved: list[float]
+    result: TargetResult
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The child finished its job. Only this message proves it: `os._exit(0)` looks clean as well."""
+
+
+class Died(msgspec.Struct, frozen=True, tag="died"):
+    """The supervisor's word on a child that ended without `Done`."""
+
+    target: str
+    reason: str
+    output: str = ""
+
+
+Message = Begin | Analyzed | Done | Died
+decode_message = msgspec.json.Decoder(Message).decode
+decode_job = msgspec.json.Decoder(Job).decode
+
+
+def encode(value: Message | Job) -> bytes:
+    """One line of JSON, without the newline."""
+    return msgspec.json.encode(value)

@@ -1,0 +1,123 @@
+"""Leave a model and the random generators as they were found.
+
+What is restored: parameters' flags, non-float buffers, every module's attributes (with the contents of
+plain lists, dicts and sets, and tensors that are attributes), hooks, train/eval modes, and the random
+states of torch, numpy and python. Parameters and float buffers are not copied: a capture on meta
+tensors never writes to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore `model` and all random states at the end, also after an exception."""
+    restorers: list[Callable[[], None]] = [*_random_states()]
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            restorers.extend(_module_state(module))
+    for parameter in model.parameters():
+        restorers.append(_requires_grad(parameter))
+    for buffer in model.buffers():
+        if not buffer.is_floating_point() and not buffer.is_meta:
+            restorers.append(_tensor_contents(buffer))
+    try:
+        yield
+    finally:
+        for restore in restorers:
+            restore()
+
+
+def _module_state(module: nn.Module) -> Iterator[Callable[[], None]]:
+    attributes = dict(vars(module))
+    vars_of = vars(module)
+
+    def restore_attributes() -> None:
+        # In place: code elsewhere may hold this very dictionary.
+        for name in [name for name in vars_of if name not in attributes]:
+            del vars_of[name]
+        for name, value in attributes.items():
+            if vars_of.get(name, _MISSING) is not value:
+                vars_of[name] = value
+
+    yield restore_attributes
+    for value in attributes.values():
+        if isinstance(value, (dict, list, set, deque)):
+            yield _container_contents(value)
+        elif isinstance(value, Tensor) and not value.is_meta:
+            yield _tensor_contents(value)
+
+
+_MISSING = object()
+
+
+def _container_contents(container: Any) -> Callable[[], None]:
+    before = container.copy()
+
+    def restore() -> None:
+        if isinstance(container, (list, deque)):
+            if len(container) != len(before) or any(
+                now is not then for now, then in zip(container, before, strict=True)
+            ):
+                container.clear()
+                container.extend(before)
+        elif isinstance(container, dict):
+            same_order = isinstance(container, OrderedDict) is False or list(container) == list(before)
+            if (
+                not same_order
+                or container.keys() != before.keys()
+                or any(container[key] is not value for key, value in before.items())
+            ):
+                container.clear()
+                container.update(before)
+        elif container != before:
+            container.clear()
+            container.update(before)
+
+    return restore
+
+
+def _requires_grad(parameter: Tensor) -> Callable[[], None]:
+    before = parameter.requires_grad
+
+    def restore() -> None:
+        if parameter.requires_grad != before:
+            parameter.requires_grad_(before)
+
+    return restore
+
+
+def _tensor_contents(tensor: Tensor) -> Callable[[], None]:
+    before = tensor.detach().clone()
+    version = tensor._version
+
+    def restore() -> None:
+        if tensor._version != version:
+            with torch.no_grad():
+                tensor.copy_(before)
+
+    return restore
+
+
+def _random_states() -> Iterator[Callable[[], None]]:
+    python_state = random.getstate()
+    torch_state = torch.get_rng_state()
+    yield lambda: random.setstate(python_state)
+    yield lambda: torch.set_rng_state(torch_state)
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_state = numpy_random.get_state()
+        yield lambda: numpy_random.set_state(numpy_state)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        cuda_states = torch.cuda.get_rng_state_all()
+        yield lambda: torch.cuda.set_rng_state_all(cuda_states)

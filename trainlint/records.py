@@ -1,0 +1,105 @@
+"""The report as data: what crosses from the child process and what `--format json` prints.
+
+The JSON form is a contract: `{"version": 1, "findings": [...], "targets": [...]}`, findings in rank
+order, rows and columns from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trainlint.fixes.edit import Edit, Fix, Location
+from trainlint.rule import Severity
+
+__all__ = ["Edit", "Fix", "Location", "Report", "ReportedFinding", "TargetResult"]
+
+
+class ReportedFinding(msgspec.Struct, frozen=True):
+    """A finding with its code and place, as the report shows it.
+
+    `symptoms` are findings that this one explains, in the same form. `location` and `filename` are None
+    where the model has no source (a live module built elsewhere). `modules` beside `module` lie in
+    `evidence["modules"]` where one line built several.
+    """
+
+    code: str
+    name: str
+    severity: str
+    confidence: str
+    message: str
+    stage: str
+    target: str
+    module: str
+    filename: str | None
+    location: Location | None
+    end_location: Location | None
+    evidence: dict[str, Any] = {}
+    symptoms: list[ReportedFinding] = []
+    fixes: list[Fix] = []
+
+
+class TargetResult(msgspec.Struct, frozen=True):
+    """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
+
+    `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `notes` are
+    remarks about the loading, such as the line at which the run of the file stopped. `output` is what
+    the target printed, kept for failures only.
+    """
+
+    target: str
+    status: str
+    reason: str | None = None
+    stages: list[str] = []
+    seconds: float = 0.0
+    inputs: str | None = None
+    operations: int = 0
+    notes: list[str] = []
+    output: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All findings of a run, in rank order, and what became of each target."""
+
+    findings: list[ReportedFinding] = []
+    targets: list[TargetResult] = []
+    version: int = 1
+
+    def to_json(self, indent: int = 2) -> str:
+        """The report as the JSON contract has it."""
+        data = {
+            "version": self.version,
+            "findings": [msgspec.to_builtins(finding) for finding in self.findings],
+            "targets": [_without_output(target) for target in self.targets],
+        }
+        return msgspec.json.format(msgspec.json.encode(data), indent=indent).decode()
+
+    def count(self, severity: str) -> int:
+        """How many findings are of this severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def fails(self, fail_on: str) -> bool:
+        """Whether a finding is at or above this severity; `never` fails nothing."""
+        if fail_on == "never":
+            return False
+        limit = Severity(fail_on).rank
+        return any(Severity(finding.severity).rank <= limit for finding in self.findings)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a target could not be loaded or analysed."""
+        return any(target.status == "error" for target in self.targets)
+
+    def exit_status(self, fail_on: str = "error") -> int:
+        """2 if a target could not be analysed, else 1 if a finding fails the run, else 0."""
+        if self.has_errors:
+            return 2
+        return 1 if self.fails(fail_on) else 0
+
+
+def _without_output(target: TargetResult) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(target)
+    if target.status == "ok":
+        del data["output"]
+    return data

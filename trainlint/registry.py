@@ -1,0 +1,133 @@
+"""Which rules there are, and which of them were asked for. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, Final
+
+from trainlint.errors import ConfigError, UsageError
+from trainlint.rule import Rule
+
+ENTRY_POINT_GROUP: Final = "trainlint.rules"
+
+
+@lru_cache(maxsize=1)
+def all_rules() -> tuple[Rule, ...]:
+    """Every rule of every installed rule pack, by code.
+
+    A pack is a package named by an entry point of the group `trainlint.rules`; each of its modules
+    may define rules. Raises `ConfigError` where a pack cannot be imported or two rules share a code or
+    name.
+    """
+    found: dict[str, Rule] = {}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            package = entry_point.load()
+        except Exception as error:
+            raise ConfigError(f"rule pack {entry_point.value!r} cannot be imported: {error}") from error
+        for rule in _rules_of(package):
+            other = found.get(rule.code)
+            if other is not None and other.filename != rule.filename:
+                raise ConfigError(f"{rule.code} is defined by both {other.filename} and {rule.filename}")
+            found[rule.code] = rule
+    names = [rule.name for rule in found.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two rules are named {name}")
+    return tuple(found[code] for code in sorted(found))
+
+
+def _rules_of(package: ModuleType) -> Iterable[Rule]:
+    modules = [package]
+    if hasattr(package, "__path__"):
+        modules += [
+            importlib.import_module(info.name)
+            for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        ]
+    for module in modules:
+        for value in vars(module).values():
+            rule = getattr(value, "trainlint_rule", None)
+            if isinstance(rule, Rule) and value.__module__ == module.__name__:
+                yield rule
+
+
+def names_of(rule: Rule) -> frozenset[str]:
+    """Every way to name this one rule in a suppression: its code and its name."""
+    return frozenset({rule.code, rule.name})
+
+
+def find_rule(selector: str) -> Rule:
+    """The rule of this code or name. Raises `UsageError`, with the nearest name."""
+    for rule in all_rules():
+        if selector in (rule.code, rule.name) or selector.upper() == rule.code:
+            return rule
+    raise UsageError(_unknown(selector))
+
+
+def _specificity(selector: str, rule: Rule) -> int:
+    """How closely the selector names the rule: 0 not at all, ALL 1, a family 2, prefixes more."""
+    if selector == "ALL":
+        return 1
+    if selector in (rule.code, rule.name):
+        return 100
+    if selector == rule.family:
+        return 2
+    if selector.isascii() and selector.isalnum() and rule.code.startswith(selector):
+        return 2 + len(selector)
+    return 0
+
+
+def select_rules(
+    select: Sequence[str] = ("ALL",),
+    ignore: Sequence[str] = (),
+    extend_select: Sequence[str] = (),
+) -> tuple[Rule, ...]:
+    """The rules that are selected and not ignored; the more specific selector wins, a tie ignores.
+
+    Selectors are codes (`NRM001`), prefixes (`NRM`), rule names, family names or `ALL`. Raises
+    `UsageError` for a selector that matches nothing.
+    """
+    chosen: list[Rule] = []
+    wanted = [*select, *extend_select]
+    for selector in (*wanted, *ignore):
+        if not any(_specificity(selector, rule) for rule in all_rules()):
+            raise UsageError(_unknown(selector))
+    for rule in all_rules():
+        asked = max((_specificity(selector, rule) for selector in wanted), default=0)
+        refused = max((_specificity(selector, rule) for selector in ignore), default=0)
+        if asked > refused:
+            chosen.append(rule)
+    return tuple(chosen)
+
+
+def _unknown(selector: str) -> str:
+    known = [name for rule in all_rules() for name in (rule.code, rule.name, rule.family)]
+    near = difflib.get_close_matches(selector, known, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else "; `trainlint rules` lists them"
+    return f"unknown rule {selector!r}{hint}"
+
+
+def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse settings for rules or options that do not exist. Raises `ConfigError`."""
+    for name, settings in options.items():
+        try:
+            rule = find_rule(name)
+        except UsageError as error:
+            raise ConfigError(f"[tool.trainlint.rules]: {error}") from None
+        for option, value in settings.items():
+            default = rule.options.get(option.replace("-", "_"))
+            if option.replace("-", "_") not in rule.options:
+                known = ", ".join(key.replace("_", "-") for key in rule.options) or "none"
+                raise ConfigError(
+                    f"[tool.trainlint.rules.{rule.name}]: unknown option {option!r}; it has: {known}"
+                )
+            if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
+                raise ConfigError(
+                    f"[tool.trainlint.rules.{rule.name}]: {option} must be a number, not {value!r}"
+                )

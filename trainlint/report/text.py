@@ -1,0 +1,204 @@
+"""The report for people: source excerpts, evidence, fixes as diffs, and what to do first.
+
+`python -m trainlint.report.text` shows it on a made-up report.
+"""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from trainlint.fixes import source
+from trainlint.fixes.edit import Edit, Fix
+from trainlint.fixes.source import SourceText
+from trainlint.records import Report, ReportedFinding, TargetResult
+
+_STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+_CONTEXT_ROWS: Final = 1
+_LONGEST_LIST: Final = 4
+
+
+def print_report(
+    report: Report, console: Console, *, show_info: bool = False, fail_on: str = "error"
+) -> None:
+    """Write the report. Colours and width are the console's."""
+    shown = [finding for finding in report.findings if show_info or finding.severity != "info"]
+    for target in report.targets:
+        if target.status == "ok":
+            _print_target(target, console)
+    for target in report.targets:
+        if target.status == "skipped":
+            console.print(_wrapped(f"skipped {target.target}: {target.reason}", 2, console.width), style="dim")
+    for number, finding in enumerate(shown, start=1):
+        console.print()
+        _print_finding(number, finding, console)
+    if report.targets:
+        console.print()
+    _print_summary(report, shown, console, show_info=show_info, fail_on=fail_on)
+
+
+def _print_target(target: TargetResult, console: Console) -> None:
+    header = Text(target.target, style="bold")
+    facts = [f"input {target.inputs}", f"{target.operations} ops", ", ".join(target.stages)]
+    header.append("".join(f" · {fact}" for fact in facts), style="not bold")
+    header.append(f" ({target.seconds:.1f} s)", style="not bold dim")
+    console.print(header)
+    for note in target.notes:
+        console.print(_wrapped(note, 2, console.width), style="dim")
+
+
+def _print_finding(number: int, finding: ReportedFinding, console: Console) -> None:
+    head = Text()
+    head.append(f"{number} {finding.severity}", style=_STYLES[finding.severity])
+    head.append(f"  {finding.name} {finding.code}", style="bold")
+    head.append(f"  {place_of(finding)}", style="cyan")
+    console.print(head)
+    console.print(_wrapped(finding.message, 2, console.width))
+    for row in _excerpt(finding):
+        console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
+    evidence = _evidence(finding.evidence)
+    if evidence:
+        console.print(_wrapped(evidence, 2, console.width), style="dim")
+    for fix in finding.fixes:
+        _print_fix(fix, console)
+    for symptom in finding.symptoms:
+        text = f"so also: {symptom.name} {symptom.code} at {place_of(symptom)}: {symptom.message}"
+        console.print(_wrapped(text, 2, console.width), style="dim")
+
+
+def place_of(finding: ReportedFinding) -> str:
+    """`net.py:14:20`, or the module of a model without source."""
+    if finding.filename is None or finding.location is None:
+        return finding.module or finding.target
+    return f"{finding.filename}:{finding.location.row}:{finding.location.column}"
+
+
+def _excerpt(finding: ReportedFinding) -> list[Text]:
+    """The line of the finding with the place underlined, and the line before it."""
+    text = None if finding.filename is None else SourceText.read(finding.filename)
+    if text is None or finding.location is None:
+        return []
+    row = finding.location.row
+    if not 0 < row <= len(text.lines):
+        return []
+    rows = range(max(1, row - _CONTEXT_ROWS), row + 1)
+    width = len(str(row))
+    indent = min(
+        (len(line) - len(line.lstrip()) for r in rows if (line := text.lines[r - 1]).strip()),
+        default=0,
+    )
+    shown: list[Text] = []
+    for current in rows:
+        mark = "▸" if current == row else " "
+        line = text.lines[current - 1][indent:].expandtabs(4)
+        style = "" if current == row else "dim"
+        shown.append(Text(f"  {mark} {current:>{width}} │ {line}", style=style))
+    end = finding.end_location
+    if end is not None:
+        start = finding.location.column
+        stop = end.column if end.row == row else len(text.lines[row - 1]) + 1
+        if stop > start:
+            before = len(text.lines[row - 1][indent : start - 1].expandtabs(4))
+            marks = Text(f"    {' ' * width} │ {' ' * before}", style="dim")
+            marks.append("^" * (stop - start), style=_STYLES[finding.severity])
+            shown.append(marks)
+    return shown
+
+
+def _evidence(evidence: dict[str, Any]) -> str:
+    return " · ".join(f"{name.replace('_', ' ')} {_figure(value)}" for name, value in evidence.items())
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list):
+        parts = [_figure(part) for part in value[:_LONGEST_LIST]]
+        more = f" and {len(value) - _LONGEST_LIST} more" if len(value) > _LONGEST_LIST else ""
+        return ", ".join(parts) + more
+    return str(value)
+
+
+def _print_fix(fix: Fix, console: Console) -> None:
+    label = "what to do" if fix.safety == "display-only" else f"fix, {fix.safety}"
+    console.print(_wrapped(f"{label}: {fix.title}", 2, console.width), style="green")
+    for row in diff_of(fix.edits):
+        style = "red" if row.startswith("-") else "green"
+        console.print(Text(f"    {row}", style=style), no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def diff_of(edits: Sequence[Edit]) -> list[str]:
+    """The changed lines, `- 14 │ old` and `+ 14 │ new`, file by file."""
+    rows: list[str] = []
+    for filename in dict.fromkeys(edit.filename for edit in edits):
+        text = SourceText.read(filename)
+        if text is None:
+            continue
+        own = [edit for edit in edits if edit.filename == filename]
+        after = SourceText(filename, source.apply(text.text, own)).lines
+        matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)
+        for tag, old, old_end, new, new_end in matcher.get_opcodes():
+            if tag != "equal":
+                rows += [f"- {row + 1} │ {text.lines[row].strip()}" for row in range(old, old_end)]
+                rows += [f"+ {row + 1} │ {after[row].strip()}" for row in range(new, new_end)]
+    return rows
+
+
+def _print_summary(
+    report: Report,
+    shown: Sequence[ReportedFinding],
+    console: Console,
+    *,
+    show_info: bool,
+    fail_on: str,
+) -> None:
+    counts = [_counted(report.count(severity), severity) for severity in ("error", "warning")]
+    advice = report.count("info")
+    if advice:
+        counts.append(f"{advice} info" + ("" if show_info else " (--show-info)"))
+    checked = sum(target.status == "ok" for target in report.targets)
+    failed = sum(target.status == "error" for target in report.targets)
+    parts = [", ".join(counts) + f" in {_counted(checked, 'model')}"]
+    if failed:
+        parts.append(f"{_counted(failed, 'target')} could not be checked")
+    if shown:
+        codes = list(dict.fromkeys(finding.code for finding in shown))
+        parts.append(f"trainlint explain {codes[0]}")
+    parts.append(f"exit {report.exit_status(fail_on)}")
+    style = "bold" if shown or failed else "bold green"
+    console.print(_wrapped(" · ".join(parts), 0, console.width), style=style)
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
+
+
+def _wrapped(text: str, indent: int, width: int) -> Text:
+    """Wrapped with all rows indented, and without the trailing blanks that rich's padding leaves."""
+    margin = " " * indent
+    return Text(
+        textwrap.fill(
+            text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+        )
+    )
+
+
+def _demo() -> None:
+    finding = ReportedFinding(
+        code="NRM001", name="norm-features-mismatch", severity="error", confidence="certain",
+        message="BatchNorm2d(32) receives 64 channels from conv2", stage="static",
+        target="net.py::Net", module="bn2", filename=None, location=None, end_location=None,
+        evidence={"num_features": 32, "received": 64},
+        fixes=[Fix("BatchNorm2d(32) → BatchNorm2d(64)")],
+    )  # fmt: skip
+    target = TargetResult("net.py::Net", "ok", stages=["static"], inputs="(2, 3, 32, 32) float32")
+    print_report(Report([finding], [target]), Console())
+
+
+if __name__ == "__main__":
+    _demo()

@@ -1,0 +1,195 @@
+"""Everything that a rule file imports: the `rule` decorator, what a rule yields, and the facts.
+
+A rule is one function in one file. Its annotated positional parameters are the facts that it needs
+(`graph: Graph`), its keyword-only parameters with defaults are its options, its docstring is its
+documentation, and it yields `Finding`s. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from trainlint import ops
+from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
+from trainlint.graph import GradientPath, Graph, Parameter
+from trainlint.layers import (
+    Expectation,
+    Mismatch,
+    agreed_width,
+    blames_the_model,
+    describe_source,
+    mismatches,
+    width_source,
+)
+from trainlint.sites import Site
+from trainlint.suppression import Suppressions
+from trainlint.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
+
+__all__ = [
+    "Confidence",
+    "Edit",
+    "Expectation",
+    "Finding",
+    "Fix",
+    "GradientPath",
+    "Graph",
+    "Location",
+    "Mismatch",
+    "Parameter",
+    "Rule",
+    "Safety",
+    "Severity",
+    "Site",
+    "SourceEdits",
+    "Suppressions",
+    "ZeroFlow",
+    "agreed_width",
+    "blames_the_model",
+    "describe_source",
+    "mismatches",
+    "never_learning",
+    "ops",
+    "rule",
+    "stuck_weights",
+    "width_source",
+    "zero_parameters",
+]
+
+
+class Severity(enum.StrEnum):
+    """What happens if it ships: crashes or cannot learn; learns worse; advice."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most severe."""
+        return list(Severity).index(self)
+
+
+class Confidence(enum.StrEnum):
+    """How the finding is known: proved on the graph, strongly indicated, or worth a look."""
+
+    CERTAIN = "certain"
+    LIKELY = "likely"
+    POSSIBLE = "possible"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most certain."""
+        return list(Confidence).index(self)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault, as a rule sees it.
+
+    `where` is the place to name (a `Site`, or a graph node, whose layer's constructor is then named;
+    None where the model has no source). `module` is the path of the module at fault, taken from the
+    node if left out. `evidence` holds the figures that prove it, in plain JSON types. Findings with
+    equal `fault` are one fault seen from several places: the first is reported and the others become
+    its symptoms. `starved` is the share of the trainable parameters that the fault cuts off, 0 to 1.
+    """
+
+    message: str
+    where: Any = None
+    module: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    fixes: tuple[Fix, ...] | list[Fix] = ()
+    severity: Severity | None = None
+    confidence: Confidence = Confidence.CERTAIN
+    fault: Hashable = None
+    starved: float = 0.0
+
+
+RuleFunction = Callable[..., Iterable[Finding]]
+
+# Fact type, by the name that a rule annotates, and the stage that provides it.
+FACT_STAGES: Final = {"Graph": "static", "SourceEdits": "static", "Suppressions": "report"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with what its decorator and signature say about it."""
+
+    code: str
+    name: str
+    severity: Severity
+    explains: tuple[str, ...]
+    since: str
+    function: RuleFunction = field(repr=False)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """`architecture`, `initialization`, ...: the folder that the rule file lies in."""
+        return self.function.__module__.rpartition(".")[0].rpartition(".")[2]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the documentation."""
+        return self.documentation.partition("\n")[0]
+
+    @property
+    def documentation(self) -> str:
+        """The docstring, without its indentation."""
+        return inspect.cleandoc(self.function.__doc__ or "")
+
+    @property
+    def filename(self) -> str:
+        """The rule's source file."""
+        return str(Path(self.function.__code__.co_filename))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages whose facts the rule needs."""
+        return tuple(dict.fromkeys(FACT_STAGES[fact] for fact in self.facts.values()))
+
+
+def rule(
+    code: str, *, severity: Severity, since: str, explains: Iterable[str] = ()
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Declare a function as a rule.
+
+    `code` is the family's letters and three digits, never used again; `severity` that of a finding
+    which does not name its own; `explains` the names of the rules whose findings this one's cause;
+    `since` the version in which it appeared. Raises `TypeError` for a signature that no fact fits.
+    """
+
+    def declare(function: RuleFunction) -> RuleFunction:
+        facts: dict[str, str] = {}
+        options: dict[str, Any] = {}
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                options[parameter.name] = parameter.default
+                continue
+            annotation = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+            if annotation not in FACT_STAGES:
+                known = ", ".join(FACT_STAGES)
+                raise TypeError(
+                    f"{code}: parameter {parameter.name!r} is annotated {annotation!r}; "
+                    f"the facts are: {known}"
+                )
+            facts[parameter.name] = annotation
+        declared = Rule(
+            code=code,
+            name=function.__name__.replace("_", "-"),
+            severity=severity,
+            explains=tuple(explains),
+            since=since,
+            function=function,
+            facts=facts,
+            options=options,
+        )
+        function.trainlint_rule = declared  # type: ignore[attr-defined]
+        return function
+
+    return declare

@@ -1,0 +1,203 @@
+"""Where in the user's files things happen: module construction, initialisation, calls.
+
+A site is stored as the pair (code object, instruction offset) and resolved to columns only for what
+is reported: resolving every one costs more than the capture itself. `recording()` must be entered
+before the user's file is imported; the notes are then made while the model builds itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import torch
+
+SITE_ATTRIBUTE: Final = "_trainlint_site"
+_OWN_DIRECTORY: Final = str(os.path.dirname(os.path.abspath(__file__))) + os.sep  # noqa: PTH100, PTH120
+_STDLIB: Final = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED: Final = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+class Site:
+    """A call in source text: the nearest one outside torch, the standard library and trainlint.
+
+    `project` is the nearest call that lies in no installed package either, the one that a user of a
+    model library can edit; it is the site itself where there is no such difference.
+    """
+
+    __slots__ = ("code", "filename", "instruction", "project", "row")
+
+    def __init__(self, frame: FrameType, project: Site | None = None) -> None:
+        self.code: CodeType | None = frame.f_code
+        self.instruction = frame.f_lasti
+        self.filename = frame.f_code.co_filename
+        self.row = frame.f_lineno
+        self.project = project if project is not None else self
+
+    def __repr__(self) -> str:
+        return f"Site({self.filename}:{self.row})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A user's `torch.save(model)` must not meet a code object.
+        return (_forgotten_site, ())
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Equal for two things made by the very same call in the source."""
+        return (self.filename, id(self.code), self.instruction)
+
+    def span(self) -> tuple[int, int, int, int] | None:
+        """(row, end row, column, end column) in UTF-8 bytes from 0, or None where Python has none."""
+        if self.code is None:
+            return None
+        positions = next(
+            itertools.islice(self.code.co_positions(), self.instruction // 2, None), None
+        )
+        if positions is None or any(value is None for value in positions):
+            return None
+        row, end_row, column, end_column = positions
+        assert row is not None
+        assert end_row is not None
+        assert column is not None
+        assert end_column is not None
+        return row, end_row, column, end_column
+
+
+def _forgotten_site() -> None:
+    return None
+
+
+@lru_cache(maxsize=4096)
+def owner_of(filename: str) -> str:
+    """`torch` (also the standard library and ourselves), `installed`, or `project`."""
+    import torch
+
+    if filename.startswith((os.path.dirname(torch.__file__) + os.sep, _OWN_DIRECTORY)):  # noqa: PTH120
+        return "torch"
+    if filename.startswith("<") and not filename.startswith("<ipython"):
+        return "torch"
+    if any(folder in filename for folder in _INSTALLED):
+        return "installed"
+    return "torch" if filename.startswith(_STDLIB) else "project"
+
+
+def calling_site(depth: int = 1) -> Site | None:
+    """The nearest call outside torch, the standard library and trainlint; None if there is none."""
+    return _site_from(sys._getframe(depth))
+
+
+def _site_from(frame: FrameType | None, skip_self: Any = None) -> Site | None:
+    nearest: FrameType | None = None
+    while frame is not None:
+        code = frame.f_code
+        owner = owner_of(code.co_filename)
+        if owner != "torch" and not (skip_self is not None and _is_method_of(frame, skip_self)):
+            if owner == "project":
+                site = Site(frame)
+                return site if nearest is None else Site(nearest, project=site)
+            nearest = nearest or frame
+        frame = frame.f_back
+    return None if nearest is None else Site(nearest)
+
+
+def _is_method_of(frame: FrameType, instance: Any) -> bool:
+    code = frame.f_code
+    if not code.co_argcount:
+        return False
+    return frame.f_locals.get(code.co_varnames[0]) is instance
+
+
+def construction_site(module: torch.nn.Module) -> Site | None:
+    """Where the module was constructed, if that happened within `recording()`."""
+    site = module.__dict__.get(SITE_ATTRIBUTE)
+    return site if isinstance(site, Site) else None
+
+
+class Initializations:
+    """The last call that filled each tensor with values of its choice: `nn.init.*`, `zero_`, `fill_`."""
+
+    def __init__(self) -> None:
+        self._by_storage: dict[int, tuple[str, Site]] = {}
+
+    def note(self, tensor: torch.Tensor, function: str, site: Site | None) -> None:
+        """Remember that `function`, called at `site`, filled `tensor`."""
+        if site is None or tensor.is_meta:
+            return
+        # `p.data.zero_()` writes through an alias, so the address of the storage is the key.
+        self._by_storage[tensor.untyped_storage().data_ptr()] = (function, site)
+
+    def of(self, parameter: torch.Tensor) -> tuple[str, Site] | None:
+        """(function name, site) of the last fill of this parameter, or None."""
+        with contextlib.suppress(Exception):  # lazy, fake and wrapped tensors have no storage
+            return self._by_storage.get(parameter.untyped_storage().data_ptr())
+        return None
+
+
+INITIALIZATIONS: Final = Initializations()
+_INIT_FUNCTIONS: Final = (
+    "uniform_ normal_ trunc_normal_ constant_ ones_ zeros_ eye_ dirac_ xavier_uniform_ "
+    "xavier_normal_ kaiming_uniform_ kaiming_normal_ orthogonal_ sparse_"
+).split()
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Note construction and initialisation sites of all modules that are built within."""
+    from torch import Tensor, nn
+
+    original_init = nn.Module.__init__
+
+    @wraps(original_init)
+    def init_with_site(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # The frames of the module's own __init__ chain lie between us and the call that we want.
+        site = _site_from(sys._getframe(1), skip_self=self)
+        original_init(self, *args, **kwargs)
+        if site is not None:
+            self.__dict__[SITE_ATTRIBUTE] = site
+
+    def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(function)
+        def fill(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, Tensor):
+                with contextlib.suppress(Exception):
+                    INITIALIZATIONS.note(tensor, name, calling_site(2))
+            return result
+
+        return fill
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(nn.Module, "__init__", init_with_site))
+        for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, ["zero_", "fill_"])):
+            for name in names:
+                stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set `owner.name` for the time being; an inherited attribute is inherited again afterwards."""
+    own = vars(owner).get(name, _INHERITED)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is _INHERITED:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+_INHERITED: Final = object()

@@ -1,0 +1,137 @@
+"""Analyse one live model: inputs, capture, graph, rules, diagnosis. Used in the child and by `check()`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from trainlint.capture import Recording, capture
+from trainlint.diagnosis import diagnose
+from trainlint.engine import RawFinding, failures_as_text, run_rules
+from trainlint.errors import InputError
+from trainlint.fixes.source import SourceEdits
+from trainlint.graph import Graph
+from trainlint.inputs import Inputs, synthesize
+from trainlint.records import TargetResult
+from trainlint.rule import Rule
+from trainlint.sites import owner_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a check needs to know besides the model."""
+
+    rules: Sequence[Rule]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The findings on one model and the record of what was done."""
+
+    findings: list[RawFinding]
+    result: TargetResult
+
+
+def analyze(
+    model: nn.Module,
+    inputs: Inputs | None,
+    *,
+    target: str,
+    settings: Settings,
+    notes: Sequence[str] = (),
+) -> Analysis:
+    """Check one model. Without `inputs` they are synthesised. The model is as before afterwards."""
+    started = time.monotonic()
+
+    def failed(reason: str) -> Analysis:
+        seconds = time.monotonic() - started
+        result = TargetResult(target, "error", reason, seconds=round(seconds, 3), notes=list(notes))
+        return Analysis([], result)
+
+    try:
+        if inputs is None:
+            found = synthesize(model)
+            inputs, recording = found.inputs, found.recording
+        else:
+            recording = capture(model, inputs.args, inputs.kwargs)
+    except InputError as error:
+        return failed(_no_inputs(error))
+    if recording.exception is not None:
+        return failed(_raised(recording, inputs))
+    graph = Graph(
+        recording.graph, model, faults=recording.faults, inputs_given=inputs.given
+    )
+    doubtful = unexplained_faults(graph)
+    if doubtful:
+        return failed(doubtful)
+    facts = {"Graph": graph, "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project")}
+    outcome = run_rules(settings.rules, facts, target=target, options=settings.options)
+    problems = list(failures_as_text(outcome.failures))
+    result = TargetResult(
+        target,
+        "error" if problems else "ok",
+        "; ".join(problems) or None,
+        stages=["static"],
+        seconds=round(time.monotonic() - started, 3),
+        inputs=f"{inputs.describe()}, {inputs.origin}",
+        operations=len(graph.calls_in_order),
+        notes=list(notes),
+    )
+    return Analysis(diagnose(outcome.findings), result)
+
+
+def unexplained_faults(graph: Graph) -> str | None:
+    """Why made-up inputs cannot settle the analysis, or None where they can.
+
+    A fault that other inputs might not have shown is no finding, and what lies behind it is in doubt.
+    """
+    from trainlint.layers import blames_the_model
+
+    for node in graph.faults:
+        if not blames_the_model(graph, node):
+            operation = graph.operation(node)
+            site = operation.site
+            place = f" at {site.filename}:{site.row}" if site is not None else ""
+            reason = str(operation.error).strip().partition("\n")[0]
+            shapes = ", ".join(
+                str(graph.shape(inner)) for inner in graph.nodes if inner.op == "placeholder"
+            )
+            return (
+                f"no inputs found on which it runs; with {shapes} {graph.label(node)}{place} "
+                f"refuses: {reason}. Give example_inputs in the file, or --inputs"
+            )
+    return None
+
+
+def _no_inputs(error: InputError) -> str:
+    if error.refusal is None:
+        return str(error)
+    from trainlint.capture import site_of
+
+    site = site_of(error.refusal)
+    place = f" at {site.filename}:{site.row}" if site is not None else ""
+    return (
+        f"{error}; first it raised {describe_error(error.refusal)}{place}. "
+        "Give example_inputs in the file, or --inputs"
+    )
+
+
+def _raised(recording: Recording, inputs: Inputs) -> str:
+    assert recording.exception is not None
+    site = recording.exception_site
+    place = f" at {site.filename}:{site.row}" if site is not None else ""
+    return (
+        f"forward raised {describe_error(recording.exception)}{place}, "
+        f"on inputs {inputs.describe()} {inputs.origin}"
+    )
+
+
+def describe_error(error: BaseException) -> str:
+    """`ValueError: first line of the message`."""
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

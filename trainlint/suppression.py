@@ -1,0 +1,114 @@
+"""Comments that silence findings: `# trainlint: ignore[CODE]` and `# trainlint: file-ignore[CODE]`.
+
+`ignore` holds for its own line when it follows code there, else for the next line of code; `file-ignore`
+for the whole file. Several codes or names are separated by commas; there is no blanket form. A comment
+that silences nothing is reported.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+_COMMENT: Final = re.compile(r"#\s*trainlint:\s*(ignore|file-ignore)\[([^\]]*)\]")
+
+
+@dataclass
+class Suppression:
+    """One comment and what it names. `row` is where it stands, `line` the line that it covers."""
+
+    filename: str
+    row: int
+    column: int
+    end_column: int
+    line: int | None
+    selectors: tuple[str, ...]
+    used: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A part of a suppression comment that silenced nothing; `known` if it names a rule."""
+
+    suppression: Suppression
+    selector: str
+    known: bool
+
+
+class Suppressions:
+    """All suppression comments of the files that were checked; the fact that SUP001 needs."""
+
+    def __init__(self) -> None:
+        self._by_file: dict[str, list[Suppression]] = {}
+        self._judged: list[Unused] = []
+
+    def read(self, filename: str, text: str) -> None:
+        """Collect the comments of a file, once."""
+        if filename not in self._by_file:
+            self._by_file[filename] = list(_parse(filename, text))
+
+    def silences(self, filename: str, rows: range, names: frozenset[str]) -> bool:
+        """Whether a comment covers one of the rows for a rule of these names (code, name, ...)."""
+        for suppression in self._by_file.get(filename, ()):
+            if suppression.line is None or suppression.line in rows:
+                for selector in suppression.selectors:
+                    if selector in names:
+                        suppression.used.add(selector)
+                        return True
+        return False
+
+    def judge(self, could_fire: frozenset[str], known: frozenset[str]) -> None:
+        """Settle what is unused: selectors of rules that ran and fired nowhere, and unknown ones."""
+        self._judged = [
+            Unused(suppression, selector, selector in known)
+            for suppressions in self._by_file.values()
+            for suppression in suppressions
+            for selector in suppression.selectors
+            if selector not in suppression.used
+            and (selector in could_fire or selector not in known)
+        ]
+
+    def unused(self) -> Iterator[Unused]:
+        """What `judge` found, file by file."""
+        yield from self._judged
+
+
+def _parse(filename: str, text: str) -> Iterator[Suppression]:
+    if "trainlint:" not in text:
+        return
+    waiting: list[Suppression] = []
+    code_rows: set[int] = set()
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                match = _COMMENT.search(token.string)
+                if match is None:
+                    continue
+                row, column = token.start
+                selectors = tuple(part.strip() for part in match[2].split(",") if part.strip())
+                found = Suppression(
+                    filename, row, column + 1, token.end[1] + 1, row, selectors
+                )
+                if match[1] == "file-ignore":
+                    found.line = None
+                elif row not in code_rows:
+                    waiting.append(found)
+                yield found
+            elif token.type not in _LAYOUT:
+                for row in range(token.start[0], token.end[0] + 1):
+                    code_rows.add(row)
+                for suppression in waiting:
+                    suppression.line = token.start[0]
+                waiting.clear()
+    except (tokenize.TokenError, IndentationError, SyntaxError):
+        return
+
+
+_LAYOUT: Final = frozenset(
+    {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
+     tokenize.ENCODING}
+)  # fmt: skip
