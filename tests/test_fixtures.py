@@ -1,0 +1,118 @@
+"""The fixtures: broken models name exactly the lines they say, healthy models stay silent.
+
+All of them are checked by two calls of `trainlint.check`, so that torch is imported twice and not
+ninety times. What a file expects stands on its lines: `# expect: CODE` or `# expect: CODE, CODE`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+import trainlint
+from trainlint import Report
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+BROKEN = sorted((FIXTURES / "broken").glob("*.py"))
+HEALTHY = sorted((FIXTURES / "healthy").glob("*.py"))
+EXPECT = re.compile(r"#\s*expect:\s*([A-Z]{3}\d{3}(?:\s*,\s*[A-Z]{3}\d{3})*)\s*$")
+
+# What trainlint does not do yet. The expectation in the file is right; strict, so that the entry must
+# go when the code gets there.
+NOT_YET = {
+    "attention_transpose.py": "the product behind the refused one is reported as well",
+    "everything.py": "the layer behind a refused sum is reported as well",
+    "conv1d_audio.py": "of two layers with one fault the later one is named",
+    "transformer_width.py": "with inputs made up, a width inside TransformerEncoderLayer is in doubt",
+    "unet_channels.py": "with inputs made up, a width behind torch.cat is in doubt",
+    "zero_gamma_everywhere.py": "one-dimensional zero weights are not judged",
+    "forgotten_suppression.py": "one failed target anywhere keeps SUP001 from judging every file",
+}
+
+
+@lru_cache(maxsize=2)
+def report_on(folder: str) -> Report:
+    return trainlint.check(FIXTURES / folder)
+
+
+def expected(path: Path) -> Counter[tuple[int, str]]:
+    found: Counter[tuple[int, str]] = Counter()
+    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        match = EXPECT.search(line)
+        if match:
+            found.update((row, code.strip()) for code in match[1].split(","))
+        else:
+            assert "expect:" not in line, f"{path.name}:{row}: not of the form `# expect: CODE`"
+    return found
+
+
+def reported(folder: str, path: Path) -> Counter[tuple[int, str]]:
+    return Counter(
+        (finding.location.row, finding.code)
+        for finding in report_on(folder).findings
+        if finding.severity in ("error", "warning")
+        and finding.filename is not None
+        and finding.location is not None
+        and (Path.cwd() / finding.filename).resolve() == path.resolve()
+    )
+
+
+def problems(folder: str, path: Path) -> list[str]:
+    """The targets of this file that could not be checked; and the file itself if it has none."""
+    own = [t for t in report_on(folder).targets if Path(t.target.split("::")[0]).name == path.name]
+    failed = [f"{target.target}: {target.reason}" for target in own if target.status == "error"]
+    checked = any(target.status == "ok" for target in own)
+    return failed if checked or failed else [f"{path.name}: no model was checked"]
+
+
+def with_known_gaps(paths: list[Path]) -> list[object]:
+    return [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.xfail(reason=NOT_YET[path.name], strict=True)]
+            if path.name in NOT_YET
+            else [],
+        )
+        for path in paths
+    ]
+
+
+@pytest.mark.parametrize("path", with_known_gaps(BROKEN))
+def test_broken_models_are_named_at_their_lines_and_nowhere_else(path: Path) -> None:
+    wanted = expected(path)
+    assert wanted, "a broken fixture must expect something"
+    assert problems("broken", path) == []
+    assert reported("broken", path) == wanted
+
+
+@pytest.mark.parametrize("path", with_known_gaps(HEALTHY))
+def test_healthy_models_are_silent(path: Path) -> None:
+    assert not expected(path), "a healthy fixture expects nothing"
+    assert problems("healthy", path) == []
+    assert reported("healthy", path) == Counter()
+
+
+def test_every_finding_lies_in_a_fixture_with_a_location() -> None:
+    for folder, paths in (("broken", BROKEN), ("healthy", HEALTHY)):
+        names = {path.resolve() for path in paths}
+        for finding in report_on(folder).findings:
+            assert finding.filename is not None, finding
+            assert (Path.cwd() / finding.filename).resolve() in names, finding
+
+
+def test_every_rule_has_a_broken_fixture() -> None:
+    from trainlint.registry import all_rules
+
+    shown = {code for path in BROKEN for _, code in expected(path)}
+    assert {rule.code for rule in all_rules()} <= shown
+    assert set(NOT_YET) <= {path.name for path in (*BROKEN, *HEALTHY)}
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(BROKEN) >= 25
+    assert len(HEALTHY) >= 30
