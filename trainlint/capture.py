@@ -15,6 +15,7 @@ Comes in: a model and its inputs. Goes out: a `Recording`. The model is as befor
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from trainlint.concrete import Eager
 from trainlint.graph import Operation, TensorShape
 from trainlint.ops import canonical_name, writes_in_place
 from trainlint.preserve import preserved
-from trainlint.sites import Site, owner_of, calling_site, replaced
+from trainlint.sites import Site, calling_site, is_caught, owner_of, replaced
 from trainlint.tree import map_tensors, tensors
 
 # Ask about a tensor without computing one; they pass through unrecorded.
@@ -41,8 +42,8 @@ _QUESTIONS: Final = frozenset(
     "is_contiguous get_device element_size data_ptr untyped_storage __len__ __hash__ _is_view "
     "is_same_size has_names is_inference type is_tensor is_storage requires_grad_ is_signed "
     "retain_grad register_hook result_type _version __deepcopy__ _has_symbolic_sizes_strides "
-    "sym_size get_default_dtype can_cast promote_types is_grad_enabled _assert_async "
-    "_is_any_true _is_all_true is_conj is_neg is_pinned is_shared".split()
+    "sym_size get_default_dtype can_cast promote_types is_grad_enabled is_conj is_neg is_pinned "
+    "is_shared".split()
 )
 # Turn a tensor into a Python value; on a meta tensor they need the concretiser.
 _VALUES: Final = frozenset(
@@ -68,11 +69,13 @@ class Recording:
     """What one forward pass showed.
 
     `graph` holds the operations up to the end or up to `exception`; the metadata of each node is an
-    `Operation` under `node.meta["operation"]`. `faults` are the nodes whose operation failed and was
+    `Operation` under `node.meta["operation"]`. `model` is what ran: a copy, if the given model has lazy
+    parameters, which the forward creates. `faults` are the nodes whose operation failed and was
     repaired. `exception` is what stopped the forward for good, raised at `exception_site`.
     """
 
     graph: torch.fx.Graph
+    model: nn.Module
     faults: list[torch.fx.Node] = field(default_factory=list)
     output: Any = None
     exception: BaseException | None = None
@@ -88,8 +91,28 @@ def capture(
     differs afterwards. An exception of the model's own is returned in the recording, not raised;
     `KeyboardInterrupt` and other non-`Exception`s are raised.
     """
+    if any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
+        model = _copied(model)
     with preserved(model), single_node_functions():
         return _Capture(model).run(args, kwargs or {})
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether this parameter or buffer has no shape yet."""
+    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of uninitialised buffers, which do not support it themselves."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if is_lazy(tensor):
+            raw = tensor.data
+            memo[id(tensor)] = type(tensor)(tensor.requires_grad, device=raw.device, dtype=raw.dtype)  # type: ignore[call-arg]
+    return copy.deepcopy(model, memo)
+
+
+_unseen: Final = torch._C.DisableTorchFunction
 
 
 class _Twins:
@@ -165,15 +188,19 @@ class _Tracer:
     def __init__(self, model: nn.Module) -> None:
         self.graph = torch.fx.Graph()
         self._names: dict[int, tuple[str, str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=True):
-            self._names[id(parameter)] = ("parameter", name)
-        for name, buffer in model.named_buffers(remove_duplicate=True):
-            self._names[id(buffer)] = ("buffer", name)
+        self.learn_names(model)
         # id(tensor) -> (node, path of items inside the node's result, version when bound)
         self._bound: dict[int, tuple[torch.fx.Node, tuple[Any, ...], int]] = {}
         self._by_storage: dict[tuple[int, torch.Size], tuple[torch.fx.Node, tuple[Any, ...]]] = {}
         self._last_write: dict[int, torch.fx.Node] = {}
         self._kept: list[Any] = []
+
+    def learn_names(self, model: nn.Module) -> None:
+        """Note whose parameter or buffer each tensor is; again after lazy layers made theirs."""
+        for name, parameter in model.named_parameters(remove_duplicate=True):
+            self._names[id(parameter)] = ("parameter", name)
+        for name, buffer in model.named_buffers(remove_duplicate=True):
+            self._names[id(buffer)] = ("buffer", name)
 
     def kind(self, tensor: Tensor) -> str | None:
         """`parameter`, `buffer`, or None for what the model does not own."""
@@ -321,7 +348,7 @@ class _Capture(TorchFunctionMode):
     # ------------------------------------------------------------------ one run
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
-        recording = Recording(self._tracer.graph, self._faults)
+        recording = Recording(self._tracer.graph, self._model, self._faults)
         args = tuple(
             map_tensors(value, self._place_input, f"input_{index}") for index, value in enumerate(args)
         )
@@ -369,6 +396,7 @@ class _Capture(TorchFunctionMode):
                 path = f"{parent}.<{type(module).__name__}>".lstrip(".")
             self._stack.append((path, module))
             try:
+                self._materialize(module, args, kwargs)
                 if isinstance(module, torch.jit.ScriptModule):
                     return self._opaque_module(module, args, kwargs, original)
                 return original(module, *args, **kwargs)
@@ -379,6 +407,13 @@ class _Capture(TorchFunctionMode):
 
         with replaced(nn.Module, "__call__", call):
             yield
+
+    def _materialize(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Let a lazy layer create its parameters for real; it asks only for its input's shape."""
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            with _unseen():
+                module._infer_parameters(module, args, kwargs)
+            self._tracer.learn_names(self._model)
 
     # ------------------------------------------------------------------ one call
 
@@ -399,6 +434,8 @@ class _Capture(TorchFunctionMode):
             return self._set_property(func, args)
         elif name in _QUESTIONS:
             return func(*args, **kwargs)
+        elif name == "_assert_async":
+            return None
         args, kwargs = _as_if_on_cpu(name, args, kwargs)
         flat = [tensor for _, tensor in tensors((args, kwargs))]
         symbolic = any(self._is_symbolic(tensor) for tensor in flat)
@@ -419,9 +456,7 @@ class _Capture(TorchFunctionMode):
                 return result
             result = map_tensors(result, self._symbolic_result(call_args, call_kwargs))
         if error is not None:
-            result = repair.operation(func, call_args, call_kwargs)
-            if result is NotImplemented:
-                raise error
+            result = self._repaired(func, call_args, call_kwargs, error)
         if name in _VALUES or self._silent:
             return result
         if operands is not None:
@@ -429,6 +464,20 @@ class _Capture(TorchFunctionMode):
         elif any(True for _ in tensors(result)):
             self._record(func, self._operands(func, args, kwargs), result, error)
         return result
+
+    def _repaired(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+        """The promised result of a call that failed; raises where the user's code is prepared for it."""
+        result = NotImplemented if is_caught(_RUN) else repair.operation(func, args, kwargs)
+        if result is NotImplemented:
+            raise error
+        sources = [t for _, t in tensors((args, kwargs)) if t.requires_grad]
+        if not sources or not torch.is_grad_enabled():
+            return result
+        # A forward may differentiate its own parts: let the promise depend on what it was made from.
+        link = torch.stack([source.sum().abs().float() for source in sources]).sum()
+        return map_tensors(
+            result, lambda _, t: t + link.to(t.dtype) if t.is_floating_point() else t
+        )
 
     def _property(self, func: Any, args: tuple[Any, ...]) -> tuple[bool, Any]:
         """(True, value) where reading the property computes nothing."""
@@ -506,7 +555,7 @@ class _Capture(TorchFunctionMode):
             shape_of(result),
             module=path,
             owner=module,
-            site=calling_site(3),
+            site=calling_site(3, _RUN),
             grad_enabled=torch.is_grad_enabled(),
             error=error,
         )
@@ -570,35 +619,35 @@ class _Capture(TorchFunctionMode):
 
     # ------------------------------------------------------------------ larger pieces
 
+    # These run outside of a call's handler, where the mode would see our own calls, and lie to us
+    # about `is_meta` as it does to the model: hence `_unseen`.
+
     def _repair_module(
         self, module: nn.Module, args: Any, kwargs: Any, error: Exception
     ) -> Any:
         """A layer of torch.nn refused its input in Python code: note it, and promise its output."""
         if module is self._model and not type(module).__module__.startswith("torch.nn."):
             raise error
-        self._silent += 1
-        try:
-            result = repair.module(module, args, kwargs)
-        finally:
-            self._silent -= 1
-        if result is NotImplemented:
-            raise error
-        operation = Operation(
-            "module_error",
-            shape_of(result),
-            module=self._stack[-1][0],
-            owner=module,
-            site=calling_site(3),
-            error=error,
-        )
-        node = self._tracer.add(
-            "call_function",
-            repair.module,
-            self._tracer.arguments(tuple(args)),
-            self._tracer.arguments(kwargs),
-            operation,
-        )
-        self._tracer.bind(result, node)
+        with _unseen():
+            result = NotImplemented if is_caught(_RUN) else repair.module(module, args, kwargs)
+            if result is NotImplemented:
+                raise error
+            operation = Operation(
+                "module_error",
+                shape_of(result),
+                module=self._stack[-1][0],
+                owner=module,
+                site=calling_site(3, _RUN),
+                error=error,
+            )
+            node = self._tracer.add(
+                "call_function",
+                repair.module,
+                self._tracer.arguments(tuple(args)),
+                self._tracer.arguments(kwargs),
+                operation,
+            )
+            self._tracer.bind(result, node)
         self._faults.append(node)
         return result
 
@@ -606,39 +655,54 @@ class _Capture(TorchFunctionMode):
         self, module: nn.Module, args: Any, kwargs: Any, call: Callable[..., Any]
     ) -> Any:
         """Scripted code does not pass the overrides: run it on random values, record one node."""
-        real_args, real_kwargs = map_tensors((args, kwargs), self._eager.random_like)
-        with torch._C.DisableTorchFunction():
-            result = call(module, *real_args, **real_kwargs)
-        result = map_tensors(result, self._symbolic_result(args, {"of": list(module.parameters())}))
         own = [*module.parameters(), *module.buffers()]
-        self._record(type(module).__call__, self._operands(None, (*args, own), kwargs), result, None)
+        with _unseen():
+            real_args, real_kwargs = map_tensors((args, kwargs), self._eager.random_like)
+            result = call(module, *real_args, **real_kwargs)
+            result = map_tensors(result, self._symbolic_result(args, {"own": own}))
+            operands = self._operands(None, (*args, own), kwargs)
+            self._record(type(module).__call__, operands, result, None)
         return result
 
     def custom_function(self, function: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """One node for an `autograd.Function`: its body is not differentiated, so it is not shown."""
         if function.__name__ in _TRANSPARENT_FUNCTIONS:
-            return args if len(args) > 1 else args[0]
+            return self._identity(apply, args)
         if function.__name__ in _CHECKPOINT_FUNCTIONS:
             run, _preserve, *inputs = args
             return run(*inputs)
-        call_args, call_kwargs = self._meta((args, kwargs), "")
+        with _unseen():
+            call_args, call_kwargs = self._meta((args, kwargs), "")
         self._silent += 1
         try:
             result = apply(*call_args, **call_kwargs)
         except Exception as meta_error:
             # A body with numpy or a kernel of its own cannot run on meta tensors.
-            with torch._C.DisableTorchFunction():
+            with _unseen():
                 result, error = self._eager.confirm(apply, "apply", call_args, call_kwargs, meta_error)
-            if error is not None:
-                raise error from None
-            result = map_tensors(result, self._symbolic_result(call_args, call_kwargs))
+                if error is not None:
+                    raise error from None
+                result = map_tensors(result, self._symbolic_result(call_args, call_kwargs))
         finally:
             self._silent -= 1
         if not self._silent:
-            node = self._record(apply, self._operands(apply, args, kwargs), result, None)
+            with _unseen():
+                node = self._record(apply, self._operands(apply, args, kwargs), result, None)
             node.meta["operation"].name = "autograd_function"
             node.meta["operation"].function = function.__name__
         return result
+
+    def _identity(self, apply: Callable[..., Any], args: Any) -> Any:
+        """The engine wants new tensors from its identity function; for the graph they are the old."""
+        with _unseen():
+            results = apply(*self._meta((args, {}), "")[0])
+            for (_, before), (_, after) in zip(tensors(args), tensors(results), strict=False):
+                self._tracer.bind(after, self._tracer.node(before))
+        return results
+
+
+# The frames of a run end here: what called it is not the model's code.
+_RUN: Final = _Capture.run.__code__
 
 
 # ---------------------------------------------------------------------- autograd functions

@@ -56,12 +56,19 @@ class Eager:
 
     def _random(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if dtype == torch.bool:
-            return torch.rand(shape, generator=self._generator) < 0.5
+            return self._uniform(shape) < 0.5
         if dtype.is_floating_point:
-            return torch.rand(shape, generator=self._generator).to(dtype)
+            return self._uniform(shape).to(dtype)
         if dtype.is_complex or math.prod(shape) != 1:
             return torch.zeros(shape, dtype=dtype)
         return torch.ones(shape, dtype=dtype)
+
+    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Values in [0, 1)."""
+        try:
+            return torch.rand(shape, generator=self._generator)
+        except RuntimeError:  # vmap allows no generator: multiples of the golden ratio do as well
+            return torch.arange(math.prod(shape)).mul(0.6180339887498949).frac().reshape(shape)
 
     def _value(self, tensor: Tensor, known: dict[torch.fx.Node, Any]) -> Tensor:
         if not tensor.is_meta:

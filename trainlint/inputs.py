@@ -32,6 +32,7 @@ _SIGNAL_LENGTHS: Final = (16, 128, 100, 1000, 16000, 28, 64, 50, 1024, 4000)
 _VOLUME_SIDES: Final = (32, 96, 64, 16, 128, 48)
 _SEQUENCE: Final = 16
 _LARGEST_SIDE: Final = 640
+_MOST_ADJUSTMENTS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ def synthesize(model: nn.Module) -> Found:
 
     Raises `InputError` where every candidate was refused by the forward itself.
     """
-    return _Search(model).run()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same inputs each time, and the user's generator as it was
+        return _Search(model).run()
 
 
 class _Search:
@@ -153,9 +156,13 @@ class _Search:
 
     def run(self) -> Found:
         for number, (args, kwargs, origin) in enumerate(_candidates(self._model)):
-            found = self._try(args, kwargs, origin)
+            found = self._adjusted(self._try(args, kwargs, origin))
             if found is not None and self._is_settled(found):
                 return found
+            if number == len(_IMAGE_SIDES) and self._best is not None:
+                resized = self._resized(self._best[1])
+                if self._is_settled(resized):
+                    return resized
             if number >= _MOST_TRIES or time.monotonic() > self._deadline:
                 break
         best = None if self._best is None else self._best[1]
@@ -170,14 +177,31 @@ class _Search:
         if error is not None and self._first_refusal is None:
             self._first_refusal = error
         found = Found(Inputs(args, kwargs, origin, given=False), recording)
-        doubtful = len(_doubtful_faults(self._model, recording))
+        doubtful = len(_doubtful_faults(recording))
         score = (error is not None, doubtful, len(recording.faults))
         if self._best is None or score < self._best[0]:
             self._best = (score, found)
         return found if error is None else None
 
     def _is_settled(self, found: Found) -> bool:
-        return not _doubtful_faults(self._model, found.recording)
+        return not _doubtful_faults(found.recording)
+
+    def _adjusted(self, found: Found | None) -> Found | None:
+        """Where a layer takes the input itself and wants another width, give the input that width."""
+        for _ in range(_MOST_ADJUSTMENTS):
+            if found is None or found.inputs.kwargs or self._is_settled(found):
+                return found
+            shapes = _wanted_shapes(found)
+            if shapes is None:
+                return found
+            args = tuple(
+                value if shape is None else torch.randn(shape)
+                for value, shape in zip(found.inputs.args, shapes, strict=True)
+            )
+            found = self._try(args, {}, found.inputs.origin) or found
+            if found.inputs.args is not args:
+                return found
+        return found
 
     def _resized(self, found: Found) -> Found:
         """Try the input size at which the first layer behind a flatten would fit.
@@ -188,7 +212,7 @@ class _Search:
         if len(found.inputs.args) != 1 or found.inputs.kwargs:
             return found
         shape = tuple(found.inputs.args[0].shape)
-        wanted = _wanted_map(self._model, found.recording)
+        wanted = _wanted_map(found.recording)
         if wanted is None or len(shape) != 4:
             return found
         pixels, node = wanted
@@ -211,7 +235,7 @@ class _Search:
             sides = [max(middle, shape[-2]), max(middle, shape[-1])]
             sides[axis] = middle
             recording = capture(self._model, (torch.empty(*shape[:2], *sides),))
-            dims = _map_before(self._model, recording, node)
+            dims = _map_before(recording, node)
             if dims is None or dims[axis] < wanted:
                 low = middle + 1
             elif dims[axis] > wanted:
@@ -221,19 +245,37 @@ class _Search:
         return None
 
 
-def _graph(model: nn.Module, recording: Recording) -> Graph:
-    return Graph(recording.graph, model, faults=recording.faults, inputs_given=False)
+def _graph(recording: Recording) -> Graph:
+    return Graph(recording.graph, recording.model, faults=recording.faults, inputs_given=False)
 
 
-def _doubtful_faults(model: nn.Module, recording: Recording) -> list[torch.fx.Node]:
+def _doubtful_faults(recording: Recording) -> list[torch.fx.Node]:
     """The faults that other inputs might not have shown."""
-    graph = _graph(model, recording)
+    graph = _graph(recording)
     return [node for node in recording.faults if not blames_the_model(graph, node)]
 
 
-def _wanted_map(model: nn.Module, recording: Recording) -> tuple[int, str] | None:
+def _wanted_shapes(found: Found) -> list[tuple[int, ...] | None] | None:
+    """For each argument the shape that the first layer behind it wants, None where it is content."""
+    graph = _graph(found.recording)
+    places = {f"input_{index}": index for index in range(len(found.inputs.args))}
+    shapes: list[tuple[int, ...] | None] = [None] * len(places)
+    for node in found.recording.faults:
+        source, wants = width_source(graph, node), expectation(graph, node)
+        place = places.get(str(source.node.target)) if source.node is not None else None
+        if source.kind != "input" or wants is None or place is None or shapes[place] is not None:
+            continue
+        value = found.inputs.args[place]
+        if wants.expected != wants.received and value.is_floating_point() and source.axis > 0:
+            dims = list(value.shape)
+            dims[source.axis] = wants.expected
+            shapes[place] = tuple(dims)
+    return shapes if any(shapes) else None
+
+
+def _wanted_map(recording: Recording) -> tuple[int, str] | None:
     """(pixels that the first layer behind a flatten wants, its module path)."""
-    graph = _graph(model, recording)
+    graph = _graph(recording)
     for node in recording.faults:
         wants, source = expectation(graph, node), width_source(graph, node)
         if wants is not None and source.kind == "flatten" and len(source.dims) == 4:
@@ -243,8 +285,8 @@ def _wanted_map(model: nn.Module, recording: Recording) -> tuple[int, str] | Non
     return None
 
 
-def _map_before(model: nn.Module, recording: Recording, module: str) -> tuple[int, ...] | None:
-    graph = _graph(model, recording)
+def _map_before(recording: Recording, module: str) -> tuple[int, ...] | None:
+    graph = _graph(recording)
     for node in graph.calls("linear"):
         if graph.operation(node).module == module:
             source = width_source(graph, node)

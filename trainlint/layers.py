@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from trainlint.graph import Graph
 
 _RECURRENT_CLASSES: Final = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
-_CHANNELWISE: Final = ops.CONVOLUTIONS | {"batch_norm", "instance_norm", "group_norm", "prelu"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,13 @@ class WidthSource:
     """Where the width that a layer receives comes from.
 
     `kind` is `layer` (a weight's output), `flatten` (channels times space), `input` or `other`;
-    `node` that operation; `dims` the shape before the flatten.
+    `node` that operation; `dims` the shape before the flatten; `axis` the axis of the input.
     """
 
     kind: str
     node: Node | None
     dims: tuple[int, ...] = ()
+    axis: int = 0
 
 
 def expectation(graph: Graph, node: Node) -> Expectation | None:
@@ -197,48 +198,93 @@ _READERS: Final = {
     "prelu": _prelu,
 }
 
-_FLATTENING: Final = frozenset({"reshape", "flatten"})
-# The width passes these: each output position has the same channels as the input's.
-_WIDTH_KEEPING: Final = (
-    (ops.REARRANGEMENTS - _FLATTENING)
-    | ops.DROPOUTS
+# Each output position has the same axes, of the same sizes, as the first operand's.
+_SAME_AXES: Final = (
+    ops.DROPOUTS
     | ops.NORMALIZATIONS
-    | ops.ACTIVATIONS
+    | (ops.ACTIVATIONS - {"glu"})
     | ops.MAX_POOLS
     | frozenset(
         "pad avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-        "adaptive_avg_pool3d interpolate add sub mul div maximum minimum where neg abs mean max "
-        "amax roll flip seen_through output".split()
+        "adaptive_avg_pool3d interpolate add sub mul div maximum minimum where neg abs roll flip "
+        "seen_through output contiguous clone to float double half bfloat16 type_as get_data "
+        "identity alias expand".split()
     )
+)
+# The operations that change which axis is which, but not the values.
+_MOVING_AXES: Final = frozenset(
+    "reshape flatten unflatten view_as reshape_as permute transpose t get_T get_mT movedim moveaxis "
+    "squeeze unsqueeze mean sum max amax getitem select narrow".split()
 )
 
 
 def width_source(graph: Graph, node: Node) -> WidthSource:
-    """Walk back from the node's input to what decided its width."""
+    """Walk back from the node's input, along the axis of its width, to what decided that width."""
+    wants = expectation(graph, node)
     current = graph.data(node)
-    wanted = _width_of(graph, node)
-    while current is not None and current.op == "call_function":
-        name = graph.name(current)
+    dims = None if current is None else graph.shape(current)
+    if wants is None or not dims or current is None:
+        return WidthSource("other", current)
+    axis: int | None = 1 if wants.what == "channels" and len(dims) > 1 else len(dims) - 1
+    if graph.name(node) in ops.CONVOLUTIONS and len(dims) == len(_weight_dims(graph, node)) - 1:
+        axis = 0  # an unbatched image
+    while current.op == "call_function":
+        name, before = graph.name(current), graph.data(current)
+        dims = graph.shape(current)
+        if axis is None or before is None or dims is None:
+            return WidthSource("other", current)
         if graph.is_weighted(current) or name in ops.RECURRENT or name == "embedding":
-            return WidthSource("layer", current)
-        before = graph.data(current)
-        if name in _FLATTENING and before is not None:
-            dims, after = graph.shape(before) or (), graph.shape(current) or ()
-            if dims and after and len(dims) > len(after) and after[-1] != dims[-1]:
-                return WidthSource("flatten", current, dims)
-            if wanted not in dims:
-                return WidthSource("other", current, dims)
-        elif name not in _WIDTH_KEEPING:
+            own = 1 if name in ops.CONVOLUTIONS and len(dims) > 1 else len(dims) - 1
+            if axis == own:
+                return WidthSource("layer", current)
+            if name != "linear":
+                return WidthSource("other", current)  # a length, which the input decided
+        elif name in _MOVING_AXES:
+            if _is_flattened(dims, graph.shape(before), axis):
+                return WidthSource("flatten", current, graph.shape(before) or ())
+            axis = _axis_before(graph, current, axis)
+        elif name not in _SAME_AXES or len(graph.shape(before) or ()) != len(dims):
             return WidthSource("other", current)
         current = before
-    if current is not None and current.op == "placeholder":
-        return WidthSource("input", current)
-    return WidthSource("other", current)
+    kind = "input" if current.op == "placeholder" and axis is not None else "other"
+    return WidthSource(kind, current, axis=axis if axis is not None else 0)
 
 
-def _width_of(graph: Graph, node: Node) -> int | None:
-    expected = expectation(graph, node)
-    return None if expected is None else expected.received
+def _is_flattened(after: tuple[int, ...], before: tuple[int, ...] | None, axis: int) -> bool:
+    """Whether the last axes of an image were multiplied together: (N, C, H, W) to (N, C·H·W)."""
+    if not before or axis != len(after) - 1 or len(before) <= len(after) or len(before) < 3:
+        return False
+    return after[-1] == prod(before[len(after) - 1 :]) and after[-1] != before[-1]
+
+
+def _axis_before(graph: Graph, node: Node, axis: int) -> int | None:
+    """Which axis of the operand this axis of the result was, or None if that cannot be told."""
+    before = graph.data(node)
+    source, result = (graph.shape(before) if before is not None else None), graph.shape(node)
+    if not source or not result:
+        return None
+    name = graph.name(node)
+    if name == "permute":
+        order = node.args[1:] if len(node.args) > 1 else node.kwargs.get("dims", ())
+        if len(order) == 1 and isinstance(order[0], (tuple, list)):
+            order = order[0]
+        place = order[axis] if axis < len(order) else None
+        return place % len(source) if isinstance(place, int) else None
+    if name in ("transpose", "t", "get_T", "get_mT"):
+        swapped = node.args[1:3] if name == "transpose" else (-2, -1)
+        if len(swapped) != 2 or not all(isinstance(place, int) for place in swapped):
+            return None
+        first, second = (int(place) % len(source) for place in swapped)  # type: ignore[arg-type]
+        return {first: second, second: first}.get(axis, axis)
+    if len(source) == len(result) and name not in ("reshape", "movedim", "moveaxis"):
+        return axis
+    # Of the same size and with as many elements behind it, or the only one of its size.
+    behind = prod(result[axis + 1 :])
+    same_size = [place for place, size in enumerate(source) if size == result[axis]]
+    exact = [place for place in same_size if prod(source[place + 1 :]) == behind]
+    if len(exact) == 1:
+        return exact[0]
+    return same_size[0] if len(same_size) == 1 else None
 
 
 def blames_the_model(graph: Graph, node: Node) -> bool:
@@ -255,7 +301,8 @@ def blames_the_model(graph: Graph, node: Node) -> bool:
         # BatchNorm1d on a map and the like: the rank is a layer's doing.
         return graph.name(node) == "module_error" and source.kind == "layer"
     if source.kind == "flatten" and len(source.dims) >= 3:
-        return wants.expected % source.dims[1] != 0
+        batches = {(graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"}
+        return source.dims[0] in batches and wants.expected % source.dims[1] != 0
     return source.kind == "layer"
 
 

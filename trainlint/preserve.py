@@ -29,6 +29,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     for parameter in model.parameters():
         restorers.append(_requires_grad(parameter))
     for buffer in model.buffers():
+        if isinstance(buffer, nn.parameter.UninitializedTensorMixin):
+            continue
         if not buffer.is_floating_point() and not buffer.is_meta:
             restorers.append(_tensor_contents(buffer))
     try:

@@ -10,11 +10,20 @@ from trainlint import __version__
 from trainlint.errors import UsageError
 from trainlint.registry import all_rules
 
-_FAMILY_CODES: Final = {
-    "architecture": "ARC", "initialization": "INI", "normalization": "NRM", "activation": "ACT",
-    "gradients": "GRD", "loss": "LOS", "optimization": "OPT", "regularization": "REG",
-    "generalization": "GEN", "data": "DAT",
-}  # fmt: skip
+# The folders of rules/ and the letters of the codes in them.
+FAMILY_CODES: Final = {
+    "architecture": "ARC",
+    "initialization": "INI",
+    "normalization": "NRM",
+    "activation": "ACT",
+    "gradients": "GRD",
+    "loss": "LOS",
+    "optimization": "OPT",
+    "regularization": "REG",
+    "generalization": "GEN",
+    "data": "DAT",
+    "suppression": "SUP",
+}
 
 _SKELETON: Final = '''"""{code} {name}."""
 
@@ -78,13 +87,13 @@ def write_rule(directory: Path, family: str, name: str) -> Path:
     Raises `UsageError` for an unknown family, a malformed or taken name, or an existing file.
     """
     family = family.replace("-", "_")
-    if family not in _FAMILY_CODES:
-        raise UsageError(f"unknown family {family!r}; known: {', '.join(_FAMILY_CODES)}")
+    if family not in FAMILY_CODES:
+        raise UsageError(f"unknown family {family!r}; known: {', '.join(FAMILY_CODES)}")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UsageError(f"{name!r} is not a kebab-case name such as dead-branch")
     if any(rule.name == name for rule in all_rules()):
         raise UsageError(f"there is a rule {name} already")
-    letters = _FAMILY_CODES[family]
+    letters = FAMILY_CODES[family]
     taken = [int(rule.code[3:]) for rule in all_rules() if rule.code.startswith(letters)]
     code = f"{letters}{max(taken, default=0) + 1:03d}"
     function = name.replace("-", "_")

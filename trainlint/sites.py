@@ -7,8 +7,10 @@ before the user's file is imported; the notes are then made while the model buil
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import itertools
+import linecache
 import os
 import sys
 import sysconfig
@@ -92,14 +94,52 @@ def owner_of(filename: str) -> str:
     return "torch" if filename.startswith(_STDLIB) else "project"
 
 
-def calling_site(depth: int = 1) -> Site | None:
-    """The nearest call outside torch, the standard library and trainlint; None if there is none."""
-    return _site_from(sys._getframe(depth))
+def calling_site(depth: int = 1, until: CodeType | None = None) -> Site | None:
+    """The nearest call outside torch, the standard library and trainlint; None if there is none.
+
+    Only frames within a run of the code `until` are looked at, where that is given.
+    """
+    return _site_from(sys._getframe(depth), until=until)
 
 
-def _site_from(frame: FrameType | None, skip_self: Any = None) -> Site | None:
+def is_caught(until: CodeType) -> bool:
+    """Whether code outside torch and trainlint, up the stack, is inside a `try` that has handlers.
+
+    What it catches is its way of deciding, not a fault. Frames from the code `until` on do not count.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not until:
+        filename = frame.f_code.co_filename
+        if owner_of(filename) != "torch" and any(
+            start <= frame.f_lineno <= end for start, end in _guarded_rows(filename)
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@lru_cache(maxsize=256)
+def _guarded_rows(filename: str) -> tuple[tuple[int, int], ...]:
+    """First and last rows of the `try` bodies with handlers that lie inside functions."""
+    lines = linecache.getlines(filename)
+    try:
+        tree = ast.parse("".join(lines))
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(
+        (node.body[0].lineno, node.body[-1].end_lineno or node.body[-1].lineno)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+        if isinstance(node, ast.Try) and node.handlers
+    )
+
+
+def _site_from(
+    frame: FrameType | None, skip_self: Any = None, until: CodeType | None = None
+) -> Site | None:
     nearest: FrameType | None = None
-    while frame is not None:
+    while frame is not None and frame.f_code is not until:
         code = frame.f_code
         owner = owner_of(code.co_filename)
         if owner != "torch" and not (skip_self is not None and _is_method_of(frame, skip_self)):

@@ -64,7 +64,7 @@ def analyze(
     if recording.exception is not None:
         return failed(_raised(recording, inputs))
     graph = Graph(
-        recording.graph, model, faults=recording.faults, inputs_given=inputs.given
+        recording.graph, recording.model, faults=recording.faults, inputs_given=inputs.given
     )
     doubtful = unexplained_faults(graph)
     if doubtful:
