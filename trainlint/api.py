@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +40,7 @@ class _Collected:
 
 
 def check(
-    target: nn.Module | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    target: nn.Module | Callable[[], nn.Module] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     inputs: Any = None,
     *,
     select: Sequence[str] | None = None,
@@ -49,7 +51,7 @@ def check(
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Report:
-    """Check a live model, or files, directories and `package.module:attribute` targets.
+    """Check a live model (or its class or factory), or files, directories and `package.module:attribute` targets.
 
     `inputs` are a tensor, a tuple of arguments, a dict of keyword arguments or a callable that returns
     one of these; for files a text such as `2x3x32x32,2:long`. Without them they are synthesised. A live
@@ -65,23 +67,27 @@ def check(
         [*config.ignore, *ignore],
         [*config.extend_select, *extend_select],
     )
-    if hasattr(target, "named_parameters"):
+    if callable(target) or hasattr(target, "named_parameters"):
         collected = _check_live(target, inputs, rules, options)
         return _report(collected, rules, [])
-    names = [target] if isinstance(target, (str, os.PathLike)) else list(target)  # type: ignore[list-item]
-    jobs = list(_jobs([os.fspath(name) for name in names], config, rules, options, inputs, debug))
+    names = [target] if isinstance(target, (str, os.PathLike)) else list(target)
+    targets = [os.fspath(name) for name in names]
+    jobs = _without_doubles(_jobs(targets, config, rules, options, inputs, debug))
     collected, files = _check_files(jobs, config, progress)
+    collected.results += _directories_without_models(targets, jobs)
     return _report(collected, rules, files)
 
 
 # ---------------------------------------------------------------------- live models
 
 
-def _check_live(model: Any, inputs: Any, rules: Sequence[Rule], options: Any) -> _Collected:
+def _check_live(target: Any, inputs: Any, rules: Sequence[Rule], options: Any) -> _Collected:
     from trainlint.inputs import from_text, from_value
+    from trainlint.loading import unwrapped
     from trainlint.preserve import preserved
     from trainlint.subject import Settings, analyze
 
+    model = unwrapped(_instance(target))
     with preserved(model):
         given = None
         if isinstance(inputs, str):
@@ -93,6 +99,21 @@ def _check_live(model: Any, inputs: Any, rules: Sequence[Rule], options: Any) ->
         )
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
     return _Collected(findings, [analysis.result])
+
+
+def _instance(target: Any) -> nn.Module:
+    """The model itself, or what a class or factory makes. Raises `UsageError`."""
+    from torch import nn
+
+    from trainlint.sites import recording
+
+    if isinstance(target, nn.Module):
+        return target
+    with recording():
+        made = target()
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"{target!r} makes no torch.nn.Module but {type(made).__name__}")
+    return made
 
 
 # ---------------------------------------------------------------------- files
@@ -110,54 +131,85 @@ def _jobs(
         raise UsageError("inputs for files must be a text such as '2x3x32x32,2:long'")
     if inputs is not None:
         parse_spec(inputs)
-    common = {
-        "inputs": inputs if inputs is not None else config.inputs,
-        "rules": [rule.code for rule in rules],
-        "options": {name: dict(values) for name, values in options.items()},
-        "timeout": config.timeout,
-        "memory_limit": config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
-        "debug": debug,
-    }
+    common = Job(
+        path="",
+        label="",
+        inputs=inputs if inputs is not None else config.inputs,
+        rules=[rule.code for rule in rules],
+        options={name: dict(values) for name, values in options.items()},
+        timeout=config.timeout,
+        memory_limit=config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
+        debug=debug,
+    )
     for target in targets:
-        name, separator, attribute = target.partition("::")
-        path = Path(name)
-        if path.is_dir():
-            if separator:
-                raise UsageError(f"{target}: a directory has no {attribute}")
-            for file in python_files(path):
-                if _holds_models(file):
-                    yield Job(str(file.resolve()), _label(file), **common)
-        elif path.is_file():
-            if separator and not attribute:
-                raise UsageError(f"{target}: nothing follows the ::")
-            yield Job(str(path.resolve()), _label(path), attribute or None, **common)
-        elif not separator and ":" in target and not target.endswith(".py"):
-            module, _, attribute = target.partition(":")
-            if not attribute or not all(part.isidentifier() for part in module.split(".")):
-                raise UsageError(f"{target}: not of the form package.module:attribute")
-            yield Job("", target, attribute, module, **common)
-        else:
-            raise UsageError(f"{name}: no such file or directory")
+        for place in _places(target):
+            yield msgspec.structs.replace(common, **place)
 
 
-def _label(path: Path) -> str:
-    return path.as_posix()
+def _places(target: str) -> Iterator[dict[str, Any]]:
+    """The fields of `Job` that say what one target means. Raises `UsageError`."""
+    name, separator, attribute = target.partition("::")
+    path = Path(name)
+    if path.is_dir():
+        if separator:
+            raise UsageError(f"{target}: {name} is a directory; name a file of it")
+        for file in python_files(path):
+            if _holds_models(file):
+                yield {"path": str(file.resolve()), "label": file.as_posix(), "scanned": True}
+    elif path.is_file():
+        if separator and not attribute:
+            raise UsageError(f"{target}: nothing follows the ::")
+        yield {"path": str(path.resolve()), "label": path.as_posix(), "name": attribute or None}
+    elif not separator and ":" in target and not target.endswith(".py"):
+        module, _, attribute = target.partition(":")
+        if not attribute or not all(part.isidentifier() for part in module.split(".")):
+            raise UsageError(f"{target}: not of the form package.module:attribute")
+        yield {"label": target, "name": attribute, "dotted": module}
+    else:
+        raise UsageError(f"{name or target}: no such file or directory")
+
+
+def _without_doubles(jobs: Iterable[Job]) -> list[Job]:
+    """A file that is named twice, or also met in a directory, is checked once."""
+    kept: dict[tuple[str, ...], Job] = {}
+    for job in jobs:
+        place = (job.path, job.name or "", job.label if job.dotted else "")
+        if place not in kept or not job.scanned:
+            kept[place] = job
+    return list(kept.values())
 
 
 def _holds_models(path: Path) -> bool:
     """Whether the syntax alone shows a model; a file that does not parse is looked at, and reported."""
     text = SourceText.read(str(path))
-    if text is None or text.tree is None:
+    if text is None:
         return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a SyntaxWarning of the user's is not our business
+        if text.tree is None:
+            return True
     return any(candidate.likely for candidate in discover(text).candidates)
 
 
+def _directories_without_models(
+    targets: Sequence[str], jobs: Sequence[Job]
+) -> Iterator[TargetResult]:
+    for target in targets:
+        folder = Path(target).resolve() if Path(target).is_dir() else None
+        if folder is not None and not any(Path(job.path).is_relative_to(folder) for job in jobs):
+            yield TargetResult(
+                target, "skipped", "no model found in this directory (tests are not searched)"
+            )
+
+
 def _memory() -> int:
-    """The machine's memory in bytes, or 0 where it cannot be told."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+    """The memory that we may use in bytes, or 0 where it cannot be told."""
+    limits = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ValueError, OSError):  # a container's; "max" where it has none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=0)
 
 
 def _check_files(
@@ -197,11 +249,14 @@ def _receive(
             collected.results.append(message.result)
             collected.findings += zip(message.findings, message.starved, strict=True)
     elif isinstance(message, Died):
-        result = TargetResult(message.target, "error", message.reason, output=message.output)
-        collected.results.append(result)
-        if message.target != job.label and job.name is None:
-            finished = [result.target for result in collected.results]
-            return msgspec.structs.replace(job, skip=finished)
+        finished = [result.target for result in collected.results]
+        # What dies after its own result, in a thread or at exit, is the file's doing.
+        target = job.target if message.target in finished else message.target
+        collected.results.append(
+            TargetResult(target, "error", message.reason, output=message.output)
+        )
+        if target != job.target and job.name is None:
+            return msgspec.structs.replace(job, skip=[*finished, target])
     return None
 
 
@@ -218,18 +273,24 @@ def _report(collected: _Collected, rules: Sequence[Rule], files: Sequence[str]) 
         if text is not None:
             suppressions.read(path, text.text)
     kept: list[tuple[ReportedFinding, float]] = []
-    seen: set[tuple[Any, ...]] = set()
+    seen: dict[tuple[Any, ...], str] = {}
     for finding, starved in collected.findings:
         if _is_suppressed(finding, by_code, suppressions):
             continue
-        place = (finding.code, finding.filename, finding.location, finding.message)
-        if finding.location is not None and place in seen:
-            continue  # the same line, seen through two models of the file
-        seen.add(place)
-        kept.append((finding, starved))
+        place = (finding.code, finding.filename, finding.location, finding.end_location)
+        if finding.location is not None and seen.setdefault(place, finding.target) != finding.target:
+            continue  # the same place, seen through another model
+        symptoms = [
+            symptom
+            for symptom in finding.symptoms
+            if not _is_suppressed(symptom, by_code, suppressions)
+        ]
+        kept.append((msgspec.structs.replace(finding, symptoms=symptoms), starved))
     kept += _on_suppressions(collected, rules, suppressions)
     kept.sort(key=lambda item: _rank(*item))
-    return Report([_relative(finding) for finding, _ in kept], collected.results)
+    return Report(
+        [_relative(finding) for finding, _ in kept], [_readable(result) for result in collected.results]
+    )
 
 
 def _is_suppressed(
@@ -268,6 +329,16 @@ def _rank(finding: ReportedFinding, starved: float) -> tuple[Any, ...]:
         -round(starved, 3),
         finding.filename or "",
         (finding.location.row, finding.location.column) if finding.location else (0, 0),
+    )
+
+
+def _readable(result: TargetResult) -> TargetResult:
+    """Its file names as the user would type them here."""
+    here = f"{Path.cwd()}{os.sep}"
+    return msgspec.structs.replace(
+        result,
+        reason=None if result.reason is None else result.reason.replace(here, ""),
+        notes=[note.replace(here, "") for note in result.notes],
     )
 
 

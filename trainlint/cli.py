@@ -20,15 +20,25 @@ if TYPE_CHECKING:
 
 
 class _Group(click.Group):
-    """Turns our own errors into one line on stderr and exit status 2."""
+    """Turns errors into one line on stderr and exit status 2; `--debug` anywhere shows the traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except TrainlintError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"trainlint: error: {error}", err=True)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("trainlint: interrupted", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            if "--debug" in sys.argv:
+                import traceback
+
+                traceback.print_exc()
+            text = f"error: {error}"
+            if not isinstance(error, TrainlintError):
+                text = f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
+            click.echo(f"trainlint: {text}", err=True)
             ctx.exit(2)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,9 +27,9 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     ignore: list[str] = []
     fail_on: str = "error"
     inputs: str | None = None
-    timeout: float = 120.0
-    memory_limit: int = 0
-    jobs: int = 0
+    timeout: Annotated[float, msgspec.Meta(ge=1)] = 120.0
+    memory_limit: Annotated[int, msgspec.Meta(ge=0)] = 0
+    jobs: Annotated[int, msgspec.Meta(ge=0)] = 0
     rules: dict[str, dict[str, Any]] = {}
 
 
@@ -53,7 +54,8 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    section = data.get("tool", {}).get("trainlint", {})
+    tools = data.get("tool", {})
+    section = tools.get("trainlint", {}) if isinstance(tools, dict) else {}
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: [tool.trainlint] must be a table")
     _refuse_unknown(path, section)
@@ -63,7 +65,15 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
         raise ConfigError(f"{path}: [tool.trainlint]: {error}") from None
     if config.fail_on not in FAIL_ON:
         raise ConfigError(f"{path}: fail-on must be one of {', '.join(FAIL_ON)}")
-    return config
+    return msgspec.structs.replace(config, targets=_from_here(config.targets, path.parent))
+
+
+def _from_here(targets: list[str], folder: Path) -> list[str]:
+    """Targets in a configuration are relative to its file; name them as the user would here."""
+    return [
+        os.path.relpath(folder / target) if (folder / target.partition("::")[0]).exists() else target
+        for target in targets
+    ]
 
 
 def _refuse_unknown(path: Path, section: dict[str, Any]) -> None:

@@ -7,6 +7,9 @@ used inside another model, or handed to its constructor, is a part and no model 
 from __future__ import annotations
 
 import ast
+import contextlib
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +26,10 @@ _NOT_FACTORIES: Final = frozenset("main train test evaluate eval fit run validat
 _LOSS_NAMES: Final = ("criterion", "loss", "loss_fn", "loss_func", "loss_function", "metric")
 _FRAMEWORKS: Final = (b"torch", b"lightning", b"transformers", b"timm", b"monai", b"diffusers")
 _SKIPPED_FOLDERS: Final = frozenset(
-    {"node_modules", "site-packages", "dist-packages", "build", "dist", "__pycache__"}
+    "node_modules site-packages dist-packages build dist __pycache__ tests test".split()
 )
+_TEST_FILE: Final = re.compile(r"test_.*|.*_test\.py|conftest\.py|setup\.py")
+_COPIES: Final = re.compile(r"deepcopy|ema|averaged", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,27 @@ class CallSite:
 
 
 def python_files(folder: Path) -> Iterator[Path]:
-    """The Python files below a folder that mention a framework, in order; hidden folders excluded."""
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).parts[:-1]
-        if not any(part.startswith(".") or part in _SKIPPED_FOLDERS for part in parts):
-            try:
-                content = path.read_bytes()
-            except OSError:
-                continue
-            if any(name in content for name in _FRAMEWORKS):
-                yield path
+    """The Python files below a folder that mention a framework, in order.
+
+    Hidden folders, virtual environments, installed packages and tests are left out.
+    """
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_skipped(Path(place, name)))
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix == ".py" and not name.startswith(".") and not _TEST_FILE.match(name):
+                with contextlib.suppress(OSError):
+                    content = path.read_bytes()
+                    if any(framework in content for framework in _FRAMEWORKS):
+                        yield path
+
+
+def _is_skipped(folder: Path) -> bool:
+    return (
+        folder.name.startswith(".")
+        or folder.name in _SKIPPED_FOLDERS
+        or (folder / "pyvenv.cfg").exists()
+    )
 
 
 def discover(text: SourceText) -> Discovery:
@@ -148,8 +164,9 @@ def _parts(found: Discovery, functions: dict[str, ast.FunctionDef]) -> set[str]:
     parts: set[str] = set()
     for name, node in found.classes.items():
         parts |= _names_in(node) - {name}
-    for sites in found.calls.values():
-        for site in sites:
+    for name, sites in found.calls.items():
+        # `train(Net())` does not make Net a part; `AutoEncoder(Encoder())` does.
+        for site in sites if name in found.classes else ():
             for value in (*site.call.args, *(keyword.value for keyword in site.call.keywords)):
                 parts |= _names_in(value) & (set(found.classes) | set(functions))
     return parts & (set(found.classes) | set(functions))
@@ -162,31 +179,48 @@ def _instances(
     tree: ast.Module, found: Discovery, functions: dict[str, ast.FunctionDef]
 ) -> Iterator[Candidate]:
     seen: set[str] = set()
-    for node in _top_level(tree):
-        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
-        if not isinstance(value, ast.Call):
+    for target, value in _assigned_calls(tree):
+        if target.id in seen or target.id.lower().lstrip("_") in _LOSS_NAMES:
             continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]  # type: ignore[union-attr]
-        for target in targets:
-            if not isinstance(target, ast.Name) or target.id in seen:
-                continue
-            if target.id.lower().lstrip("_") in _LOSS_NAMES:
-                continue
-            seen.add(target.id)
-            callee = value.func
-            likely = isinstance(callee, ast.Name) and callee.id in found.classes
-            likely = likely or _last_name(callee) in MODULE_BASES | set(RECIPE_FACTORIES)
-            yield Candidate(target.id, "instance", node.lineno, likely)
+        callee = _last_name(value.func)
+        arguments = {part.id for part in value.args if isinstance(part, ast.Name)}
+        if callee is not None and _COPIES.search(callee) and arguments & seen:
+            continue  # an average or a frozen copy of a model that is already there
+        seen.add(target.id)
+        likely = isinstance(value.func, ast.Name) and callee in found.classes
+        likely = likely or callee in MODULE_BASES | set(RECIPE_FACTORIES)
+        likely = likely or _makes_one(value, found, functions)
+        yield Candidate(target.id, "instance", target.lineno, likely)
+
+
+def _makes_one(
+    call: ast.Call, found: Discovery, functions: dict[str, ast.FunctionDef]
+) -> bool:
+    """`Net().to(device)`, `nn.DataParallel(Net())`, `build()`: a model class or factory is called in it."""
+    for part in ast.walk(call):
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name):
+            name = part.func.id
+            if name in found.classes or (name in functions and _is_factory(functions[name], found)):
+                return True
+    return False
+
+
+def _assigned_calls(tree: ast.Module) -> Iterator[tuple[ast.Name, ast.Call]]:
+    """`name = call(...)` at module level, also with an annotation."""
+    for node in _top_level(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Call):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    yield target, node.value
 
 
 def _constructed_by(instances: Iterable[Candidate], tree: ast.Module) -> set[str]:
     """The classes and functions from whose calls the module-level instances come."""
     names = {candidate.name for candidate in instances}
     made: set[str] = set()
-    for node in _top_level(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            if any(isinstance(t, ast.Name) and t.id in names for t in node.targets):
-                made |= _names_in(node.value)
+    for target, value in _assigned_calls(tree):
+        if target.id in names:
+            made |= _names_in(value)
     return made
 
 
@@ -230,8 +264,10 @@ def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
             continue
         yield node
         if isinstance(node, (ast.If, ast.With, ast.Try, ast.For, ast.While)):
-            inner: list[ast.stmt] = []
-            for name in ("body", "orelse", "finalbody"):
+            inner: list[ast.stmt] = list(node.body)
+            for handler in getattr(node, "handlers", []):
+                inner += handler.body
+            for name in ("orelse", "finalbody"):
                 inner += getattr(node, name, [])
             stack.extend(reversed(inner))
 

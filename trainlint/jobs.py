@@ -13,7 +13,9 @@ class Job(msgspec.Struct, frozen=True):
     """One file to check. `name` is the model asked for, None for all of them.
 
     `label` is how the report names the file; `dotted` the module's name where it was given as
-    `package.module:attribute`. `skip` are models that an earlier child has finished or died on.
+    `package.module:attribute`. `scanned` tells that the file was met in a directory, not named: that it
+    holds nothing to check is then no error. `skip` are models that an earlier child has finished or
+    died on.
     `timeout` in seconds holds for loading and for each model; `memory_limit` in bytes, 0 for none.
     """
 
@@ -24,10 +26,16 @@ class Job(msgspec.Struct, frozen=True):
     inputs: str | None = None
     rules: list[str] = []
     options: dict[str, dict[str, Any]] = {}
+    scanned: bool = False
     skip: list[str] = []
     timeout: float = 120.0
     memory_limit: int = 0
     debug: bool = False
+
+    @property
+    def target(self) -> str:
+        """How the report names what was asked for: the file, or the model in it."""
+        return self.label if self.name is None or self.dotted else f"{self.label}::{self.name}"
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):

@@ -15,11 +15,14 @@ import contextlib
 import importlib
 import importlib.machinery
 import inspect
+import os
+import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,11 +52,14 @@ class LoadedFile:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model with the name that the report gives it."""
+class Found:
+    """Something in the file by the name that the report gives it. `make` constructs it.
+
+    `make` returns None for what turns out to be no model, and raises `LoadError` where it fails.
+    """
 
     name: str
-    model: nn.Module
+    make: Callable[[], nn.Module | None]
 
 
 def load_file(path: Path, text: SourceText, dotted: str | None = None) -> LoadedFile:
@@ -63,7 +69,7 @@ def load_file(path: Path, text: SourceText, dotted: str | None = None) -> Loaded
     """
     if text.tree is None:
         raise LoadError(_syntax_error(text))
-    name, package = _module_name(path)
+    name, package = _module_name(path, text.tree)
     if dotted is not None:
         name = dotted
         package = dotted if path.stem == "__init__" else dotted.rpartition(".")[0]
@@ -72,19 +78,20 @@ def load_file(path: Path, text: SourceText, dotted: str | None = None) -> Loaded
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, origin=str(path))
     module.__package__ = package
     loaded = LoadedFile(module, text, discover(text))
-    with _no_training():
-        if package:
-            try:
-                importlib.import_module(package)
-            except BaseException as error:
-                loaded.notes.append(f"package {package} stopped: {_reason(error)}")
-                _stub_packages(package, path.parent)
-            imported = sys.modules.get(name)
-            if imported is not None and getattr(imported, "__file__", None) == str(path):
-                loaded.module = imported  # its own package imports it
-                return loaded
-        sys.modules[name] = module
-        _run(loaded)
+    loaded.notes += [
+        f"{name} is defined twice; the last one counts" for name in loaded.discovery.repeated
+    ]
+    with _no_training() as stops:
+        _import_packages(package, path, loaded.notes)
+        imported = sys.modules.get(name)
+        if package and getattr(imported, "__file__", None) == str(path):
+            assert imported is not None
+            loaded.module = imported  # its own package imports it
+        else:
+            sys.modules[name] = module
+            _run(loaded, stops)
+    if loaded.stopped:
+        loaded.notes.append(loaded.stopped)
     return loaded
 
 
@@ -98,24 +105,26 @@ def _syntax_error(text: SourceText) -> str:
     return "does not parse"
 
 
-def _module_name(path: Path) -> tuple[str, str]:
-    """(module name, package), and the folders that imports need on `sys.path`."""
+def _module_name(path: Path, tree: ast.Module) -> tuple[str, str]:
+    """(module name, package). Puts the folders that imports need on `sys.path`."""
+    # Relative imports make packages of the folders above, with or without an `__init__.py`.
+    levels = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
     parents: list[str] = []
     folder = path.parent
-    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+    while folder != folder.parent and "." not in folder.name:
+        if not (folder / "__init__.py").is_file() and len(parents) >= levels:
+            break
         parents.insert(0, folder.name)
         folder = folder.parent
-    for entry in (str(Path.cwd()), str(folder)):
-        if entry in sys.path:
-            sys.path.remove(entry)
-        sys.path.insert(0, entry)
-    sys.meta_path.insert(0, _StandardLibraryFirst({str(folder), str(Path.cwd())}))
+    first = [str(folder), str(Path.cwd())]
+    # `import sibling` as in a run of the script itself, where no package has that name.
+    sys.path[:] = [*first, *(entry for entry in sys.path if entry not in first), str(path.parent)]
+    sys.meta_path.insert(0, _StandardLibraryFirst({*first, str(path.parent)}))
     if parents:
         package = ".".join(parents)
         return (package if path.stem == "__init__" else f"{package}.{path.stem}"), package
-    stem = path.stem
-    taken = stem in sys.modules or stem in sys.stdlib_module_names or not stem.isidentifier()
-    return (f"_trainlint_target_{abs(hash(str(path)))}" if taken else stem), ""
+    taken = path.stem in sys.modules or path.stem in sys.stdlib_module_names
+    return (f"_trainlint_target_{path.stem}" if taken else path.stem), ""
 
 
 class _StandardLibraryFirst:
@@ -133,19 +142,25 @@ class _StandardLibraryFirst:
         return importlib.machinery.PathFinder.find_spec(name, others)
 
 
-def _stub_packages(package: str, folder: Path) -> None:
-    """Let relative imports work although the package's own `__init__` failed."""
-    parts = package.split(".")
-    for depth in range(len(parts), 0, -1):
+def _import_packages(package: str, path: Path, notes: list[str]) -> None:
+    """Import the packages around the file, outermost first; one that fails is replaced by a stub.
+
+    So relative imports work although an `__init__` raises.
+    """
+    parts = package.split(".") if package else []
+    levels_up = len(parts) - 1
+    for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
-        if name not in sys.modules:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            notes.append(f"package {name} stopped: {reason_of(error)}")
             stub = types.ModuleType(name)
-            stub.__path__ = [str(folder)]
+            stub.__path__ = [str(path.parents[levels_up - depth + 1])]
             sys.modules[name] = stub
-        folder = folder.parent
 
 
-def _run(loaded: LoadedFile) -> None:
+def _run(loaded: LoadedFile, stops: list[Stop]) -> None:
     tree, namespace = loaded.text.tree, vars(loaded.module)
     assert tree is not None
     namespace["__doc__"] = ast.get_docstring(tree, clean=False)
@@ -158,13 +173,30 @@ def _run(loaded: LoadedFile) -> None:
             ast.Module([statement], []), filename, "exec", flags=flags, dont_inherit=True
         )
         try:
-            exec(code, namespace)
-        except KeyboardInterrupt:
-            raise
+            _execute(code, loaded)
+            if stops:
+                raise stops[0]  # the file itself caught it
         except BaseException as error:
             if loaded.stopped is None:
-                row = _row_in(error, filename, statement.lineno)
-                loaded.stopped = f"the run of the file stopped at line {row}: {_reason(error)}"
+                place = _place_in(error, filename, statement.lineno)
+                loaded.stopped = f"the run of the file stopped at {place}: {reason_of(error)}"
+        stops.clear()
+
+
+def _execute(code: types.CodeType, loaded: LoadedFile) -> None:
+    """Run one statement; once more from the file's own folder where it misses a file that lies there."""
+    namespace = vars(loaded.module)
+    try:
+        exec(code, namespace)
+    except FileNotFoundError as error:
+        folder = Path(str(loaded.module.__file__)).parent
+        name = error.filename if isinstance(error.filename, str) else ""
+        beside = name and not Path(name).is_absolute() and (folder / name).exists()
+        if not beside or Path.cwd() == folder:
+            raise
+        os.chdir(folder)
+        loaded.notes.append(f"ran in its own folder, where {name} lies")
+        exec(code, namespace)
 
 
 def _future_flags(tree: ast.Module) -> int:
@@ -182,114 +214,159 @@ def _is_definition(statement: ast.stmt) -> bool:
         statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     ):
         return True
+    if isinstance(statement, ast.Try):
+        parts = [*statement.body, *statement.orelse, *statement.finalbody]
+        parts += [part for handler in statement.handlers for part in handler.body]
+        return all(_is_definition(part) or isinstance(part, ast.Pass) for part in parts)
     if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-        return not any(
-            isinstance(part, (ast.Call, ast.Await, ast.Subscript)) for part in ast.walk(statement.value)
-        )
+        return not any(isinstance(part, (ast.Call, ast.Await)) for part in ast.walk(statement.value))
     return False
 
 
-def _row_in(error: BaseException, filename: str, default: int) -> int:
-    rows = [
-        frame.lineno
+def _place_in(error: BaseException, filename: str, default: int) -> str:
+    """The line of the file at which it happened, and that of the call at module level."""
+    frames = [
+        frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == filename and frame.name == "<module>" and frame.lineno
+        if frame.filename == filename and frame.lineno
     ]
-    return rows[-1] if rows else default
+    outer = [frame.lineno for frame in frames if frame.name == "<module>"]
+    if not outer:
+        return f"line {default}"
+    inner = frames[-1]
+    if inner.name in ("<module>", "<listcomp>", "<dictcomp>", "<genexpr>", "<setcomp>"):
+        return f"line {outer[-1]}"
+    return f"line {outer[-1]} (in {inner.name}, line {inner.lineno})"
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Why the user's code ended there, in a few words."""
+    message = str(error)
     if isinstance(error, Stop):
-        return str(error)
+        return message
     if isinstance(error, SystemExit):
         return f"it exits there (status {error.code})" if error.code else "it exits there"
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:
+        return f"out of memory; the limit is {memory_limit()} MiB (--memory-limit)"
+    if isinstance(error, EOFError) and "reading a line" in message:
+        return "it reads standard input, which is closed here"
+    if "NVIDIA driver" in message or "not compiled with CUDA" in message:
+        return "it wants CUDA, and models are checked on the CPU; pick the device in the main guard"
     return describe_error(error)
 
 
+def memory_limit() -> int:
+    """The limit of this process in MiB, 0 for none."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return max(0, resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20)
+
+
 @contextlib.contextmanager
-def _no_training() -> Iterator[None]:
-    """Constructing is our business, training is not: stop at the first step towards it."""
+def _no_training() -> Iterator[list[Stop]]:
+    """Constructing is our business, training is not: stop at the first step towards it.
+
+    Yields a list that gets each `Stop` raised: a bare `except:` in the file may catch it.
+    """
+    stops: list[Stop] = []
 
     def stopper(what: str) -> Any:
         def stop(*_: Any, **__: Any) -> Any:
-            raise Stop(f"{what}; the model is checked as it was then")
+            stops.append(Stop(f"training begins there ({what}); the model is checked as it was then"))
+            raise stops[-1]
 
         return stop
 
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-    hook = register_optimizer_step_pre_hook(stopper("training begins there (optimizer step)"))
+    hook = register_optimizer_step_pre_hook(stopper("optimizer step"))
     with contextlib.ExitStack() as stack:
         stack.callback(hook.remove)
-        backward = stopper("training begins there (backward)")
+        backward = stopper("backward")
         stack.enter_context(replaced(torch.Tensor, "backward", backward))
         stack.enter_context(replaced(torch.autograd, "backward", backward))
-        yield
+        yield stops
 
 
 # ---------------------------------------------------------------------- models of a loaded file
 
 
-def models_of(loaded: LoadedFile) -> Iterator[LoadedModel | tuple[Candidate, LoadError]]:
-    """The file's models, or the reason why a candidate could not be constructed."""
+def models_of(loaded: LoadedFile) -> Iterator[Found]:
+    """What may be the file's models: the instances that it made, then what is left to construct."""
     namespace = vars(loaded.module)
-    instances: list[tuple[str, nn.Module]] = []
+    instances: dict[str, nn.Module] = {}
     for candidate in loaded.discovery.candidates:
-        value = namespace.get(candidate.name)
-        if candidate.kind == "instance" and _is_model(value):
-            if all(value is not other for _, other in instances):
-                instances.append((candidate.name, value))
-    for name, model in instances:
-        if not any(_contains(other, model) for _, other in instances):
-            yield LoadedModel(name, model)
+        value = unwrapped(namespace.get(candidate.name))
+        if candidate.kind == "instance" and is_model(value):
+            if all(value is not other for other in instances.values()):
+                instances[candidate.name] = value
+    for name, model in instances.items():
+        if not any(_contains(other, model) for other in instances.values()):
+            yield Found(name, partial(_itself, model))
     for candidate in loaded.discovery.candidates:
-        if candidate.kind == "instance":
-            missing = candidate.name not in namespace
-            if missing and candidate.likely and candidate.name not in _made_otherwise(loaded):
-                yield from _instead_of_instance(loaded, candidate)
-            continue
-        try:
-            model = construct(loaded, candidate.name)
-        except LoadError as error:
+        if candidate.kind != "instance":
             if candidate.name in namespace or loaded.stopped is None:
-                yield candidate, error
-            continue
-        if model is not None:
-            yield LoadedModel(candidate.name, model)
+                yield Found(candidate.name, partial(_constructed_model, loaded, candidate.name))
+        elif candidate.likely and candidate.name not in namespace:
+            callee = _class_behind(loaded, candidate)
+            if callee is not None:
+                yield Found(candidate.name, partial(_constructed_model, loaded, callee))
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model
+
+
+def _constructed_model(loaded: LoadedFile, name: str) -> nn.Module | None:
+    model = construct(loaded, name)
+    return model if is_model(model) else None
+
+
+def _class_behind(loaded: LoadedFile, candidate: Candidate) -> str | None:
+    """`model = Net(...).cuda()` was not reached or failed: the class or factory that it calls."""
+    if candidate.name in _made_otherwise(loaded):
+        return None
+    tree = loaded.text.tree
+    assert tree is not None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.lineno == candidate.row and node.value:
+            for part in ast.walk(node.value):
+                callee = part.func if isinstance(part, ast.Call) else None
+                if isinstance(callee, ast.Name) and callee.id in loaded.discovery.calls:
+                    if callee.id in vars(loaded.module):
+                        return callee.id
+    return None
 
 
 def _made_otherwise(loaded: LoadedFile) -> set[str]:
     return {candidate.name for candidate in loaded.discovery.candidates if candidate.kind != "instance"}
 
 
-def _instead_of_instance(
-    loaded: LoadedFile, candidate: Candidate
-) -> Iterator[LoadedModel | tuple[Candidate, LoadError]]:
-    """`model = Net(...).cuda()` was not reached or failed: construct its class from that call."""
-    tree = loaded.text.tree
-    assert tree is not None
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Assign) or node.lineno != candidate.row:
-            continue
-        for part in ast.walk(node.value):
-            name = part.func.id if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) else None
-            if name is None or name not in vars(loaded.module):
-                continue
-            if name in loaded.discovery.classes or name in loaded.discovery.calls:
-                try:
-                    model = construct(loaded, name)
-                except LoadError as error:
-                    yield candidate, error
-                    return
-                if model is not None:
-                    yield LoadedModel(candidate.name, model)
-                return
+def unwrapped(value: Any) -> Any:
+    """The model inside `torch.compile`, `DataParallel` and their like, which only run it otherwise."""
+    while isinstance(value, nn.Module):
+        wrapper = type(value).__name__
+        if wrapper == "OptimizedModule":
+            value = value._orig_mod
+        elif wrapper in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
+            value = value.module
+        else:
+            break
+    return value
 
 
-def _is_model(value: Any) -> bool:
+_NO_MODEL: Final = re.compile(r"(loss|criterion|metric|optimizer|scheduler)$", re.IGNORECASE)
+
+
+def is_model(value: Any) -> bool:
+    """Whether this is something that one trains: a module with parameters and a forward."""
     return (
         isinstance(value, nn.Module)
         and not isinstance(value, nn.modules.loss._Loss)
+        and not _NO_MODEL.search(type(value).__name__)
+        and getattr(type(value), "forward", None) is not nn.Module.forward
         and any(True for _ in value.parameters())
     )
 
@@ -309,10 +386,11 @@ def named_model(loaded: LoadedFile, name: str) -> nn.Module:
         known = [candidate.name for candidate in loaded.discovery.candidates]
         hint = f"; it has: {', '.join(known)}" if known else ""
         raise LoadError(f"has no {name}{stopped}{hint}")
+    value = unwrapped(value)
     if isinstance(value, nn.Module):
         return value
     if isinstance(value, type) and issubclass(value, nn.Module):
-        for other in namespace.values():
+        for other in list(namespace.values()):
             if type(other) is value and _needs_arguments(value):
                 assert isinstance(other, nn.Module)
                 return other
@@ -353,11 +431,9 @@ def construct(loaded: LoadedFile, name: str, value: Any = None) -> nn.Module | N
 def _called(name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         with _no_training():
-            return made(*args, **kwargs)
-    except Exception as error:
-        raise LoadError(f"constructing {name} raised {describe_error(error)}{_where(error)}") from error
-    except (Stop, SystemExit) as error:
-        raise LoadError(f"constructing {name}: {_reason(error)}") from error
+            return unwrapped(made(*args, **kwargs))
+    except (Exception, Stop, SystemExit) as error:
+        raise LoadError(f"constructing {name} stopped: {reason_of(error)}{_where(error)}") from error
 
 
 def _where(error: BaseException) -> str:
@@ -482,9 +558,20 @@ class _Scope:
             with contextlib.suppress(Exception):
                 code = compile(ast.Expression(callee), self._filename, "eval")
                 value = eval(code, {**self._namespace, **names})
-        harmless = isinstance(value, type) or getattr(value, "__name__", "") in _HARMLESS
-        if not harmless:
+        if not (isinstance(value, type) or _is_harmless(value)):
             raise LoadError(f"`{ast.unparse(call)}` is not called to find arguments")
+
+
+def _is_harmless(function: Any) -> bool:
+    """Built-in functions of values, methods of plain values, and what `torch` and `math` compute."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, (str, dict, list, tuple, set, int, float)):
+        return True
+    module = getattr(function, "__module__", None) or getattr(owner, "__name__", "")
+    root = str(module).partition(".")[0]
+    if root == "builtins":
+        return getattr(function, "__name__", "") in _HARMLESS
+    return root in ("math", "numpy", "torch") or type(owner).__module__.startswith("torch._C")
 
 
 def example_inputs(loaded: LoadedFile) -> Any:

@@ -5,15 +5,18 @@ milliseconds instead of the seconds of an import. It touches no tensor: a fork a
 there is no fork (not Linux), each job gets a fresh interpreter.
 
 The zygote reads jobs from its standard input, one JSON line each, and writes the children's messages to
-its standard output, each with the number of its job in front. On SIGTERM, on Ctrl-C and at its parent's
-death it ends its children and then itself.
+its standard output, each with the number of its job in front. On SIGTERM and at its parent's death it
+ends its children, and whatever they have started, and then itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
+import math
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -21,29 +24,38 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import IO, Any, Final
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
-from trainlint.jobs import Begin, Died, Done, Job, Message, decode_job, decode_message, encode
+import msgspec
+
+from trainlint.jobs import Analyzed, Begin, Died, Done, Job, Message, decode_job, decode_message, encode
 
 CAN_FORK: Final = sys.platform == "linux"
 _KEPT_OUTPUT: Final = 4000
+_POLL_SECONDS: Final = 0.05
 _DEATH_SIGNAL_OPTION: Final = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
+_SUBREAPER_OPTION: Final = 36  # PR_SET_CHILD_SUBREAPER
 
 
 @dataclass
 class _Child:
+    """A running job. `messages` and `output` are the read ends of its pipes, None once closed."""
+
     number: int
     job: Job
     pid: int
-    messages: IO[bytes]
-    output: IO[bytes]
+    messages: int | None
+    output: int | None
     deadline: float
     target: str
     buffer: bytes = b""
+    printed: bytes = b""
     done: bool = False
-    process: Any = None
+    status: int | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]:
@@ -56,34 +68,47 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]
     if not CAN_FORK:
         yield from _supervise(enumerate(jobs), workers)
         return
+    complaints = tempfile.TemporaryFile()  # noqa: SIM115
     zygote = subprocess.Popen(
-        [sys.executable, "-m", "trainlint.supervisor", str(workers)],
+        # -P: a `random.py` in the current folder must not be what torch imports. A session of its
+        # own: Ctrl-C reaches only us, and we end it.
+        [sys.executable, "-P", "-m", "trainlint.supervisor", str(workers), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=complaints,
         env=prepare_environment(dict(os.environ)),
+        start_new_session=True,
     )
     assert zygote.stdin is not None
     assert zygote.stdout is not None
     open_jobs = set(range(len(jobs)))
+    why = ""
     try:
         with contextlib.suppress(BrokenPipeError):
             zygote.stdin.write(b"".join(encode(job) + b"\n" for job in jobs) + b"\n")
             zygote.stdin.flush()
         for line in zygote.stdout:
-            number, _, content = line.partition(b" ")
+            place, _, content = line.partition(b" ")
             message = decode_message(content)
             if isinstance(message, (Done, Died)):
-                open_jobs.discard(int(number))
-            yield int(number), message
+                open_jobs.discard(int(place))
+            yield int(place), message
             if not open_jobs:
                 break
+        if open_jobs:
+            zygote.wait()
+            complaints.seek(0)
+            last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
+            why = last or f"exit status {zygote.returncode}"
         for number in sorted(open_jobs):
-            yield number, Died(jobs[number].label, "the supervising process ended unexpectedly")
+            yield number, Died(jobs[number].target, f"the supervising process ended: {why}")
     finally:
         if open_jobs:
             zygote.terminate()
-        zygote.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            zygote.stdin.close()
         zygote.stdout.close()
+        complaints.close()
         try:
             zygote.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -94,116 +119,178 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]
 def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[int, Message]]:
     waiting = deque(jobs)
     running: dict[int, _Child] = {}
-    selector = selectors.DefaultSelector()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 child = _start(*waiting.popleft())
                 running[child.number] = child
-                selector.register(child.messages, selectors.EVENT_READ, child)
-            now = time.monotonic()
-            nearest = min(child.deadline for child in running.values())
-            for key, _ in selector.select(max(0.0, nearest - now)):
-                yield from _receive(key.data)
+            _sleep(running.values())
             for child in list(running.values()):
-                ended = child.buffer is _CLOSED
+                # Its exit, not the end of the pipe, is what counts: a process that the target left
+                # behind may hold the pipe open. What it sent before is still in there.
+                ended = _reap(child, block=False)
+                yield from _receive(child)
+                _listen(child)
                 late = time.monotonic() >= child.deadline
-                if ended or late:
-                    selector.unregister(child.messages)
+                if ended or child.done or late:
                     del running[child.number]
-                    yield child.number, _finish(child, late and not ended)
+                    _end(child)
+                    _end_orphans({other.pid for other in running.values()})
+                    yield child.number, _verdict(child, late and not ended)
     finally:
         for child in running.values():
-            _finish(child, late=True)
-        selector.close()
+            _end(child)
+        _end_orphans(())
 
 
-_CLOSED: Final = b"closed"
+def _sleep(children: Collection[_Child]) -> None:
+    """Until a child has sent or printed something, or it is time to look after them."""
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            for descriptor in (child.messages, child.output):
+                if descriptor is not None:
+                    selector.register(descriptor, selectors.EVENT_READ)
+        selector.select(_POLL_SECONDS)
 
 
 def _receive(child: _Child) -> Iterator[tuple[int, Message]]:
     """Pass on whole messages; each `Begin` gives the child its time anew."""
-    data = os.read(child.messages.fileno(), 1 << 16)
-    if not data:
-        child.buffer = _CLOSED
-        return
+    data, child.messages = _drain(child.messages, math.inf)
     *lines, child.buffer = (child.buffer + data).split(b"\n")
     for line in lines:
         message = decode_message(line)
         if isinstance(message, Done):
-            # Not the end of the pipe: a process that the target left behind may hold it open.
             child.done = True
-            child.buffer = _CLOSED
             return
         if isinstance(message, Begin):
             child.target = message.target
             child.deadline = time.monotonic() + child.job.timeout
+        if isinstance(message, Analyzed) and message.result.status == "error":
+            _listen(child)
+            result = msgspec.structs.replace(message.result, output=_printed(child))
+            message = msgspec.structs.replace(message, result=result)
         yield child.number, message
 
 
-def _finish(child: _Child, late: bool) -> Message:
-    """End the child and all that it started; say how it ended."""
-    if not late:
-        time.sleep(0.01 if child.done else 0.05)  # it is just about to become reapable
-    status = _reap(child, block=False)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    if status is None:
-        status = _reap(child, block=True)
-    child.messages.close()
-    return _verdict(child, status, late)
+def _listen(child: _Child) -> None:
+    """Keep the last of what the target prints."""
+    data, child.output = _drain(child.output)
+    child.printed = (child.printed + data)[-_KEPT_OUTPUT:]
 
 
-def _verdict(child: _Child, status: int | None, late: bool) -> Message:
-    output = _last_output(child.output)
-    child.output.close()
+def _printed(child: _Child) -> str:
+    return child.printed.decode(errors="replace").partition("Fatal Python error: ")[0]
+
+
+def _drain(descriptor: int | None, most: float = 1 << 20) -> tuple[bytes, int | None]:
+    """What can be read now, and the descriptor, None at its end. A stream without end is cut."""
+    data = b""
+    while descriptor is not None and len(data) < most:
+        try:
+            part = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            break
+        if not part:
+            os.close(descriptor)
+            descriptor = None
+        data += part
+    return data, descriptor
+
+
+def _end(child: _Child) -> None:
+    """End the child and its process group."""
+    if child.done and child.status is None:
+        time.sleep(0.01)  # it is just about to end by itself
+    _reap(child, block=False)
+    for kill in (os.killpg, os.kill):  # it may not lead its group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if kill is os.killpg or child.status is None:
+                kill(child.pid, signal.SIGKILL)
+    _reap(child, block=True)
+    _listen(child)
+    for descriptor in (child.messages, child.output):
+        if descriptor is not None:
+            os.close(descriptor)
+    child.messages = child.output = None
+
+
+def _end_orphans(spared: Collection[int]) -> None:
+    """End what the ended children have left behind, also in sessions of its own.
+
+    We are their subreaper, so that the children of a process that ends become ours.
+    """
+    while CAN_FORK and (orphans := [pid for pid in _own_children() if pid not in spared]):
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _own_children() -> Iterator[int]:
+    own = str(os.getpid())
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                # pid (name, which may hold anything) state parent ...
+                if (folder / "stat").read_text().rpartition(")")[2].split()[1] == own:
+                    yield int(folder.name)
+
+
+def _verdict(child: _Child, late: bool) -> Message:
     if child.done:
         return Done()
+    status = child.status
     if late:
-        reason = f"timed out after {child.job.timeout:g} s"
+        reason = f"timed out after {child.job.timeout:g} s (--timeout)"
     elif status is not None and os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        reason = f"crashed ({signal.strsignal(number) or 'signal'}, signal {number})"
+        reason = f"crashed ({signal.strsignal(number) or 'signal'}, signal {number}{_crash_row(child)})"
     else:
         code = os.WEXITSTATUS(status) if status is not None else "unknown"
         reason = f"the process ended by itself (exit status {code})"
-    return Died(child.target, reason, output)
+    return Died(child.target, reason, _printed(child))
 
 
-def _reap(child: _Child, *, block: bool) -> int | None:
-    if child.process is not None:
+def _crash_row(child: _Child) -> str:
+    """The line of the target at which it crashed, from the last words of `faulthandler`."""
+    text = child.printed.decode(errors="replace").partition("Fatal Python error: ")[2]
+    match = re.search(re.escape(f'File "{child.job.path}", line ') + r"(\d+)", text)
+    return f", at line {match[1]}" if match else ""
+
+
+def _reap(child: _Child, *, block: bool) -> bool:
+    """Whether the child has ended; its status is then noted."""
+    if child.status is None and child.process is not None:
         code = child.process.wait() if block else child.process.poll()
-        return None if code is None else (-code if code < 0 else code << 8)
-    try:
-        pid, status = os.waitpid(child.pid, 0 if block else os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return status if pid else None
-
-
-def _last_output(stream: IO[bytes]) -> str:
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - _KEPT_OUTPUT))
-    return stream.read().decode(errors="replace")
+        if code is not None:
+            child.status = -code if code < 0 else code << 8
+    elif child.status is None:
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(child.pid, 0 if block else os.WNOHANG)
+            if pid:
+                child.status = status
+    return child.status is not None
 
 
 def _start(number: int, job: Job) -> _Child:
-    # A file, not a pipe: a target that prints a megabyte must not block.
-    output = tempfile.TemporaryFile()  # noqa: SIM115
-    read_end, write_end = os.pipe()
+    # Pipes that we drain: a target may print without end and neither block nor fill the disk.
+    messages, sender = os.pipe()
+    output, printer = os.pipe()
     process = None
     if CAN_FORK:
         pid = os.fork()
         if pid == 0:
-            os.close(read_end)
-            _be_the_child(job, write_end, output)
+            os.close(messages)
+            os.close(output)
+            _be_the_child(job, sender, printer)
     else:
-        os.set_inheritable(write_end, True)
+        os.set_inheritable(sender, True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainlint.worker", str(write_end)],
+            [sys.executable, "-P", "-m", "trainlint.worker", str(sender)],
             stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
+            stdout=printer,
+            stderr=printer,
             close_fds=False,
             start_new_session=True,
         )
@@ -211,33 +298,39 @@ def _start(number: int, job: Job) -> _Child:
         process.stdin.write(encode(job) + b"\n")
         process.stdin.close()
         pid = process.pid
-    os.close(write_end)
+    for descriptor in (sender, printer):
+        os.close(descriptor)
+    for descriptor in (messages, output):
+        os.set_blocking(descriptor, False)
     deadline = time.monotonic() + job.timeout
-    messages = os.fdopen(read_end, "rb", buffering=0)
-    return _Child(number, job, pid, messages, output, deadline, job.label, process=process)
+    return _Child(number, job, pid, messages, output, deadline, job.target, process=process)
 
 
-def _be_the_child(job: Job, write_end: int, output: IO[bytes]) -> None:
+def _be_the_child(job: Job, sender: int, printer: int) -> None:
     """Never returns."""
     status = 1
     try:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_DEATH_SIGNAL_OPTION, signal.SIGKILL)
+        _control_process(_DEATH_SIGNAL_OPTION, signal.SIGKILL)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+        os.dup2(printer, 1)
+        os.dup2(printer, 2)
+        os.close(printer)
+        faulthandler.enable(file=2)
         from trainlint.worker import limit_memory, work
 
         limit_memory(job.memory_limit)
-        work(job, lambda message: _write(write_end, encode(message) + b"\n"))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        work(job, lambda message: _write(sender, encode(message) + b"\n"))
         status = 0
     finally:
         os._exit(status)
+
+
+def _control_process(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -245,8 +338,12 @@ def _write(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _serve(workers: int) -> None:
+def _serve(workers: int, parent: int) -> None:
     """The zygote: import torch, then fork a child for every job on standard input."""
+    _control_process(_DEATH_SIGNAL_OPTION, signal.SIGTERM)
+    _control_process(_SUBREAPER_OPTION, 1)
+    if os.getppid() != parent:
+        return  # it died before we asked to be told
     import warnings
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
@@ -262,11 +359,6 @@ def _serve(workers: int) -> None:
         if not line.strip():
             break
         jobs.append(decode_job(line))
-    parent = os.getppid()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL_OPTION, signal.SIGTERM)
-    if os.getppid() != parent:
-        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = sys.stdout.buffer
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
@@ -276,4 +368,4 @@ def _serve(workers: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -11,14 +11,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainlint.errors import InputError, LoadError
 from trainlint.fixes.source import SourceText
 from trainlint.jobs import Analyzed, Begin, Done, Job, Message
 from trainlint.records import TargetResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainlint.inputs import Inputs
+    from trainlint.loading import LoadedFile
+    from trainlint.subject import Settings
 
 Send = Callable[[Message], None]
 
@@ -29,27 +38,45 @@ def work(job: Job, send: Send) -> None:
 
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for the processes that the target starts
     sys.argv = [job.path]
-    send(Begin(job.label))
+
+    def send_after_output(message: Message) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the target may have closed or replaced it
+                stream.flush()
+        send(message)
+
+    with contextlib.suppress(Exception):
+        # What it printed before `os._exit` or a crash must not be lost in a buffer.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    send(Begin(job.target))
+    _guarded(job, send_after_output, job.target, lambda: _check_file(job, send_after_output))
+    send_after_output(Done())
+
+
+def _guarded(job: Job, send: Send, target: str, check: Callable[[], None]) -> None:
+    """Whatever ends this check early becomes the target's reason."""
+    from trainlint.loading import Stop, reason_of
+
     try:
-        _check_file(job, send)
-    except LoadError as error:
-        _failed(send, job.label, str(error))
-    except MemoryError:
-        _failed(send, job.label, f"ran out of memory (limit {job.memory_limit >> 20} MiB)")
+        check()
+    except (LoadError, InputError) as error:
+        _failed(send, target, str(error))
+    except (MemoryError, SystemExit, Stop) as error:
+        _failed(send, target, reason_of(error))
     except Exception as error:  # a fault of ours
-        detail = traceback.format_exc() if job.debug else f"{type(error).__name__}: {error}"
-        _failed(send, job.label, f"internal error: {detail} (--debug shows more)")
-    send(Done())
+        detail = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        _failed(send, target, f"internal error: {traceback.format_exc() if job.debug else detail}")
 
 
-def _failed(send: Send, target: str, reason: str, notes: list[str] | None = None) -> None:
-    send(Analyzed([], [], TargetResult(target, "error", reason, notes=notes or [])))
+def _failed(send: Send, target: str, reason: str, status: str = "error") -> None:
+    send(Analyzed([], [], TargetResult(target, status, reason)))
 
 
 def _check_file(job: Job, send: Send) -> None:
     from trainlint.capture import single_node_functions
-    from trainlint.loading import LoadedModel, load_file, models_of, named_model
+    from trainlint.loading import load_file, models_of, named_model
     from trainlint.registry import select_rules
     from trainlint.sites import recording
     from trainlint.subject import Settings
@@ -62,54 +89,44 @@ def _check_file(job: Job, send: Send) -> None:
     with recording(), single_node_functions():
         with _time_limit(job.timeout / 2):
             loaded = load_file(path, text, job.dotted)
-        notes = [*loaded.notes, *([loaded.stopped] if loaded.stopped else [])]
-        notes += [f"{name} is defined twice; the last one counts" for name in loaded.discovery.repeated]
         if job.name is not None:
-            target = f"{job.label}::{job.name}" if job.dotted is None else f"{job.dotted}:{job.name}"
-            model = named_model(loaded, job.name)
-            _check_model(job, send, loaded, target, model, settings, notes)
+            _check_model(job, send, loaded, job.target, named_model(loaded, job.name), settings)
             return
-        count = 0
+        refused: list[tuple[str, str]] = []
+        tried = False
         for found in models_of(loaded):
-            count += 1
-            if isinstance(found, LoadedModel):
-                target = f"{job.label}::{found.name}"
-                if target not in job.skip:
-                    _check_model(job, send, loaded, target, found.model, settings, notes)
-            else:
-                candidate, error = found
-                target = f"{job.label}::{candidate.name}"
-                result = TargetResult(target, "skipped", str(error), notes=notes)
-                send(Analyzed([], [], result))
-        if count == 0:
-            stopped = f" ({loaded.stopped})" if loaded.stopped else ""
-            raise LoadError(f"no model found{stopped}")
+            target = f"{job.label}::{found.name}"
+            if target in job.skip:
+                tried = True
+                continue
+            send(Begin(target))
+            try:
+                made = found.make()
+            except LoadError as error:
+                refused.append((target, str(error)))
+                continue
+            if made is not None:
+                tried = True
+                check = partial(_check_model, job, send, loaded, target, made, settings)
+                _guarded(job, send, target, check)
+        # A class that cannot be constructed is no fault of a file whose other models were checked.
+        status = "skipped" if tried or job.scanned else "error"
+        for target, reason in refused:
+            _failed(send, target, reason, status)
+        if not tried and not refused:
+            stopped = f": {loaded.stopped}" if loaded.stopped else ""
+            status = "skipped" if job.scanned and not stopped else "error"
+            _failed(send, job.label, f"no model found{stopped}", status)
 
 
 def _check_model(
-    job: Job, send: Send, loaded: Any, target: str, model: Any, settings: Any, notes: list[str]
+    job: Job, send: Send, loaded: LoadedFile, target: str, model: nn.Module, settings: Settings
 ) -> None:
-    from trainlint.inputs import fits_signature, from_text, from_value
-    from trainlint.loading import example_inputs
     from trainlint.subject import analyze
 
     send(Begin(target))
-    try:
-        inputs = None
-        given = example_inputs(loaded)
-        if job.inputs is not None:
-            inputs = from_text(job.inputs, model)
-        elif given is not None:
-            inputs = from_value(given, model, "example_inputs of the file")
-            if not fits_signature(inputs, model) and job.name is None:
-                inputs = None  # meant for another model of the file
-    except InputError as error:
-        _failed(send, target, str(error))
-        return
-    except Exception as error:
-        _failed(send, target, f"example_inputs raised {type(error).__name__}: {error}")
-        return
-    analysis = analyze(model, inputs, target=target, settings=settings, notes=notes)
+    inputs = _inputs(job, loaded, model)
+    analysis = analyze(model, inputs, target=target, settings=settings, notes=loaded.notes)
     send(
         Analyzed(
             [finding.reported for finding in analysis.findings],
@@ -119,18 +136,40 @@ def _check_model(
     )
 
 
+def _inputs(job: Job, loaded: LoadedFile, model: nn.Module) -> Inputs | None:
+    """The inputs that the command line or the file gives, or None. Raises `InputError`."""
+    from trainlint.inputs import fits_signature, from_text, from_value
+    from trainlint.loading import example_inputs
+
+    if job.inputs is not None:
+        return from_text(job.inputs, model)
+    given = example_inputs(loaded)
+    if given is None:
+        return None
+    try:
+        inputs = from_value(given, model, "example_inputs of the file")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"example_inputs raised {type(error).__name__}: {error}") from error
+    meant_for_another = not fits_signature(inputs, model) and job.name is None
+    return None if meant_for_another else inputs
+
+
 def _find(job: Job) -> Path:
+    """The file of the job; that of a dotted name is found without importing anything."""
     if job.dotted is None:
         return Path(job.path)
-    import importlib.util
-
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        spec = importlib.util.find_spec(job.dotted)
-    except BaseException as error:
-        raise LoadError(f"{job.dotted} cannot be imported: {type(error).__name__}: {error}") from error
+    folders: Sequence[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for part in job.dotted.split("."):
+        spec = None if folders is None else PathFinder.find_spec(part, folders)
+        if spec is None:
+            raise LoadError(f"there is no module {job.dotted} here")
+        locations = spec.submodule_search_locations
+        folders = None if locations is None else list(locations)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise LoadError(f"there is no module {job.dotted} here")
+        raise LoadError(f"{job.dotted} is no Python file")
     return Path(spec.origin)
 
 
@@ -154,7 +193,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise Stop(f"it was still running after {seconds:g} s")
+        raise Stop(f"it was still running after {seconds:g} s, half of --timeout")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

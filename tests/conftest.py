@@ -1,0 +1,119 @@
+"""What the tests share: the real command line in a subprocess, and files to point it at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("trainlint"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of the command line."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return json.loads(self.stdout)
+
+    @property
+    def targets(self) -> dict[str, dict[str, Any]]:
+        """The targets by name; no name may come twice."""
+        targets = self.report["targets"]
+        names = [target["target"] for target in targets]
+        assert len(set(names)) == len(names), names
+        return {target["target"]: target for target in targets}
+
+    def statuses(self) -> dict[str, str]:
+        return {name: target["status"] for name, target in self.targets.items()}
+
+    def found(self, code: str) -> list[dict[str, Any]]:
+        return [finding for finding in self.report["findings"] if finding["code"] == code]
+
+    def complaints(self) -> list[str]:
+        """The lines on stderr that trainlint wrote itself, without the output of the targets."""
+        return [line for line in self.stderr.splitlines() if not line.startswith("    | ")]
+
+
+Run = Callable[..., Result]
+
+
+def run_command(
+    *arguments: str | Path,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> Result:
+    started = time.monotonic()
+    done = subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Write the files with their common indentation removed; folders are made as needed."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(textwrap.dedent(content).lstrip("\n"), encoding="utf-8")
+    return folder
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.fixture
+def trainlint(tmp_path: Path) -> Run:
+    """Run the command line in `tmp_path`."""
+
+    def run(*arguments: str | Path, **options: Any) -> Result:
+        return run_command(*arguments, **{"cwd": tmp_path, **options})
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Mapping[str, str | bytes]], Path]:
+    """Write files below `tmp_path`."""
+    return lambda files: write_files(tmp_path, files)
