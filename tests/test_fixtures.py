@@ -21,6 +21,9 @@ BROKEN = sorted((FIXTURES / "broken").glob("*.py"))
 HEALTHY = sorted((FIXTURES / "healthy").glob("*.py"))
 EXPECT = re.compile(r"#\s*expect:\s*([A-Z]{3}\d{3}(?:\s*,\s*[A-Z]{3}\d{3})*)\s*$")
 
+# One worker for all of them, since they share two checks.
+pytestmark = pytest.mark.xdist_group("fixtures")
+
 # What trainlint does not do yet. The expectation in the file is right; strict, so that the entry must
 # go when the code gets there.
 NOT_YET = {

@@ -26,6 +26,7 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
         def forward(self, x):
             return self.left(x) + self.right(x)
 
+
     example_inputs = torch.randn(4, 8)
     ```
 
@@ -39,6 +40,7 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
 
         def forward(self, x):
             return self.left(x) + self.right(x)
+
 
     example_inputs = torch.randn(4, 8)
     ```

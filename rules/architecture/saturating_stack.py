@@ -29,8 +29,8 @@ def saturating_stack(
     the activation gives a way around, and then nothing is reported: gates of LSTM, GRU, GLU and
     squeeze-and-excitation are sound uses of a sigmoid, and so is an output layer's.
 
-    It is an error where the bound times the weights' gain ‖W‖_F/√(out) falls below `error_bound`, a
-    warning above.
+    A chain counts from `least` of them on. It is an error where the bound times the weights' gain
+    ‖W‖_F/√(out) falls below `error_bound`, a warning above.
 
     ## Bad
     ```python
@@ -70,7 +70,7 @@ def saturating_stack(
 
     ## References
     Seed A, problem 3. Hochreiter 1991; Glorot & Bengio 2010, section 3. Slope of softmax: Gao & Pavel
-    2017, arXiv:1704.00805, proposition 2. Thresholds: `benchmarks/saturating_stack.py`.
+    2017, arXiv:1704.00805, proposition 2.
     """
     paths = graph.best_gradient_paths(lambda node: _slope(graph, node))
     best = _best_by_weight(graph, paths)
@@ -124,7 +124,7 @@ def _finding(
     error_bound: float,
 ) -> Finding:
     gains = [_gain(graph, other) for other in path.nodes if graph.is_weighted(other)]
-    gain = math.prod(gains)
+    gain = math.prod(gain for gain in gains if gain > 0)  # zero weights are INI001's story
     expected = path.bound * gain
     kinds = Counter(graph.name(other) for other in chain)
     what = " and ".join(f"{count} {name}s" if name != "softmax" else f"{count} softmaxes"
@@ -137,7 +137,7 @@ def _finding(
     parameters = [parameter for other in starved for parameter in graph.parameters_of(other)]
     return Finding(
         f"{what} in series and no way around them: at most {power} = {path.bound:.2g} of the "
-        f"gradient reaches {layer}; the weights multiply it by {gain:.2g}",
+        f"gradient reaches {layer}; with these weights about {expected:.1g}",
         where=chain[0],
         module=graph.operation(node).module,
         evidence={
