@@ -37,8 +37,9 @@ import torch
 
 from trainlint import loading, worker
 from trainlint.discovery import is_main_guard, python_files
+from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
-from trainlint.loading import LoadedFile, LoadedModel
+from trainlint.loading import LoadedFile, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,25 +72,31 @@ class Outcome:
 # ---------------------------------------------------------------------- the loaders
 
 
-def run_until_stop(loaded: LoadedFile) -> None:
+def run_until_stop(loaded: LoadedFile, stops: list[Stop]) -> None:
     """Run the file as one piece."""
     assert loaded.text.tree is not None
-    _run_tree(loaded, loaded.text.tree)
+    _run_part(loaded, loaded.text.tree, stops)
 
 
-def run_cut(loaded: LoadedFile) -> None:
+def run_cut(loaded: LoadedFile, stops: list[Stop]) -> None:
     """Run what is left of the file without its risky statements."""
     assert loaded.text.tree is not None
-    _run_tree(loaded, cut(loaded.text.tree))
+    _run_part(loaded, cut(loaded.text.tree), stops)
 
 
-def _run_tree(loaded: LoadedFile, tree: ast.Module) -> None:
+def _run_part(loaded: LoadedFile, part: ast.Module, stops: list[Stop]) -> BaseException | None:
+    """Run it, and return what ended it, also where the file itself has caught that."""
     filename = str(loaded.module.__file__)
     try:
-        exec(compile(tree, filename, "exec", dont_inherit=True), vars(loaded.module))
+        exec(compile(part, filename, "exec", dont_inherit=True), vars(loaded.module))
+        if stops:
+            raise stops[0]
     except BaseException as error:
-        row = loading._row_in(error, filename, 0)
-        loaded.stopped = f"line {row}: {loading._reason(error)}"
+        if loaded.stopped is None:
+            loaded.stopped = f"{loading._place_in(error, filename, 0)}: {loading.reason_of(error)}"
+        stops.clear()
+        return error
+    return None
 
 
 def cut(tree: ast.Module) -> ast.Module:
@@ -106,13 +113,13 @@ def cut(tree: ast.Module) -> ast.Module:
     return ast.Module(kept, tree.type_ignores)
 
 
-def run_resuming(loaded: LoadedFile) -> None:
+def run_resuming(loaded: LoadedFile, stops: list[Stop]) -> None:
     """Run statement by statement. What an exception takes away, and what needs it, is left out.
 
     After a step towards training, an exit, or the end of its time, only definitions are read.
     """
     assert loaded.text.tree is not None
-    filename, ended, lost = str(loaded.module.__file__), False, set[str]()
+    ended, lost = False, set[str]()
     for statement in loaded.text.tree.body:
         definition = isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
         if ended and not loading._is_definition(statement):
@@ -120,15 +127,12 @@ def run_resuming(loaded: LoadedFile) -> None:
         if not definition and _names(statement, ast.Load) & lost:
             lost |= _names(statement, ast.Store)
             continue
-        try:
-            code = ast.Module([statement], [])
-            exec(compile(code, filename, "exec", dont_inherit=True), vars(loaded.module))
+        error = _run_part(loaded, ast.Module([statement], []), stops)
+        if error is None:
             lost -= _names(statement, ast.Store)
-        except BaseException as error:
+        else:
             lost |= _names(statement, ast.Store)
             ended = ended or not isinstance(error, Exception)
-            row = loading._row_in(error, filename, statement.lineno)
-            loaded.stopped = loaded.stopped or f"line {row}: {loading._reason(error)}"
 
 
 def _is_risky(statement: ast.stmt) -> bool:
@@ -152,7 +156,7 @@ def _names(statement: ast.stmt, context: type[ast.expr_context]) -> set[str]:
     }
 
 
-RUNNERS: Final[dict[str, Callable[[LoadedFile], None]]] = {
+RUNNERS: Final[dict[str, Callable[[LoadedFile, list[Stop]], None]]] = {
     "stop": run_until_stop,
     "cut": run_cut,
     "hybrid": loading._run,
@@ -175,16 +179,16 @@ def load(path: Path, outcome: Outcome, limit: float) -> None:
         with worker._time_limit(limit):
             loaded = loading.load_file(path, text)
         outcome.stopped = loaded.stopped
-        instances = {c.name for c in loaded.discovery.candidates if c.kind == "instance"}
         for found in loading.models_of(loaded):
-            if isinstance(found, LoadedModel):
+            try:
+                model = found.make()
+            except LoadError as error:
+                outcome.skipped[found.name] = str(error)
+                continue
+            if model is not None:
+                own = loading.unwrapped(vars(loaded.module).get(found.name))
                 outcome.models.append(found.name)
-                outcome.own += found.name in instances and found.model is vars(loaded.module).get(
-                    found.name
-                )
-            else:
-                candidate, reason = found
-                outcome.skipped[candidate.name] = str(reason)
+                outcome.own += model is own
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"
     outcome.seconds = round(time.monotonic() - started, 3)
@@ -233,13 +237,13 @@ class Observer:
 @contextlib.contextmanager
 def noting_training(effects: set[str]) -> Iterator[None]:
     """Note each `Stop`: it is made only where a file trains or where its time is up."""
-    original = loading.Stop.__init__
+    original = Stop.__init__
 
-    def noted(self: loading.Stop, *arguments: Any) -> None:
+    def noted(self: Stop, *arguments: Any) -> None:
         original(self, *arguments)
         effects.add("trains" if "training begins" in str(self) else "runs long")
 
-    loading.Stop.__init__ = noted  # type: ignore[method-assign]
+    Stop.__init__ = noted  # type: ignore[method-assign]
     yield
 
 
