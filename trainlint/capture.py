@@ -341,7 +341,8 @@ class _Capture(TorchFunctionMode):
         self._stack: list[tuple[str, nn.Module]] = []
         self._symbolic_inputs: set[int] = set()
         self._overwritten: set[int] = set()
-        self._silent = 0
+        self._silent = 0  # > 0 inside a function that is one node
+        self._opened = 0  # > 0 inside one whose body is shown, though it runs without autograd
         self._faults: list[torch.fx.Node] = []
         self._eager = Eager(lambda tensor: self._known_node(tensor))
 
@@ -513,6 +514,8 @@ class _Capture(TorchFunctionMode):
         return self._tracer.kind(tensor) == "buffer" and tensor.is_floating_point()
 
     def _twin(self, _: str, tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 and not self._is_symbolic(tensor) and not tensor.is_floating_point():
+            return tensor  # a size or an index that came from real values
         twin = self._twins.of(tensor)
         if not self._silent:
             self._tracer.bind_twin(tensor, twin)
@@ -556,7 +559,7 @@ class _Capture(TorchFunctionMode):
             module=path,
             owner=module,
             site=calling_site(3, _RUN),
-            grad_enabled=torch.is_grad_enabled(),
+            grad_enabled=torch.is_grad_enabled() or self._opened > 0,
             error=error,
         )
 
@@ -671,6 +674,8 @@ class _Capture(TorchFunctionMode):
         if function.__name__ in _CHECKPOINT_FUNCTIONS:
             run, _preserve, *inputs = args
             return run(*inputs)
+        if any(callable(value) and not isinstance(value, Tensor) for value in args):
+            return self._open_function(apply, args, kwargs)
         with _unseen():
             call_args, call_kwargs = self._meta((args, kwargs), "")
         self._silent += 1
@@ -691,6 +696,16 @@ class _Capture(TorchFunctionMode):
             node.meta["operation"].name = "autograd_function"
             node.meta["operation"].function = function.__name__
         return result
+
+    def _open_function(self, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A function that is handed modules to run (reversible layers): what they do is the model."""
+        with _unseen():
+            call_args, call_kwargs = self._meta((args, kwargs), "")
+        self._opened += 1
+        try:
+            return apply(*call_args, **call_kwargs)
+        finally:
+            self._opened -= 1
 
     def _identity(self, apply: Callable[..., Any], args: Any) -> Any:
         """The engine wants new tensors from its identity function; for the graph they are the old."""

@@ -69,6 +69,7 @@ def _nest_same_fault(findings: list[RawFinding]) -> list[RawFinding]:
     """Findings of one fault: the first in order of execution stays, the others become its symptoms."""
     heads: dict[Any, RawFinding] = {}
     kept: list[RawFinding] = []
+    findings = sorted(findings, key=lambda finding: finding.order)
     for finding in findings:
         if finding.fault is None or finding.fault not in heads:
             kept.append(finding)

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RawFinding:
-    """A located finding with what diagnosis needs besides: its rule, its fault, its share."""
+    """A located finding with what diagnosis needs besides.
+
+    `order` is the place of its node in the order of execution, or that among its rule's findings.
+    """
 
     reported: ReportedFinding
     rule: Rule
@@ -77,6 +80,7 @@ def _located(
     where, module = finding.where, finding.module
     if graph is not None and hasattr(where, "all_input_nodes"):
         node = where
+        order = graph.position(node)
         where = graph.place(node)
         if module is None:
             module = graph.operation(node).module

@@ -168,6 +168,14 @@ class Graph:
         return shape is None or shape.dtype.is_floating_point or shape.dtype.is_complex
 
     @cached_property
+    def _positions(self) -> dict[Node, int]:
+        return {node: place for place, node in enumerate(self.nodes)}
+
+    def position(self, node: Node) -> int:
+        """The node's place in the order of execution."""
+        return self._positions[node]
+
+    @cached_property
     def calls_in_order(self) -> tuple[Node, ...]:
         """All operations, in the order in which they ran."""
         return tuple(node for node in self.nodes if node.op == "call_function")
@@ -429,6 +437,8 @@ class Graph:
             return None if tensor is None or tensor.is_meta else tensor.detach()
         if _depth == 0 or not self.is_constant(node) or not callable(node.target):
             return None
+        if operation.in_place or node.kwargs.get("out") is not None:
+            return None  # replaying it would write into the model
         known: list[Any] = [self.value(source, _depth - 1) for source in node.all_input_nodes]
         if any(value is None for value in known):
             return None

@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from trainlint.capture import Recording, capture
 from trainlint.errors import InputError
 from trainlint.graph import Graph
-from trainlint.layers import blames_the_model, expectation, width_source
+from trainlint.layers import (
+    WidthSource,
+    blames_the_model,
+    expectation,
+    trace_axis,
+    width_source,
+)
 from trainlint.specs import parse_spec
 
 BATCH: Final = 2
@@ -158,7 +164,7 @@ class _Search:
         for number, (args, kwargs, origin) in enumerate(_candidates(self._model)):
             found = self._adjusted(self._try(args, kwargs, origin))
             if found is not None and self._is_settled(found):
-                return found
+                return self._completed(found)
             if number == len(_IMAGE_SIDES) and self._best is not None:
                 resized = self._resized(self._best[1])
                 if self._is_settled(resized):
@@ -168,7 +174,7 @@ class _Search:
         best = None if self._best is None else self._best[1]
         if best is None or best.recording.exception is not None:
             raise InputError("no inputs found that its forward accepts", self._first_refusal)
-        return self._resized(best)
+        return self._completed(self._resized(best))
 
     def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any], origin: str) -> Found | None:
         """One capture; remembered if it is the best so far."""
@@ -185,6 +191,28 @@ class _Search:
 
     def _is_settled(self, found: Found) -> bool:
         return not _doubtful_faults(found.recording)
+
+    def _completed(self, found: Found) -> Found:
+        """Where a fault is left, see whether an optional argument of forward would have prevented it.
+
+        A cross-attention without its context falls back on its own input, whose width is another.
+        """
+        wanted = [
+            wants.expected
+            for node in found.recording.faults
+            if (wants := expectation(_graph(found.recording), node)) is not None
+        ]
+        if not wanted or time.monotonic() > self._deadline:
+            return found
+        for parameter in _forward_parameters(self._model):
+            if parameter.default is not None or parameter.name in found.inputs.kwargs:
+                continue
+            for shape in ((BATCH, _SEQUENCE, wanted[0]), (BATCH, wanted[0])):
+                kwargs = {**found.inputs.kwargs, parameter.name: torch.randn(shape)}
+                better = self._try(found.inputs.args, kwargs, found.inputs.origin)
+                if better is not None and len(better.recording.faults) < len(found.recording.faults):
+                    return better
+        return found
 
     def _adjusted(self, found: Found | None) -> Found | None:
         """Where a layer takes the input itself and wants another width, give the input that width."""
@@ -258,18 +286,42 @@ def _doubtful_faults(recording: Recording) -> list[torch.fx.Node]:
 def _wanted_shapes(found: Found) -> list[tuple[int, ...] | None] | None:
     """For each argument the shape that the first layer behind it wants, None where it is content."""
     graph = _graph(found.recording)
-    places = {f"input_{index}": index for index in range(len(found.inputs.args))}
-    shapes: list[tuple[int, ...] | None] = [None] * len(places)
+    args = found.inputs.args
+    places = {f"input_{index}": index for index in range(len(args))}
+    shapes: list[tuple[int, ...] | None] = [None] * len(args)
+
+    def resize(source: WidthSource, size: int) -> None:
+        place = places.get(str(source.node.target)) if source.node is not None else None
+        if place is None or shapes[place] is not None or source.axis == 0 or size < 1:
+            return
+        if args[place].is_floating_point():
+            dims = list(args[place].shape)
+            dims[source.axis] = size
+            shapes[place] = tuple(dims)
+
     for node in found.recording.faults:
         source, wants = width_source(graph, node), expectation(graph, node)
-        place = places.get(str(source.node.target)) if source.node is not None else None
-        if source.kind != "input" or wants is None or place is None or shapes[place] is not None:
+        if wants is None or wants.expected == wants.received or source.node is None:
             continue
-        value = found.inputs.args[place]
-        if wants.expected != wants.received and value.is_floating_point() and source.axis > 0:
-            dims = list(value.shape)
-            dims[source.axis] = wants.expected
-            shapes[place] = tuple(dims)
+        if source.kind == "input":
+            resize(source, wants.expected)
+        elif source.kind == "cat":
+            free = [
+                traced
+                for part in source.node.all_input_nodes
+                if len(graph.shape(part) or ()) > source.axis
+                and (traced := trace_axis(graph, part, source.axis)).kind == "input"
+            ]
+            for traced in free:  # the parts that are inputs share what is too much or too little
+                dims = graph.shape(traced.node) if traced.node is not None else None
+                if dims is not None:
+                    surplus = wants.received - wants.expected
+                    resize(traced, dims[traced.axis] - surplus // len(free))
+        elif source.kind == "flatten":
+            image = graph.data(source.node)
+            place = places.get(str(image.target)) if image is not None else None
+            if place is not None and args[place].is_floating_point():
+                shapes[place] = (BATCH, wants.expected)  # a vector, which the flatten leaves alone
     return shapes if any(shapes) else None
 
 
@@ -359,7 +411,7 @@ class _Ids:
     limit: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Value:
     """A Python value, or None."""
 
@@ -419,6 +471,7 @@ _ID_NAMES: Final = frozenset(
     "items user_ids item_ids user item labels target targets y t timesteps timestep".split()
 )
 _TIME_NAMES: Final = frozenset("t timestep timesteps time noise_labels sigma".split())
+_STATE_NAMES: Final = frozenset("h h0 hx h_state state states prev_state init_state".split())
 _LENGTH_NAMES: Final = frozenset("lens lengths length seq_len seq_lens x_lengths".split())
 _TARGET_NAMES: Final = frozenset("y target targets labels label".split())
 _SAME: Final = _Value("same as the first")
@@ -483,6 +536,8 @@ def _choices(
         return by_name
     embeddings = [layer for _, layer in layers if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))]
     shapes: list[_Shape] = []
+    if index > 0 and ("hidden" in name or name in _STATE_NAMES):
+        shapes += _states(model)
     if name in _TIME_NAMES:
         shapes += [_Ids((BATCH,), 100), (BATCH,)]
     if "mask" in name:
@@ -521,6 +576,25 @@ def _choices_by_name(index: int, name: str, annotation: Any) -> list[_Shape] | N
     if isinstance(annotation, type) and annotation in plain:
         return [_Value(plain[annotation])]
     return None
+
+
+def _states(model: nn.Module) -> list[_Shape]:
+    """A first state for the model's recurrent layer: (layers, batch, hidden), two of them for an LSTM."""
+    for layer in model.modules():
+        if isinstance(layer, nn.RNNBase):
+            directions = 2 if layer.bidirectional else 1
+            batch = (layer.num_layers * directions, BATCH)
+            hidden = (*batch, layer.proj_size or layer.hidden_size)
+            if isinstance(layer, nn.LSTM):
+                cell = torch.zeros(*batch, layer.hidden_size)
+                return [_Value((torch.zeros(hidden), cell)), _Value(None)]
+            return [hidden, _Value(None)]
+        if isinstance(layer, nn.RNNCellBase):
+            state = (BATCH, layer.hidden_size)
+            if isinstance(layer, nn.LSTMCell):
+                return [_Value((torch.zeros(state), torch.zeros(state))), _Value(None)]
+            return [state, _Value(None)]
+    return []
 
 
 def _declared_image(model: nn.Module, layers: list[tuple[str, nn.Module]]) -> list[_Shape]:

@@ -7,10 +7,12 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
+from trainlint.fixes.edit import Fix, Safety
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from trainlint.fixes.source import SourceEdits
     from trainlint.graph import Graph
 
 _RECURRENT_CLASSES: Final = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
@@ -37,8 +39,8 @@ class Expectation:
 class WidthSource:
     """Where the width that a layer receives comes from.
 
-    `kind` is `layer` (a weight's output), `flatten` (channels times space), `input` or `other`;
-    `node` that operation; `dims` the shape before the flatten; `axis` the axis of the input.
+    `kind` is `layer` (a weight's output), `flatten` (channels times space), `cat`, `input` or `other`;
+    `node` that operation; `dims` the shape before the flatten; `axis` the axis of `node`'s value.
     """
 
     kind: str
@@ -220,39 +222,46 @@ _MOVING_AXES: Final = frozenset(
 
 def width_source(graph: Graph, node: Node) -> WidthSource:
     """Walk back from the node's input, along the axis of its width, to what decided that width."""
-    wants = expectation(graph, node)
-    current = graph.data(node)
-    dims = None if current is None else graph.shape(current)
-    if wants is None or not dims or current is None:
-        return WidthSource("other", current)
-    axis: int | None = 1 if wants.what == "channels" and len(dims) > 1 else len(dims) - 1
+    wants, data = expectation(graph, node), graph.data(node)
+    dims = None if data is None else graph.shape(data)
+    if wants is None or not dims or data is None:
+        return WidthSource("other", data)
+    axis = 1 if wants.what == "channels" and len(dims) > 1 else len(dims) - 1
     if graph.name(node) in ops.CONVOLUTIONS and len(dims) == len(_weight_dims(graph, node)) - 1:
         axis = 0  # an unbatched image
+    return trace_axis(graph, data, axis)
+
+
+def trace_axis(graph: Graph, node: Node, axis: int) -> WidthSource:
+    """What decided the size of one axis of a node's value."""
+    current, place = node, axis
     while current.op == "call_function":
-        name, before = graph.name(current), graph.data(current)
-        dims = graph.shape(current)
-        if axis is None or before is None or dims is None:
-            return WidthSource("other", current)
+        name, before, dims = graph.name(current), graph.data(current), graph.shape(current)
+        source = None if before is None else graph.shape(before)
+        if before is None or dims is None or source is None:
+            return WidthSource("other", current, axis=place)
         if graph.is_weighted(current) or name in ops.RECURRENT or name == "embedding":
             own = 1 if name in ops.CONVOLUTIONS and len(dims) > 1 else len(dims) - 1
-            if axis == own:
+            if place == own:
                 return WidthSource("layer", current)
             if name != "linear":
-                return WidthSource("other", current)  # a length, which the input decided
+                return WidthSource("other", current, axis=place)  # a length, decided by the input
         elif name in _MOVING_AXES:
-            if _is_flattened(dims, graph.shape(before), axis):
-                return WidthSource("flatten", current, graph.shape(before) or ())
-            axis = _axis_before(graph, current, axis)
-        elif name not in _SAME_AXES or len(graph.shape(before) or ()) != len(dims):
-            return WidthSource("other", current)
+            if _is_flattened(dims, source, place):
+                return WidthSource("flatten", current, source)
+            moved = _axis_before(graph, current, place)
+            if moved is None:
+                return WidthSource("other", current, axis=place)
+            place = moved
+        elif name not in _SAME_AXES or len(source) != len(dims):
+            return WidthSource("cat" if name == "cat" else "other", current, axis=place)
         current = before
-    kind = "input" if current.op == "placeholder" and axis is not None else "other"
-    return WidthSource(kind, current, axis=axis if axis is not None else 0)
+    return WidthSource("input" if current.op == "placeholder" else "other", current, axis=place)
 
 
-def _is_flattened(after: tuple[int, ...], before: tuple[int, ...] | None, axis: int) -> bool:
+def _is_flattened(after: tuple[int, ...], before: tuple[int, ...], axis: int) -> bool:
     """Whether the last axes of an image were multiplied together: (N, C, H, W) to (N, C·H·W)."""
-    if not before or axis != len(after) - 1 or len(before) <= len(after) or len(before) < 3:
+    if axis != len(after) - 1 or len(before) <= len(after) or len(before) < 3:
         return False
     return after[-1] == prod(before[len(after) - 1 :]) and after[-1] != before[-1]
 
@@ -300,9 +309,12 @@ def blames_the_model(graph: Graph, node: Node) -> bool:
     if wants is None or wants.expected == wants.received:
         # BatchNorm1d on a map and the like: the rank is a layer's doing.
         return graph.name(node) == "module_error" and source.kind == "layer"
-    if source.kind == "flatten" and len(source.dims) >= 3:
+    if source.kind == "flatten" and len(source.dims) >= 3 and source.node is not None:
+        # Only where a convolution decided the channels; those of a made-up input are made up as well.
+        image = graph.data(source.node)
+        decided = image is not None and trace_axis(graph, image, 1).kind == "layer"
         batches = {(graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"}
-        return source.dims[0] in batches and wants.expected % source.dims[1] != 0
+        return decided and source.dims[0] in batches and wants.expected % source.dims[1] != 0
     return source.kind == "layer"
 
 
@@ -394,3 +406,48 @@ def describe_source(graph: Graph, source: WidthSource) -> str:
     if source.kind == "flatten" and len(source.dims) >= 3:
         return f": {' × '.join(map(str, source.dims[1:]))}, flattened"
     return ""
+
+
+def blamed_source(graph: Graph, mismatch: Mismatch) -> str:
+    """`; conv2 expects 32 too, so conv1 is the odd one out`, or nothing."""
+    if not mismatch.source_is_to_blame or mismatch.source.node is None:
+        return ""
+    others = [graph.label(node) for node in mismatch.agreeing if node is not mismatch.node]
+    verb = "expects" if len(others) == 1 else "expect"
+    return (
+        f"; {' and '.join(others)} {verb} {mismatch.wants.expected} too, "
+        f"so {graph.label(mismatch.source.node)} is the odd one out"
+    )
+
+
+def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str) -> list[Fix]:
+    """The layer's number set to what arrives; or, where several layers disagree with it, the source's.
+
+    An edit of the layer's constructor is offered only if every layer built by that call needs the same.
+    """
+    wants, node, source = mismatch.wants, mismatch.node, mismatch.source.node
+    if mismatch.source_is_to_blame and source is not None:
+        out = "out_channels" if graph.name(source) in ops.CONVOLUTIONS else "out_features"
+        return [
+            edits.argument(
+                graph.constructed(source),
+                1,
+                out,
+                wants.expected,
+                title=f"{out}={wants.received} → {wants.expected} in {graph.label(source)}",
+                safety=Safety.UNSAFE,
+            ),
+            Fix(f"or {wants.received} in every layer behind it"),
+        ]
+    if agreed_width(graph, node) != wants.received:
+        return [Fix(title)]
+    return [
+        edits.argument(
+            graph.constructed(node),
+            wants.position,
+            wants.argument,
+            wants.received,
+            title=title,
+            safety=Safety.SAFE,
+        )
+    ]

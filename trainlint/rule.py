@@ -20,10 +20,11 @@ from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.layers import (
     Expectation,
     Mismatch,
-    agreed_width,
+    blamed_source,
     blames_the_model,
     describe_source,
     mismatches,
+    width_fixes,
     width_source,
 )
 from trainlint.sites import Site
@@ -48,7 +49,7 @@ __all__ = [
     "SourceEdits",
     "Suppressions",
     "ZeroFlow",
-    "agreed_width",
+    "blamed_source",
     "blames_the_model",
     "describe_source",
     "mismatches",
@@ -56,6 +57,7 @@ __all__ = [
     "ops",
     "rule",
     "stuck_weights",
+    "width_fixes",
     "width_source",
     "zero_parameters",
 ]

@@ -113,10 +113,11 @@ class ZeroFlow:
         if name == "div":
             return sources if node.args[0] not in zero else [node.args[0]]
         if name == "scaled_dot_product_attention":
-            query, key, value = self._operands(node, "query", "key", "value")
+            query, key, value, mask = self._operands(node, "query", "key", "value", "attn_mask")
             if value in zero:
                 return [value]
-            return [value, *([query] if key not in zero else ()), *([key] if query not in zero else ())]
+            scores = [mask, *([query] if key not in zero else ()), *([key] if query not in zero else ())]
+            return [value, *scores]
         if name in _FLAT_AT_ZERO and self._graph.data(node) in zero:
             return []
         return sources

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 from trainlint.rule import (
     Finding,
-    Fix,
     Graph,
     Mismatch,
     Safety,
     Severity,
     SourceEdits,
-    agreed_width,
+    blamed_source,
     describe_source,
     mismatches,
     rule,
+    width_fixes,
 )
 
 ARGUMENTS = {"in_features", "in_channels", "input_size", "num_embeddings", "embed_dim",
@@ -77,34 +77,18 @@ def layer_input_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
         if wants.what == "ids":
             yield _too_few_rows(graph, edits, mismatch)
             continue
-        fix = edits.argument(
-            graph.constructed(node),
-            wants.position,
-            wants.argument,
-            wants.received,
-            title=f"{wants.argument}={wants.expected} → {wants.received} in {graph.label(node)}",
-            safety=Safety.SAFE,
-        )
-        if agreed_width(graph, node) != wants.received:
-            fix = Fix(fix.title)  # other layers built by the same call need another number
-        fixes = [fix]
-        source = mismatch.source.node
-        if mismatch.source_is_to_blame and source is not None:
-            out = "out_channels" if wants.what == "channels" else "out_features"
-            names = " and ".join(graph.label(other) for other in mismatch.agreeing)
-            fixes.append(
-                edits.argument(
-                    graph.constructed(source), 1, out, wants.expected,
-                    title=f"{out}={wants.expected} in {graph.label(source)}, as {names} expect",
-                    safety=Safety.UNSAFE,
-                )
-            )  # fmt: skip
         yield Finding(
             f"{graph.label(node)}, a {wants.layer} of {wants.argument}={wants.expected}, receives "
-            f"{wants.received} {wants.what}{describe_source(graph, mismatch.source)}",
+            f"{wants.received} {wants.what}{describe_source(graph, mismatch.source)}"
+            f"{blamed_source(graph, mismatch)}",
             where=node,
             evidence={wants.argument: wants.expected, "received": wants.received},
-            fixes=fixes,
+            fixes=width_fixes(
+                graph,
+                edits,
+                mismatch,
+                f"{wants.argument}={wants.expected} → {wants.received} in {graph.label(node)}",
+            ),
             fault=mismatch.fault,
             starved=1.0,
         )

@@ -15,7 +15,7 @@ CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "S
 
 @rule("ARC008", severity=Severity.ERROR, since="0.1", explains=["vanishing-gradient"])
 def saturating_stack(
-    graph: Graph, edits: SourceEdits, *, least: int = 3, error_bound: float = 1e-4
+    graph: Graph, edits: SourceEdits, *, least: int = 3, error_bound: float = 1e-3
 ) -> Iterator[Finding]:
     """Sigmoids in series, with no way around them, shrink the gradient at each step back.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,8 +136,6 @@ def _initialize(edits: SourceEdits, parameter: Parameter) -> Fix:
         prefix, found, _ = source.partition(seen[0])
         if not found or not prefix.endswith(".") or not call.args:
             return None
-        import ast
-
         return f"{prefix}kaiming_normal_({ast.unparse(call.args[0])})"
 
-    return edits.replaced_call(seen[1], rewrite, title=title)
+    return edits.replaced_calls([(seen[1], rewrite)], title=title)

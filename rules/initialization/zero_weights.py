@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -162,24 +163,30 @@ def _where(graph: Graph, parameter: Parameter) -> Any:
 
 
 def _initialize(graph: Graph, edits: SourceEdits, parameters: list[Parameter]) -> Fix:
-    calls = {_call_for(graph, parameter) for parameter in parameters}
-    call = calls.pop() if len(calls) == 1 else _call_for(graph, parameters[0])
-    function, options = call
-    target = "each of these weights" if len(parameters) > 1 else f"self.{parameters[0].name}"
-    title = f"nn.init.{function}({target}{options}){_bounds(parameters[0], function)}"
-    seen = parameters[0].initialization
-    if seen is None or seen[0] not in ("zeros_", "constant_"):
-        return Fix(title)
+    """The initialisation that suits each weight, at each call that wrote the zeros."""
+    rewrites: dict[Any, tuple[Any, Any]] = {}
+    for parameter in parameters:
+        seen = parameter.initialization
+        if seen is None or seen[0] not in ("zeros_", "constant_"):
+            rewrites.clear()
+            break
+        # One call in a loop fills many weights: the first decides for it.
+        rewrites.setdefault(seen[1].key, (seen[1], _rewriter(*_call_for(graph, parameter))))
+    first = parameters[0]
+    function, options = _call_for(graph, first)
+    more = f" in {first.name}, and likewise the others" if len(parameters) > 1 else f" in {first.name}"
+    title = f"nn.init.{function}{more}{_bounds(first, function)}"
+    return edits.replaced_calls(list(rewrites.values()), title=title) if rewrites else Fix(title)
 
-    def rewrite(call_node: Any, source: str) -> str | None:
+
+def _rewriter(function: str, options: str) -> Any:
+    def rewrite(call: ast.Call, source: str) -> str | None:
         match = re.match(r"([\w.]*?)(?:zeros_|constant_)\s*\(", source)
-        if match is None or not call_node.args or not match[1]:
+        if match is None or not call.args or not match[1]:
             return None
-        import ast
+        return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
 
-        return f"{match[1]}{function}({ast.unparse(call_node.args[0])}{options})"
-
-    return edits.replaced_call(seen[1], rewrite, title=title)
+    return rewrite
 
 
 def _call_for(graph: Graph, parameter: Parameter) -> tuple[str, str]:

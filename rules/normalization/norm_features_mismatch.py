@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 from trainlint.rule import (
     Finding,
-    Fix,
     Graph,
-    Safety,
     Severity,
     SourceEdits,
-    agreed_width,
+    blamed_source,
     describe_source,
     mismatches,
     rule,
+    width_fixes,
     width_source,
 )
 
@@ -75,35 +74,17 @@ def norm_features_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding
         if graph.name(node) not in NORMS or not _is_norm(wants.argument):
             continue
         declared = f"{wants.layer}({_shown(wants.argument, wants.expected)})"
-        place = edits.argument(
-            graph.constructed(node),
-            wants.position,
-            wants.argument,
-            wants.received,
-            title=f"{declared} → {wants.layer}({_shown(wants.argument, wants.received)})",
-            safety=Safety.SAFE,
-        )
-        if agreed_width(graph, node) != wants.received:
-            place = Fix(place.title)  # other layers built by the same call need another number
-        fixes = [place]
-        source = mismatch.source.node
-        if mismatch.source_is_to_blame and source is not None:
-            others = " and ".join(graph.label(other) for other in mismatch.agreeing)
-            out = "out_channels" if wants.what == "channels" else "out_features"
-            fixes.append(
-                edits.argument(
-                    graph.constructed(source), 1, out, wants.expected,
-                    title=f"{out}={wants.expected} in {graph.label(source)}, "
-                    f"as {others} both expect",
-                    safety=Safety.UNSAFE,
-                )
-            )  # fmt: skip
         yield Finding(
             f"{declared} receives {wants.received} {wants.what}"
-            f"{describe_source(graph, mismatch.source)}",
+            f"{describe_source(graph, mismatch.source)}{blamed_source(graph, mismatch)}",
             where=node,
             evidence={wants.argument: wants.expected, "received": wants.received},
-            fixes=fixes,
+            fixes=width_fixes(
+                graph,
+                edits,
+                mismatch,
+                f"{declared} → {wants.layer}({_shown(wants.argument, wants.received)})",
+            ),
             fault=mismatch.fault,
             starved=1.0,
         )

@@ -141,9 +141,11 @@ class SourceEdits:
         """Call `new` for `old` at all these sites: `nn.Sigmoid()` to `nn.ReLU()`, `x.sigmoid()` too."""
         return self._fix([(site, _rename_callee(old, new)) for site in sites], title, Safety.UNSAFE)
 
-    def replaced_call(self, site: Site | None, build: CallBuilder, *, title: str) -> Fix:
-        """Replace the whole call at `site` by what `build(call, its source text)` returns."""
-        return self._fix([(site, _rebuild(build))], title, Safety.UNSAFE)
+    def replaced_calls(
+        self, changes: Sequence[tuple[Site | None, CallBuilder]], *, title: str
+    ) -> Fix:
+        """Replace whole calls by what `build(call, its source text)` returns for each."""
+        return self._fix([(site, _rebuild(build)) for site, build in changes], title, Safety.UNSAFE)
 
     def inserted_after(
         self, site: Site | None, line: Callable[[str], str], *, title: str

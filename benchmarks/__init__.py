@@ -1,0 +1,1 @@
+"""Measurements behind the thresholds and the claims; each is a command."""
