@@ -19,4 +19,4 @@ docs:
 	$(PYTHON) docs/generate.py --check
 
 bench:
-	@for script in benchmarks/[!z]*.py; do echo "== $$script"; $(PYTHON) $$script || exit 1; done
+	@for script in zoo saturating_stack; do echo "== benchmarks.$$script"; $(PYTHON) -m benchmarks.$$script || exit 1; done

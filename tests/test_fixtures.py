@@ -29,7 +29,6 @@ pytestmark = pytest.mark.xdist_group("fixtures")
 NOT_YET = {
     "attention_transpose.py": "the product behind the refused one is reported as well",
     "everything.py": "the layer behind a refused sum is reported as well",
-    "conv1d_audio.py": "of two layers with one fault the later one is named",
     "transformer_width.py": "with inputs made up, a width inside TransformerEncoderLayer is in doubt",
     "unet_channels.py": "with inputs made up, a width behind torch.cat is in doubt",
     "zero_gamma_everywhere.py": "one-dimensional zero weights are not judged",

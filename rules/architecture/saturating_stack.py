@@ -70,7 +70,7 @@ def saturating_stack(
 
     ## References
     Seed A, problem 3. Hochreiter 1991; Glorot & Bengio 2010, section 3. Slope of softmax: Gao & Pavel
-    2017, arXiv:1704.00805, proposition 2.
+    2017, arXiv:1704.00805, proposition 2. Thresholds: `benchmarks/saturating_stack.py`.
     """
     paths = graph.best_gradient_paths(lambda node: _slope(graph, node))
     best = _best_by_weight(graph, paths)
