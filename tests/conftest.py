@@ -68,6 +68,7 @@ def run_command(
         text=True,
         timeout=timeout,
         stdin=subprocess.DEVNULL,
+        check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 

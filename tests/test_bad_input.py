@@ -1,5 +1,6 @@
 """Every bad input of issue 2: one clear line or a target with a reason, never a traceback of ours."""
 
+# ruff: noqa: ISC004 -- sources, line by line
 from __future__ import annotations
 
 import re
@@ -154,9 +155,7 @@ def test_each_file_gets_its_status_and_reason(result: Result, name: str) -> None
         if target.partition("::")[0] == name
     }
     assert {target: entry["status"] for target, entry in got.items()} == expected
-    said = "\n".join(
-        " ".join([entry["reason"] or "", *entry["notes"]]) for entry in got.values()
-    )
+    said = "\n".join(" ".join([entry["reason"] or "", *entry["notes"]]) for entry in got.values())
     assert re.search(says, said), said
 
 
@@ -169,9 +168,9 @@ def test_one_bad_file_spoils_nothing_but_the_exit_status(result: Result) -> None
 def test_stderr_has_one_line_for_each_failure_and_no_traceback(result: Result) -> None:
     failed = [name for name, status in result.statuses().items() if status == "error"]
     lines = result.complaints()
-    assert sorted(line.removeprefix("trainlint: error: ").split(": ")[0] for line in lines) == sorted(
-        failed
-    )
+    assert sorted(
+        line.removeprefix("trainlint: error: ").split(": ")[0] for line in lines
+    ) == sorted(failed)
     assert "Traceback" not in result.stderr
     assert "internal error" not in result.stderr + result.stdout
 
@@ -203,7 +202,9 @@ def test_nothing_is_written_beside_the_files(folder: Path, result: Result) -> No
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_usage_is_one_line_and_status_2(folder: Path, arguments: list[str], says: str) -> None:
+def test_wrong_usage_is_one_line_and_status_2(
+    folder: Path, arguments: list[str], says: str
+) -> None:
     result = run_command("check", *arguments, cwd=folder)
     assert result.status == 2
     assert result.stdout == ""
@@ -226,7 +227,9 @@ def test_names_that_the_file_does_not_have(folder: Path) -> None:
     assert len(result.complaints()) == 3
 
 
-def test_internal_errors_show_their_traceback_only_with_debug(trainlint: Run, tmp_path: Path) -> None:
+def test_internal_errors_show_their_traceback_only_with_debug(
+    trainlint: Run, tmp_path: Path
+) -> None:
     (tmp_path / "net.py").write_text("from torch import nn\nmodel = nn.Linear(2, 2)\n")
     broken = {"PYTHONPATH": str(tmp_path / "broken")}
     (tmp_path / "broken").mkdir()

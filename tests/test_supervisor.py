@@ -47,7 +47,8 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
         "hangs.py": HANG,
         "exits.py": SPAWN + "    os._exit(0)\n",
         "crashes.py": SPAWN + "    os.abort()\n",
-        "stubborn.py": SPAWN + "    import signal\n    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
+        "stubborn.py": SPAWN
+        + "    import signal\n    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    while True: time.sleep(1)\n",
         "thread.py": SPAWN + "    import threading\n"
         "    threading.Thread(target=time.sleep, args=(600,)).start()\n",
@@ -118,7 +119,7 @@ def test_output_without_end_neither_blocks_nor_fills_the_disk(tmp_path: Path) ->
             "while True:\n    print('x' * 10_000)\n"
         },
     )
-    result = run_command("check", "prints.py", "--timeout", "4", "--format", "json", cwd=tmp_path)
+    result = run_command("check", "prints.py", "--timeout", "12", "--format", "json", cwd=tmp_path)
     assert result.statuses() == {"prints.py::model": "ok"}
     assert result.status == 0
     assert result.stderr == ""
@@ -132,7 +133,9 @@ def test_a_broken_torch_is_one_line(tmp_path: Path) -> None:
             "path/torch/__init__.py": "raise ImportError('libtorch.so: cannot open shared object')\n",
         },
     )
-    result = run_command("check", "net.py", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "path")})
+    result = run_command(
+        "check", "net.py", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "path")}
+    )
     assert result.status == 2
     assert len(result.stderr.splitlines()) == 1
     assert "libtorch.so: cannot open shared object" in result.stderr

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Progress = Callable[[str], None]
+FileTarget = str | os.PathLike[str]
 _SHARE_OF_MEMORY: Final = 0.8
 
 
@@ -40,7 +41,7 @@ class _Collected:
 
 
 def check(
-    target: nn.Module | Callable[[], nn.Module] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    target: nn.Module | Callable[[], nn.Module] | FileTarget | Sequence[FileTarget],
     inputs: Any = None,
     *,
     select: Sequence[str] | None = None,
@@ -51,7 +52,7 @@ def check(
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Report:
-    """Check a live model (or its class or factory), or files, directories and `package.module:attribute` targets.
+    """Check a live model, its class or factory, or files, directories and `package.module:attribute`.
 
     `inputs` are a tensor, a tuple of arguments, a dict of keyword arguments or a callable that returns
     one of these; for files a text such as `2x3x32x32,2:long`. Without them they are synthesised. A live
@@ -232,8 +233,10 @@ def _check_files(
         pending = again
     collected = _Collected()
     for number in range(len(jobs)):
-        collected.findings += by_job[number].findings
-        collected.results += by_job[number].results
+        known = {result.target for result in collected.results}  # `net.py net.py::Net`
+        own = by_job[number]
+        collected.findings += [pair for pair in own.findings if pair[0].target not in known]
+        collected.results += [result for result in own.results if result.target not in known]
     return collected, [job.path for job in jobs if job.path]
 
 
@@ -278,7 +281,10 @@ def _report(collected: _Collected, rules: Sequence[Rule], files: Sequence[str]) 
         if _is_suppressed(finding, by_code, suppressions):
             continue
         place = (finding.code, finding.filename, finding.location, finding.end_location)
-        if finding.location is not None and seen.setdefault(place, finding.target) != finding.target:
+        if (
+            finding.location is not None
+            and seen.setdefault(place, finding.target) != finding.target
+        ):
             continue  # the same place, seen through another model
         symptoms = [
             symptom
@@ -289,7 +295,8 @@ def _report(collected: _Collected, rules: Sequence[Rule], files: Sequence[str]) 
     kept += _on_suppressions(collected, rules, suppressions)
     kept.sort(key=lambda item: _rank(*item))
     return Report(
-        [_relative(finding) for finding, _ in kept], [_readable(result) for result in collected.results]
+        [_relative(finding) for finding, _ in kept],
+        [_readable(result) for result in collected.results],
     )
 
 
@@ -308,7 +315,9 @@ def _on_suppressions(
 ) -> list[tuple[ReportedFinding, float]]:
     """The rules about the suppression comments themselves, once all other findings are known."""
     ran = all(result.status == "ok" for result in collected.results)
-    could_fire = frozenset(name for rule in rules for name in names_of(rule)) if ran else frozenset()
+    could_fire = (
+        frozenset(name for rule in rules for name in names_of(rule)) if ran else frozenset()
+    )
     known = frozenset(name for rule in all_rules() for name in names_of(rule))
     suppressions.judge(could_fire, known)
     outcome = run_rules(rules, {"Suppressions": suppressions}, target="")

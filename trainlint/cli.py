@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ class _Group(click.Group):
                 traceback.print_exc()
             text = f"error: {error}"
             if not isinstance(error, TrainlintError):
-                text = f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
+                text = (
+                    f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
+                )
             click.echo(f"trainlint: {text}", err=True)
             ctx.exit(2)
 
@@ -53,6 +56,9 @@ def main(ctx: click.Context, debug: bool) -> None:
     child process.
     """
     ctx.obj = debug
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # `▸` on a terminal that knows ASCII only
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,7 +67,12 @@ def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
 
 def _selector_option(name: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
-        name, multiple=True, metavar="RULES", callback=_split, help=text, shell_complete=_complete_rules
+        name,
+        multiple=True,
+        metavar="RULES",
+        callback=_split,
+        help=text,
+        shell_complete=_complete_rules,
     )
 
 
@@ -89,7 +100,10 @@ def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> l
 @click.option("--show-info", is_flag=True, help="Show advice, too.")
 @click.option("--timeout", type=click.FloatRange(min=1), help="Seconds for each model [120].")
 @click.option(
-    "--memory-limit", type=click.IntRange(min=1), metavar="MIB", help="Memory for each child process."
+    "--memory-limit",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Memory for each child process.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Files checked at once [one a core].")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
@@ -216,7 +230,9 @@ def explain(rule: str) -> None:
     console.print(Markdown(found.documentation, code_theme="ansi_dark"))
     if found.options:
         console.print()
-        options = ", ".join(f"{name.replace('_', '-')} = {value}" for name, value in found.options.items())
+        options = ", ".join(
+            f"{name.replace('_', '-')} = {value}" for name, value in found.options.items()
+        )
         console.print(f"Options in \\[tool.trainlint.rules.{found.name}]: {options}")
 
 

@@ -71,7 +71,9 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
 def _from_here(targets: list[str], folder: Path) -> list[str]:
     """Targets in a configuration are relative to its file; name them as the user would here."""
     return [
-        os.path.relpath(folder / target) if (folder / target.partition("::")[0]).exists() else target
+        os.path.relpath(folder / target)
+        if (folder / target.partition("::")[0]).exists()
+        else target
         for target in targets
     ]
 

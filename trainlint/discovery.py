@@ -22,7 +22,9 @@ MODULE_BASES: Final = frozenset(
 )
 RECIPE_FACTORIES: Final = ("build_model", "get_model", "create_model", "make_model", "model", "net")
 # A script's own steps, never factories.
-_NOT_FACTORIES: Final = frozenset("main train test evaluate eval fit run validate predict demo".split())
+_NOT_FACTORIES: Final = frozenset(
+    "main train test evaluate eval fit run validate predict demo".split()
+)
 _LOSS_NAMES: Final = ("criterion", "loss", "loss_fn", "loss_func", "loss_function", "metric")
 _FRAMEWORKS: Final = (b"torch", b"lightning", b"transformers", b"timm", b"monai", b"diffusers")
 _SKIPPED_FOLDERS: Final = frozenset(
@@ -193,9 +195,7 @@ def _instances(
         yield Candidate(target.id, "instance", target.lineno, likely)
 
 
-def _makes_one(
-    call: ast.Call, found: Discovery, functions: dict[str, ast.FunctionDef]
-) -> bool:
+def _makes_one(call: ast.Call, found: Discovery, functions: dict[str, ast.FunctionDef]) -> bool:
     """`Net().to(device)`, `nn.DataParallel(Net())`, `build()`: a model class or factory is called in it."""
     for part in ast.walk(call):
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Name):
@@ -230,7 +230,9 @@ def _is_factory(node: ast.FunctionDef, found: Discovery) -> bool:
     missing_keywords = any(default is None for default in node.args.kw_defaults)
     if required > 0 or missing_keywords or node.name in _NOT_FACTORIES:
         return False
-    returned = [part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value]
+    returned = [
+        part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value
+    ]
     if not returned:
         return False
     if node.name in RECIPE_FACTORIES:

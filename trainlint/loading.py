@@ -7,7 +7,6 @@ shows its model.
 """
 
 from __future__ import annotations
-
 import __future__ as future_features
 
 import ast
@@ -29,7 +28,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from trainlint.discovery import Candidate, CallSite, Discovery, discover
+from trainlint.discovery import CallSite, Candidate, Discovery, discover
 from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
 from trainlint.sites import replaced
@@ -108,7 +107,9 @@ def _syntax_error(text: SourceText) -> str:
 def _module_name(path: Path, tree: ast.Module) -> tuple[str, str]:
     """(module name, package). Puts the folders that imports need on `sys.path`."""
     # Relative imports make packages of the folders above, with or without an `__init__.py`.
-    levels = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
+    levels = max(
+        (node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0
+    )
     parents: list[str] = []
     folder = path.parent
     while folder != folder.parent and "." not in folder.name:
@@ -134,7 +135,7 @@ class _StandardLibraryFirst:
         self._folders = folders
 
     def find_spec(
-        self, name: str, path: Any = None, target: Any = None
+        self, name: str, path: Any = None, _target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
         if path is not None or name not in sys.stdlib_module_names:
             return None
@@ -219,7 +220,9 @@ def _is_definition(statement: ast.stmt) -> bool:
         parts += [part for handler in statement.handlers for part in handler.body]
         return all(_is_definition(part) or isinstance(part, ast.Pass) for part in parts)
     if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-        return not any(isinstance(part, (ast.Call, ast.Await)) for part in ast.walk(statement.value))
+        return not any(
+            isinstance(part, (ast.Call, ast.Await)) for part in ast.walk(statement.value)
+        )
     return False
 
 
@@ -274,7 +277,9 @@ def _no_training() -> Iterator[list[Stop]]:
 
     def stopper(what: str) -> Any:
         def stop(*_: Any, **__: Any) -> Any:
-            stops.append(Stop(f"training begins there ({what}); the model is checked as it was then"))
+            stops.append(
+                Stop(f"training begins there ({what}); the model is checked as it was then")
+            )
             raise stops[-1]
 
         return stop
@@ -299,9 +304,9 @@ def models_of(loaded: LoadedFile) -> Iterator[Found]:
     instances: dict[str, nn.Module] = {}
     for candidate in loaded.discovery.candidates:
         value = unwrapped(namespace.get(candidate.name))
-        if candidate.kind == "instance" and is_model(value):
-            if all(value is not other for other in instances.values()):
-                instances[candidate.name] = value
+        known = any(value is other for other in instances.values())
+        if candidate.kind == "instance" and is_model(value) and not known:
+            instances[candidate.name] = value
     for name, model in instances.items():
         if not any(_contains(other, model) for other in instances.values()):
             yield Found(name, partial(_itself, model))
@@ -328,20 +333,25 @@ def _class_behind(loaded: LoadedFile, candidate: Candidate) -> str | None:
     """`model = Net(...).cuda()` was not reached or failed: the class or factory that it calls."""
     if candidate.name in _made_otherwise(loaded):
         return None
-    tree = loaded.text.tree
-    assert tree is not None
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.lineno == candidate.row and node.value:
-            for part in ast.walk(node.value):
-                callee = part.func if isinstance(part, ast.Call) else None
-                if isinstance(callee, ast.Name) and callee.id in loaded.discovery.calls:
-                    if callee.id in vars(loaded.module):
-                        return callee.id
+    assert loaded.text.tree is not None
+    for node in ast.walk(loaded.text.tree):
+        if (
+            isinstance(node, (ast.Assign, ast.AnnAssign))
+            and node.lineno == candidate.row
+            and node.value
+        ):
+            calls = (part.func for part in ast.walk(node.value) if isinstance(part, ast.Call))
+            for callee in calls:
+                name = callee.id if isinstance(callee, ast.Name) else ""
+                if name in loaded.discovery.calls and name in vars(loaded.module):
+                    return name
     return None
 
 
 def _made_otherwise(loaded: LoadedFile) -> set[str]:
-    return {candidate.name for candidate in loaded.discovery.candidates if candidate.kind != "instance"}
+    return {
+        candidate.name for candidate in loaded.discovery.candidates if candidate.kind != "instance"
+    }
 
 
 def unwrapped(value: Any) -> Any:
@@ -433,7 +443,9 @@ def _called(name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         with _no_training():
             return unwrapped(made(*args, **kwargs))
     except (Exception, Stop, SystemExit) as error:
-        raise LoadError(f"constructing {name} stopped: {reason_of(error)}{_where(error)}") from error
+        raise LoadError(
+            f"constructing {name} stopped: {reason_of(error)}{_where(error)}"
+        ) from error
 
 
 def _where(error: BaseException) -> str:

@@ -31,7 +31,17 @@ from typing import Final
 
 import msgspec
 
-from trainlint.jobs import Analyzed, Begin, Died, Done, Job, Message, decode_job, decode_message, encode
+from trainlint.jobs import (
+    Analyzed,
+    Begin,
+    Died,
+    Done,
+    Job,
+    Message,
+    decode_job,
+    decode_message,
+    encode,
+)
 
 CAN_FORK: Final = sys.platform == "linux"
 _KEPT_OUTPUT: Final = 4000
@@ -245,7 +255,9 @@ def _verdict(child: _Child, late: bool) -> Message:
         reason = f"timed out after {child.job.timeout:g} s (--timeout)"
     elif status is not None and os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        reason = f"crashed ({signal.strsignal(number) or 'signal'}, signal {number}{_crash_row(child)})"
+        reason = (
+            f"crashed ({signal.strsignal(number) or 'signal'}, signal {number}{_crash_row(child)})"
+        )
     else:
         code = os.WEXITSTATUS(status) if status is not None else "unknown"
         reason = f"the process ended by itself (exit status {code})"

@@ -85,19 +85,10 @@ def _parse(filename: str, text: str) -> Iterator[Suppression]:
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT:
-                match = _COMMENT.search(token.string)
-                if match is None:
-                    continue
-                row, column = token.start
-                selectors = tuple(part.strip() for part in match[2].split(",") if part.strip())
-                found = Suppression(
-                    filename, row, column + 1, token.end[1] + 1, row, selectors
-                )
-                if match[1] == "file-ignore":
-                    found.line = None
-                elif row not in code_rows:
-                    waiting.append(found)
-                yield found
+                for found in _in_comment(filename, token):
+                    if found.line is not None and found.row not in code_rows:
+                        waiting.append(found)
+                    yield found
             elif token.type not in _LAYOUT:
                 for row in range(token.start[0], token.end[0] + 1):
                     code_rows.add(row)
@@ -106,6 +97,19 @@ def _parse(filename: str, text: str) -> Iterator[Suppression]:
                 waiting.clear()
     except (tokenize.TokenError, IndentationError, SyntaxError):
         return
+
+
+def _in_comment(filename: str, token: tokenize.TokenInfo) -> Iterator[Suppression]:
+    """The suppressions of one comment; each ends where the next part, such as `# noqa`, begins."""
+    row, column = token.start
+    for match in _COMMENT.finditer(token.string):
+        selectors = tuple(part.strip() for part in match[2].split(",") if part.strip())
+        text = token.string[match.start() : token.string.find("#", match.end())]
+        if "#" not in token.string[match.end() :]:
+            text = token.string[match.start() :]
+        start = column + match.start() + 1
+        line = None if match[1] == "file-ignore" else row
+        yield Suppression(filename, row, start, start + len(text.rstrip()), line, selectors)
 
 
 _LAYOUT: Final = frozenset(

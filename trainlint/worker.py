@@ -122,11 +122,13 @@ def _check_file(job: Job, send: Send) -> None:
 def _check_model(
     job: Job, send: Send, loaded: LoadedFile, target: str, model: nn.Module, settings: Settings
 ) -> None:
+    from trainlint.startup import without_compiler
     from trainlint.subject import analyze
 
     send(Begin(target))
     inputs = _inputs(job, loaded, model)
-    analysis = analyze(model, inputs, target=target, settings=settings, notes=loaded.notes)
+    with without_compiler():
+        analysis = analyze(model, inputs, target=target, settings=settings, notes=loaded.notes)
     send(
         Analyzed(
             [finding.reported for finding in analysis.findings],
