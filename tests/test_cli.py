@@ -1,0 +1,163 @@
+"""The commands and their exit statuses, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import COMMAND, Run, run_command, write_files
+
+from trainlint import __version__
+
+FAULTY = """
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 64, 3)
+            self.norm = nn.BatchNorm2d(32)
+
+        def forward(self, x):
+            return self.norm(self.conv(x))
+"""
+SOUND = FAULTY.replace("(32)", "(64)")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    unused = SOUND + "\n    x = 1  # trainlint: ignore[NRM001]\n"
+    return write_files(tmp_path, {"faulty.py": FAULTY, "sound.py": SOUND, "unused.py": unused})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["sound.py"], 0),
+        (["faulty.py", "sound.py"], 1),
+        (["faulty.py", "--exit-zero"], 0),
+        (["faulty.py", "--select", "ARC", "--extend-select", "norm-features-mismatch"], 1),
+        (["faulty.py", "--select", "ALL", "--ignore", "NRM"], 0),
+        (["faulty.py", "--ignore", "normalization", "--extend-select", "NRM001"], 1),
+        (["unused.py", "--fail-on", "warning"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_exit_status(folder: Path, arguments: list[str], status: int) -> None:
+    result = run_command("check", *arguments, cwd=folder)
+    assert result.status == status, result
+    assert result.stderr == ""
+
+
+def test_formats_and_output_file(folder: Path) -> None:
+    text = run_command("check", "faulty.py", cwd=folder)
+    assert "norm-features-mismatch NRM001  faulty.py:7:21" in text.stdout
+    concise = run_command("check", "faulty.py", "--format", "concise", cwd=folder)
+    assert concise.stdout.startswith("faulty.py:7:21: error NRM001 norm-features-mismatch: ")
+    written = run_command(
+        "check", "faulty.py", "--format", "json", "--output", "r.json", cwd=folder
+    )
+    assert (written.status, written.stdout) == (1, "")
+    report = json.loads((folder / "r.json").read_text())
+    assert report["version"] == 1
+    assert set(report["findings"][0]) >= {
+        "code", "name", "severity", "confidence", "message", "stage", "target", "module", "filename",
+        "location", "end_location", "evidence", "symptoms", "fixes",
+    }  # fmt: skip
+    assert set(report["targets"][0]) >= {"target", "status", "reason", "stages", "seconds"}
+
+
+def test_a_report_that_cannot_be_written(folder: Path) -> None:
+    result = run_command("check", "sound.py", "--output", "no/where.json", cwd=folder)
+    assert result.status == 2
+    assert (
+        result.stderr == "trainlint: error: cannot write no/where.json: No such file or directory\n"
+    )
+
+
+def test_a_terminal_without_unicode(folder: Path) -> None:
+    environment = {"PYTHONIOENCODING": "ascii"}
+    write_files(folder, {"网络.py": FAULTY})
+    for form in ("text", "concise", "json"):
+        result = run_command("check", "网络.py", "--format", form, cwd=folder, env=environment)
+        assert result.status == 1, result
+        assert result.stderr == ""
+        assert "NRM001" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["check", "--help"], ["rules"], ["rules", "--format", "json"],
+     ["explain", "NRM001"], ["explain", "norm-features-mismatch"], ["completion", "bash"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_torch_where_none_is_needed(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom trainlint.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code\n"
+        "heavy = {'torch', 'numpy', 'networkx'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_explain_and_rules(trainlint: Run) -> None:
+    assert trainlint("--version").stdout == f"trainlint, version {__version__}\n"
+    rules = json.loads(trainlint("rules", "--format", "json").stdout)
+    codes = [rule["code"] for rule in rules]
+    assert codes == sorted(codes)
+    assert "NRM001" in codes
+    assert "norm-features-mismatch" in trainlint("explain", "nrm001").stdout
+    unknown = trainlint("explain", "norm-feature-mismatch")
+    assert unknown.status == 2
+    assert unknown.stderr.splitlines() == [
+        "trainlint: error: unknown rule 'norm-feature-mismatch'; did you mean norm-features-mismatch?"
+    ]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "bash"])
+def test_completion_scripts(trainlint: Run, shell: str) -> None:
+    result = trainlint("completion", shell)
+    assert result.status == 0
+    assert "_TRAINLINT_COMPLETE" in result.stdout
+
+
+def test_completion_of_rules() -> None:
+    environment = {
+        "_TRAINLINT_COMPLETE": "bash_complete",
+        "COMP_WORDS": "trainlint explain NRM",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run(
+        [COMMAND], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "plain,NRM001" in done.stdout.splitlines()
+
+
+def test_new_rule(trainlint: Run, tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    result = trainlint("new-rule", "normalization", "my-fault")
+    assert result.status == 0, result
+    assert re.search(r"wrote rules/normalization/my_fault\.py", result.stdout)
+    again = trainlint("new-rule", "normalization", "my-fault")
+    assert again.status == 2
+    assert len(again.stderr.splitlines()) == 1
+
+
+def test_wrong_options_are_usage_errors(trainlint: Run) -> None:
+    for arguments in (["check", "--no-such"], ["check", "x.py", "--fail-on", "fatal"], ["chekc"]):
+        result = trainlint(*arguments)
+        assert result.status == 2
+        assert "Traceback" not in result.stderr
