@@ -1,4 +1,4 @@
-"""From which depth, and which gradient bound, does a stack of sigmoids stop learning?
+"""From which depth, and which gradient bound, a stack of sigmoids stops learning.
 
     python -m benchmarks.saturating_stack [--steps N]
 

@@ -71,12 +71,12 @@ def cloned(value: Any) -> Any:
 
 
 def eager_calls(model: nn.Module, args: Any, kwargs: Any) -> list[tuple[str, Any, Any, bool]]:
-    """(path, output shape, (file, row) of the call, computes) of every leaf-module call of a real forward."""
+    """(path, output shape, call site, computes) of every leaf-module call of a real forward."""
     calls: list[tuple[str, Any, Any, bool]] = []
     sites: list[Any] = []
     names = {id(module): name for name, module in model.named_modules()}
 
-    def before(module: nn.Module, _: Any) -> None:
+    def before(*_: Any) -> None:
         site = calling_site(2)
         sites.append(None if site is None else (site.filename, site.row))
 
@@ -401,7 +401,7 @@ def measured(name: str) -> Row:
         return {"name": name, "crash": traceback.format_exc()[-1500:]}
 
 
-def summary(rows: list[Row]) -> Iterator[str]:
+def summary(rows: list[Row]) -> Iterator[str]:  # noqa: C901 - one paragraph a question
     """The lines that answer the questions of the module's docstring."""
     built = [row for row in rows if row.get("eager") in ("ok", "lazy")]
     crashed = [row for row in rows if "crash" in row]

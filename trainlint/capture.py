@@ -32,8 +32,9 @@ from trainlint import repair
 from trainlint.concrete import Eager
 from trainlint.graph import Operation, TensorShape
 from trainlint.ops import canonical_name, writes_in_place
-from trainlint.preserve import preserved
+from trainlint.preserve import is_lazy, preserved
 from trainlint.sites import Site, calling_site, is_caught, owner_of, replaced
+from trainlint.startup import compiler_is_loaded
 from trainlint.tree import map_tensors, tensors
 
 # Ask about a tensor without computing one; they pass through unrecorded.
@@ -97,18 +98,14 @@ def capture(
         return _Capture(model).run(args, kwargs or {})
 
 
-def is_lazy(tensor: Tensor) -> bool:
-    """Whether this parameter or buffer has no shape yet."""
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
-
-
 def _copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of uninitialised buffers, which do not support it themselves."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if is_lazy(tensor):
             raw = tensor.data
-            memo[id(tensor)] = type(tensor)(tensor.requires_grad, device=raw.device, dtype=raw.dtype)  # type: ignore[call-arg]
+            empty: Any = type(tensor)
+            memo[id(tensor)] = empty(tensor.requires_grad, device=raw.device, dtype=raw.dtype)
     return copy.deepcopy(model, memo)
 
 
@@ -229,7 +226,8 @@ class _Tracer:
     def bind_twin(self, tensor: Tensor, twin: Tensor) -> None:
         """Let the meta twin be known by the node of the real tensor."""
         if twin is not tensor and id(twin) not in self._bound:
-            self.bind(twin, self.node(tensor))
+            # Its memory may have been written already, through the twin of a view of it.
+            self.bind(twin, self._after_write(self.node(tensor), twin))
 
     def note_write(self, tensor: Tensor, node: torch.fx.Node) -> None:
         """`node` wrote into the memory of `tensor`; its other views have changed with it."""
@@ -344,7 +342,7 @@ class _Capture(TorchFunctionMode):
         self._silent = 0  # > 0 inside a function that is one node
         self._opened = 0  # > 0 inside one whose body is shown, though it runs without autograd
         self._faults: list[torch.fx.Node] = []
-        self._eager = Eager(lambda tensor: self._known_node(tensor))
+        self._eager = Eager(self._known_node)
 
     # ------------------------------------------------------------------ one run
 
@@ -437,7 +435,7 @@ class _Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         elif name == "_assert_async":
             return None
-        args, kwargs = _as_if_on_cpu(name, args, kwargs)
+        func, args, kwargs = _as_if_on_cpu(func, name, args, kwargs)
         flat = [tensor for _, tensor in tensors((args, kwargs))]
         symbolic = any(self._is_symbolic(tensor) for tensor in flat)
         call_args, call_kwargs = self._meta((args, kwargs), name) if symbolic else (args, kwargs)
@@ -450,7 +448,7 @@ class _Capture(TorchFunctionMode):
         except (StopIteration, TimeoutError):
             raise
         except Exception as meta_error:
-            result, error = self._eager.confirm(func, name, call_args, call_kwargs, meta_error)
+            result, error = self._eager.confirm(func, call_args, call_kwargs, meta_error)
             if name in _VALUES:
                 if error is not None:
                     raise error from None
@@ -615,7 +613,11 @@ class _Capture(TorchFunctionMode):
         """The twin of a real tensor that was overwritten as meta only; any other as it is."""
         if tensor.is_meta or isinstance(tensor, nn.Parameter) or not self._is_symbolic(tensor):
             return tensor
-        return self._twins.of(tensor) if tensor in self._twins or tensor._is_view() else tensor
+        if tensor not in self._twins and not tensor._is_view():
+            return tensor
+        twin = self._twins.of(tensor)
+        self._tracer.bind_twin(tensor, twin)
+        return twin
 
     def _known_node(self, tensor: Tensor) -> torch.fx.Node | None:
         return self._tracer.node(tensor) if self._tracer.knows(tensor) else None
@@ -684,7 +686,7 @@ class _Capture(TorchFunctionMode):
         except Exception as meta_error:
             # A body with numpy or a kernel of its own cannot run on meta tensors.
             with _unseen():
-                result, error = self._eager.confirm(apply, "apply", call_args, call_kwargs, meta_error)
+                result, error = self._eager.confirm(apply, call_args, call_kwargs, meta_error)
                 if error is not None:
                     raise error from None
                 result = map_tensors(result, self._symbolic_result(call_args, call_kwargs))
@@ -762,7 +764,7 @@ def single_node_functions() -> Iterator[None]:
 def _without_compilation() -> Iterator[None]:
     """Compiled parts run eagerly, and FlexAttention does not mind that it is on a CPU."""
     with contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
+        if compiler_is_loaded():
             # As a context manager: the plain call leaks into the user's later compilations.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         flex = sys.modules.get("torch.nn.attention.flex_attention")
@@ -772,11 +774,11 @@ def _without_compilation() -> Iterator[None]:
 
 
 def _as_if_on_cpu(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Requests for another device are granted in name only."""
-    if name in ("cuda", "cpu"):
-        return args[:1], {}
+    if name in ("cuda", "cpu"):  # x.cuda(1, non_blocking=True); `cuda` raises where there is none
+        return Tensor.to, args[:1], {"dtype": args[0].dtype}
     device = kwargs.get("device")
     symbolic = bool(args) and isinstance(args[0], Tensor) and args[0].is_meta
     if name == "to":
@@ -786,14 +788,14 @@ def _as_if_on_cpu(
         rest = [value.dtype if isinstance(value, Tensor) else value for value in rest]
         if not rest and not kwargs.keys() & {"dtype", "copy", "memory_format"}:
             kwargs = {**kwargs, "dtype": args[0].dtype}
-        return (*args[:1], *rest), kwargs
+        return func, (*args[:1], *rest), kwargs
     if device is None:
-        return args, kwargs
+        return func, args, kwargs
     if symbolic:  # x.new_zeros(..., device=...), torch.zeros_like(x, device=...)
-        return args, {key: value for key, value in kwargs.items() if key != "device"}
+        return func, args, {key: value for key, value in kwargs.items() if key != "device"}
     if torch.device(device).type != "cpu":
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    return args, kwargs
+    return func, args, kwargs
 
 
 def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -809,7 +811,9 @@ def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 def _index_range(args: Any, kwargs: Any) -> tuple[int, int] | None:
     """Smallest and largest index in the first operand, where it holds known integers."""
     ids = args[0] if args else kwargs.get("input")
-    if not isinstance(ids, Tensor) or ids.is_meta or ids.is_floating_point() or not ids.numel() or ids.is_complex():
+    if not isinstance(ids, Tensor) or ids.is_meta or not ids.numel():
+        return None
+    if ids.is_floating_point() or ids.is_complex():
         return None
     return int(ids.min()), int(ids.max())
 

@@ -35,7 +35,7 @@ class Eager:
         self._generator = torch.Generator().manual_seed(0)
 
     def confirm(
-        self, func: Any, name: str, args: Any, kwargs: Any, meta_error: Exception
+        self, func: Any, args: Any, kwargs: Any, meta_error: Exception
     ) -> tuple[Any, Exception | None]:
         """Return (result, None) if eager runs it, else (None, the error to believe)."""
         if sum(tensor.numel() for _, tensor in tensors((args, kwargs))) > _LARGEST_CALL:
@@ -108,11 +108,11 @@ class Eager:
                 value = None
         if value is None:
             if operation.shape is None:
-                raise _NoValue(node)
+                raise _NoValueError(node)
             value = self._random(operation.shape.dims, operation.shape.dtype)
         known[node] = value
         return value
 
 
-class _NoValue(Exception):
+class _NoValueError(Exception):
     """A node with several outputs cannot be replaced by one random tensor."""

@@ -322,9 +322,9 @@ class Graph:
     @cached_property
     def network(self) -> nx.DiGraph[Node]:
         """The live part of the graph for networkx: nodes are `torch.fx.Node`, edges follow the data."""
-        import networkx
+        import networkx as nx
 
-        network: nx.DiGraph[Node] = networkx.DiGraph()
+        network: nx.DiGraph[Node] = nx.DiGraph()
         for node in self.nodes:
             if self.is_live(node):
                 network.add_node(node)
@@ -333,11 +333,11 @@ class Graph:
 
     @cached_property
     def _post_dominators(self) -> dict[Node, Node]:
-        import networkx
+        import networkx as nx
 
         if not self.outputs:
             return {}
-        found: dict[Node, Node] = networkx.immediate_dominators(
+        found: dict[Node, Node] = nx.immediate_dominators(
             self.network.reverse(copy=False), self.nodes[-1]
         )
         return found

@@ -23,7 +23,7 @@ from trainlint.errors import InputError
 from trainlint.graph import Graph
 from trainlint.layers import (
     WidthSource,
-    blames_the_model,
+    doubtful_faults,
     expectation,
     trace_axis,
     width_source,
@@ -183,14 +183,14 @@ class _Search:
         if error is not None and self._first_refusal is None:
             self._first_refusal = error
         found = Found(Inputs(args, kwargs, origin, given=False), recording)
-        doubtful = len(_doubtful_faults(recording))
+        doubtful = len(doubtful_faults(_graph(recording)))
         score = (error is not None, doubtful, len(recording.faults))
         if self._best is None or score < self._best[0]:
             self._best = (score, found)
         return found if error is None else None
 
     def _is_settled(self, found: Found) -> bool:
-        return not _doubtful_faults(found.recording)
+        return not doubtful_faults(_graph(found.recording))
 
     def _completed(self, found: Found) -> Found:
         """Where a fault is left, see whether an optional argument of forward would have prevented it.
@@ -275,12 +275,6 @@ class _Search:
 
 def _graph(recording: Recording) -> Graph:
     return Graph(recording.graph, recording.model, faults=recording.faults, inputs_given=False)
-
-
-def _doubtful_faults(recording: Recording) -> list[torch.fx.Node]:
-    """The faults that other inputs might not have shown."""
-    graph = _graph(recording)
-    return [node for node in recording.faults if not blames_the_model(graph, node)]
 
 
 def _wanted_shapes(found: Found) -> list[tuple[int, ...] | None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +56,7 @@ def expectation(graph: Graph, node: Node) -> Expectation | None:
     reader = _READERS.get(kind)
     if reader is None:
         return None
-    data = graph.argument(node, "input") or graph.argument(node, "query") or graph.data(node)
+    data: Any = graph.argument(node, "input") or graph.argument(node, "query") or graph.data(node)
     dims = graph.shape(data) if hasattr(data, "all_input_nodes") else None
     if not dims:
         return None
@@ -237,6 +237,9 @@ def trace_axis(graph: Graph, node: Node, axis: int) -> WidthSource:
     current, place = node, axis
     while current.op == "call_function":
         name, before, dims = graph.name(current), graph.data(current), graph.shape(current)
+        if name == "output" and before is not None and _is_recurrent(graph, before):
+            is_last = dims is not None and place == len(dims) - 1
+            return WidthSource("layer" if is_last else "other", before, axis=place)
         source = None if before is None else graph.shape(before)
         if before is None or dims is None or source is None:
             return WidthSource("other", current, axis=place)
@@ -259,6 +262,10 @@ def trace_axis(graph: Graph, node: Node, axis: int) -> WidthSource:
     return WidthSource("input" if current.op == "placeholder" else "other", current, axis=place)
 
 
+def _is_recurrent(graph: Graph, node: Node) -> bool:
+    return graph.name(node) in ops.RECURRENT or _kind(graph, node) == "recurrent"
+
+
 def _is_flattened(after: tuple[int, ...], before: tuple[int, ...], axis: int) -> bool:
     """Whether the last axes of an image were multiplied together: (N, C, H, W) to (N, C·H·W)."""
     if axis != len(after) - 1 or len(before) <= len(after) or len(before) < 3:
@@ -274,7 +281,7 @@ def _axis_before(graph: Graph, node: Node, axis: int) -> int | None:
         return None
     name = graph.name(node)
     if name == "permute":
-        order = node.args[1:] if len(node.args) > 1 else node.kwargs.get("dims", ())
+        order: Any = node.args[1:] if len(node.args) > 1 else node.kwargs.get("dims", ())
         if len(order) == 1 and isinstance(order[0], (tuple, list)):
             order = order[0]
         place = order[axis] if axis < len(order) else None
@@ -315,20 +322,65 @@ def blames_the_model(graph: Graph, node: Node) -> bool:
         decided = image is not None and trace_axis(graph, image, 1).kind == "layer"
         batches = {(graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"}
         return decided and source.dims[0] in batches and wants.expected % source.dims[1] != 0
+    if source.kind == "cat" and source.node is not None:
+        parts = [trace_axis(graph, part, source.axis) for part in source.node.all_input_nodes]
+        return all(part.kind == "layer" for part in parts)
     return source.kind == "layer"
+
+
+# The promised shape of these is certain: the weight decides it. That of any other is a guess.
+_CERTAIN_PROMISES: Final = (
+    ops.WEIGHTED | ops.NORMALIZATIONS | ops.RECURRENT | ops.DROPOUTS | {"embedding", "module_error"}
+)
+
+
+def doubtful_faults(graph: Graph) -> list[Node]:
+    """The faults that other inputs might not have shown, and that no certain fault lies before."""
+    certain = {node for node in graph.faults if blames_the_model(graph, node)}
+    return [
+        node for node in graph.faults if node not in certain and not _ancestors(node) & certain
+    ]
+
+
+def _ancestors(node: Node) -> set[Node]:
+    stack, seen = list(node.all_input_nodes), set(node.all_input_nodes)
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return seen
+
+
+def is_follow_up(graph: Graph, node: Node) -> bool:
+    """Whether a fault stands behind another one whose repaired shape was a guess, and no layer between."""
+    guesses = {fault for fault in graph.faults if graph.name(fault) not in _CERTAIN_PROMISES}
+    stack, seen = list(node.all_input_nodes), set(node.all_input_nodes)
+    while stack:
+        current = stack.pop()
+        if current in guesses:
+            return True
+        if graph.is_weighted(current) or _is_recurrent(graph, current):
+            continue
+        for source in current.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return False
 
 
 @dataclass(frozen=True)
 class Mismatch:
     """A layer that receives another width than it declares.
 
-    `agreeing` are all layers that complain of the same width from the same source, this one among
-    them; `content` those which that width suits.
+    `made_at` tells its constructor call from others. `agreeing` are all layers that complain of the
+    same width from the same source, this one among them; `content` those which that width suits.
     """
 
     node: Node
     wants: Expectation
     source: WidthSource
+    made_at: Any
     agreeing: tuple[Node, ...] = ()
     content: tuple[Node, ...] = ()
 
@@ -338,10 +390,10 @@ class Mismatch:
         return self.source.kind == "layer" and len(self.agreeing) > 1 and not self.content
 
     @property
-    def fault(self) -> tuple[str, int, int]:
-        """Equal for mismatches that one change mends."""
-        subject = self.source.node if self.source_is_to_blame else self.node
-        return ("width", id(subject), self.wants.expected)
+    def fault(self) -> tuple[str, Any, int]:
+        """Equal for mismatches that one change mends: of the source, or of one constructor call."""
+        subject = id(self.source.node) if self.source_is_to_blame else self.made_at
+        return ("width", subject, self.wants.expected)
 
 
 def mismatches(graph: Graph) -> list[Mismatch]:
@@ -351,14 +403,14 @@ def mismatches(graph: Graph) -> list[Mismatch]:
     for node in graph.calls_in_order:
         wants = expectation(graph, node)
         if wants is not None:
-            widths.append(Mismatch(node, wants, width_source(graph, node)))
+            widths.append(Mismatch(node, wants, width_source(graph, node), _made_at(graph, node)))
     found: list[Mismatch] = []
     for width in widths:
         wants = width.wants
         too_few_ids = wants.what == "ids" and wants.received > wants.expected
         refused = width.node in faulty and wants.expected != wants.received and wants.what != "ids"
         if not (too_few_ids and graph.inputs_given) and not (
-            refused and blames_the_model(graph, width.node)
+            refused and blames_the_model(graph, width.node) and not is_follow_up(graph, width.node)
         ):
             continue
         siblings = [
@@ -368,15 +420,13 @@ def mismatches(graph: Graph) -> list[Mismatch]:
             and other.wants.received == wants.received
         ]  # fmt: skip
         agreeing = {
-            _made_at(graph, other.node): other.node
+            other.made_at: other.node
             for other in siblings
             if other.node in faulty and other.wants.expected == wants.expected
         }
         content = [other.node for other in siblings if other.node not in faulty]
         found.append(
-            Mismatch(
-                width.node, wants, width.source, tuple(agreeing.values()), tuple(content)
-            )
+            replace(width, agreeing=tuple(agreeing.values()), content=tuple(content))
         )
     return found
 
@@ -387,12 +437,14 @@ def _made_at(graph: Graph, node: Node) -> Any:
 
 
 def agreed_width(graph: Graph, node: Node) -> int | None:
-    """The width that every layer built by the same constructor call receives, or None if they differ."""
+    """The width that all layers of this width from the same constructor call receive, or None."""
+    own = expectation(graph, node)
     received: set[int] = set()
-    for module in graph.built_together(node) or [graph.operation(node).owner]:
+    together: list[Any] = [*graph.built_together(node)] or [graph.operation(node).owner]
+    for module in together:
         for call in graph.nodes_of_module.get(id(module), ()):
             wants = expectation(graph, call)
-            if wants is not None:
+            if wants is not None and own is not None and wants.expected == own.expected:
                 received.add(wants.received)
     return received.pop() if len(received) == 1 else None
 
@@ -405,6 +457,9 @@ def describe_source(graph: Graph, source: WidthSource) -> str:
         return " from the input"
     if source.kind == "flatten" and len(source.dims) >= 3:
         return f": {' × '.join(map(str, source.dims[1:]))}, flattened"
+    if source.kind == "cat" and source.node is not None:
+        sizes = [(graph.shape(part) or ())[source.axis :][:1] for part in source.node.all_input_nodes]
+        return f": {' + '.join(str(size[0]) for size in sizes if size)}, concatenated"
     return ""
 
 
@@ -434,10 +489,11 @@ def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str
                 1,
                 out,
                 wants.expected,
+                current=wants.received,
                 title=f"{out}={wants.received} → {wants.expected} in {graph.label(source)}",
                 safety=Safety.UNSAFE,
             ),
-            Fix(f"or {wants.received} in every layer behind it"),
+            Fix(f"{wants.received} in every layer behind it"),
         ]
     if agreed_width(graph, node) != wants.received:
         return [Fix(title)]
@@ -447,6 +503,7 @@ def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str
             wants.position,
             wants.argument,
             wants.received,
+            current=wants.expected,
             title=title,
             safety=Safety.SAFE,
         )

@@ -17,6 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether this parameter or buffer of a lazy layer has no shape yet."""
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
 @contextlib.contextmanager
@@ -26,10 +32,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
             restorers.extend(_module_state(module))
-    for parameter in model.parameters():
-        restorers.append(_requires_grad(parameter))
+    restorers.extend(_requires_grad(parameter) for parameter in model.parameters())
     for buffer in model.buffers():
-        if isinstance(buffer, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(buffer):
             continue
         if not buffer.is_floating_point() and not buffer.is_meta:
             restorers.append(_tensor_contents(buffer))
@@ -120,6 +125,6 @@ def _random_states() -> Iterator[Callable[[], None]]:
     if numpy_random is not None:
         numpy_state = numpy_random.get_state()
         yield lambda: numpy_random.set_state(numpy_state)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         cuda_states = torch.cuda.get_rng_state_all()
         yield lambda: torch.cuda.set_rng_state_all(cuda_states)

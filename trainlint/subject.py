@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from trainlint.capture import Recording, capture
 from trainlint.diagnosis import diagnose
@@ -16,9 +14,13 @@ from trainlint.errors import InputError
 from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
 from trainlint.inputs import Inputs, synthesize
+from trainlint.layers import doubtful_faults
 from trainlint.records import TargetResult
 from trainlint.rule import Rule
 from trainlint.sites import owner_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,18 @@ def unexplained_faults(graph: Graph) -> str | None:
 
     A fault that other inputs might not have shown is no finding, and what lies behind it is in doubt.
     """
-    from trainlint.layers import blames_the_model
-
-    for node in graph.faults:
-        if not blames_the_model(graph, node):
-            operation = graph.operation(node)
-            site = operation.site
-            place = f" at {site.filename}:{site.row}" if site is not None else ""
-            reason = str(operation.error).strip().partition("\n")[0]
-            shapes = ", ".join(
-                str(graph.shape(inner)) for inner in graph.nodes if inner.op == "placeholder"
-            )
-            return (
-                f"no inputs found on which it runs; with {shapes} {graph.label(node)}{place} "
-                f"refuses: {reason}. Give example_inputs in the file, or --inputs"
-            )
+    for node in doubtful_faults(graph):
+        operation = graph.operation(node)
+        site = operation.site
+        place = f" at {site.filename}:{site.row}" if site is not None else ""
+        reason = str(operation.error).strip().partition("\n")[0]
+        shapes = ", ".join(
+            str(graph.shape(inner)) for inner in graph.nodes if inner.op == "placeholder"
+        )
+        return (
+            f"no inputs found on which it runs; with {shapes} {graph.label(node)}{place} "
+            f"refuses: {reason}. Give example_inputs in the file, or --inputs"
+        )
     return None
 
 

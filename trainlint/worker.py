@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import sys
 import traceback
@@ -37,6 +38,8 @@ def work(job: Job, send: Send) -> None:
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # the same figures in every report
+    random.seed(0)
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for the processes that the target starts
     sys.argv = [job.path]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Graph, Severity, blames_the_model, mismatches, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Graph,
+    Severity,
+    blames_the_model,
+    is_follow_up,
+    mismatches,
+    rule,
+)
 
 
 @rule("ARC013", severity=Severity.ERROR, since="0.1")
@@ -56,7 +65,8 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
     ## References
     Broadcasting semantics, in the PyTorch documentation.
     """
-    explained = {mismatch.node for mismatch in mismatches(graph)}
+    wrong_widths = mismatches(graph)
+    explained = {mismatch.node for mismatch in wrong_widths}
     for node in graph.faults:
         error = graph.operation(node).error
         wrong_rank_norm = graph.name(node) == "module_error" and "Norm" in type(
@@ -64,15 +74,27 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
         ).__name__
         if node in explained or wrong_rank_norm or not blames_the_model(graph, node):
             continue
+        if is_follow_up(graph, node):
+            continue  # the shape that it refuses was only guessed
         shapes = [graph.shape(source) for source in node.all_input_nodes if graph.shape(source)]
         shown = " and ".join("(" + ", ".join(map(str, dims)) + ")" for dims in shapes[:3] if dims)
         reason = str(error).strip().partition("\n")[0]
+        sizes = {size for dims in shapes for size in dims or ()}
+        cause = next(
+            (
+                wrong.fault
+                for wrong in wrong_widths
+                if {wrong.wants.expected, wrong.wants.received} <= sizes
+                and graph.position(wrong.node) < graph.position(node)
+            ),
+            ("shapes", id(node)),
+        )
         yield Finding(
             f"`{graph.name(node)}` refuses {shown}: {reason}",
             where=graph.operation(node).site,
             module=graph.operation(node).module,
             evidence={"shapes": [list(dims) for dims in shapes if dims], "error": reason},
             fixes=[Fix("make the shapes agree at this line")],
-            fault=("shapes", id(node)),
+            fault=cause,
             starved=1.0,
         )

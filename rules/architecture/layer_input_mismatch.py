@@ -103,7 +103,7 @@ def _too_few_rows(graph: Graph, edits: SourceEdits, mismatch: Mismatch) -> Findi
         evidence={"num_embeddings": wants.expected, "largest_id": largest},
         fixes=[
             edits.argument(
-                graph.constructed(node), 0, "num_embeddings", wants.received,
+                graph.constructed(node), 0, "num_embeddings", wants.received, current=wants.expected,
                 title=f"num_embeddings={wants.expected} → at least {wants.received}",
                 safety=Safety.UNSAFE,
             )

@@ -179,8 +179,8 @@ def _fixes(graph: Graph, edits: SourceEdits, chain: list[Any], bound: float) -> 
     )
     return [
         _swap(graph, edits, chain, relu),
-        Fix("or a residual connection around each of them, x + f(x): a path of slope 1"),
-        Fix("or BatchNorm before each of them, so that it works where its slope is near its largest"),
+        Fix("a residual connection around each of them, x + f(x): a path of slope 1"),
+        Fix("BatchNorm before each of them, so that it works where its slope is near its largest"),
     ]
 
 

@@ -87,7 +87,9 @@ def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     if not zero or not graph.outputs or not graph.complete:
         return
     stuck_nodes, flow = stuck_weights(graph, zero)
-    stuck = [p for p in zero if p.node in stuck_nodes and _is_weight(p)]
+    stuck = [p for p in zero if p.node in stuck_nodes]
+    # Biases behind a stuck weight are stuck with it; the weights are the story.
+    stuck = [p for p in stuck if _is_weight(p)] or stuck
     if stuck:
         yield _stuck(graph, edits, stuck, flow)
         return
@@ -173,7 +175,7 @@ def _initialize(graph: Graph, edits: SourceEdits, parameters: list[Parameter]) -
         # One call in a loop fills many weights: the first decides for it.
         rewrites.setdefault(seen[1].key, (seen[1], _rewriter(*_call_for(graph, parameter))))
     first = parameters[0]
-    function, options = _call_for(graph, first)
+    function, _ = _call_for(graph, first)
     more = f" in {first.name}, and likewise the others" if len(parameters) > 1 else f" in {first.name}"
     title = f"nn.init.{function}{more}{_bounds(first, function)}"
     return edits.replaced_calls(list(rewrites.values()), title=title) if rewrites else Fix(title)
@@ -205,6 +207,8 @@ def _call_for(graph: Graph, parameter: Parameter) -> tuple[str, str]:
 def _bounds(parameter: Parameter, function: str) -> str:
     """The formula with this layer's fan-in and fan-out put in."""
     shape = parameter.tensor.shape
+    if len(shape) < 2:
+        return ""
     field = parameter.tensor[0, 0].numel()
     fan_in, fan_out = shape[1] * field, shape[0] * field
     if function == "kaiming_normal_":

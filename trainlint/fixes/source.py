@@ -15,8 +15,7 @@ import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
 
@@ -132,10 +131,21 @@ class SourceEdits:
         return self._texts[filename]
 
     def argument(
-        self, site: Site | None, position: int, name: str, value: Any, *, title: str, safety: Safety
+        self,
+        site: Site | None,
+        position: int,
+        name: str,
+        value: int,
+        *,
+        current: int,
+        title: str,
+        safety: Safety,
     ) -> Fix:
-        """Set one argument of the constructor call at `site`, if it is written there as a literal."""
-        return self._fix([(site, _set_argument(position, name, value))], title, safety)
+        """Set one argument of the constructor call at `site`, if `current` is written there as a literal.
+
+        The call may be that of a larger layer or of the user's own class, with other arguments.
+        """
+        return self._fix([(site, _set_argument(position, name, value, current))], title, safety)
 
     def callee(self, sites: Sequence[Site | None], old: str, new: str, *, title: str) -> Fix:
         """Call `new` for `old` at all these sites: `nn.Sigmoid()` to `nn.ReLU()`, `x.sigmoid()` too."""
@@ -200,10 +210,9 @@ class SourceEdits:
 
 CallBuilder = Callable[[ast.Call, str], str | None]
 _Builder = Callable[[SourceText, ast.Call], "_Change | None"]
-_LITERALS: Final = (int, float, bool)
 
 
-def _set_argument(position: int, name: str, value: Any) -> _Builder:
+def _set_argument(position: int, name: str, value: int, current: int) -> _Builder:
     def build(text: SourceText, call: ast.Call) -> _Change | None:
         for index, keyword in enumerate(call.keywords):
             if keyword.arg == name:
@@ -216,22 +225,27 @@ def _set_argument(position: int, name: str, value: Any) -> _Builder:
     def _literal(
         text: SourceText, call: ast.Call, node: ast.expr, within: tuple[tuple[str, int | None], ...]
     ) -> _Change | None:
-        try:
-            ast.literal_eval(node)
-        except (ValueError, TypeError, SyntaxError):
-            if not _is_constant_arithmetic(node):
-                return None  # a name: the value is decided elsewhere, perhaps for others too
+        # A name's value is decided elsewhere, perhaps for others too.
+        if not _is_constant_arithmetic(node) or _evaluated(node) != current:
+            return None
         return _change(text, call, node, repr(value), within)
 
     return build
 
 
 def _is_constant_arithmetic(node: ast.expr) -> bool:
-    """`16 * 5 * 5`."""
+    """`64`, or `16 * 5 * 5`."""
     return all(
         isinstance(part, (ast.BinOp, ast.operator, ast.Constant, ast.UnaryOp, ast.unaryop))
         for part in ast.walk(node)
     )
+
+
+def _evaluated(node: ast.expr) -> Any:
+    try:
+        return eval(compile(ast.Expression(node), "<argument>", "eval"), {"__builtins__": {}})
+    except (ArithmeticError, TypeError, ValueError):
+        return None
 
 
 def _rename_callee(old: str, new: str) -> _Builder:

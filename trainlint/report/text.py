@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
@@ -33,7 +34,8 @@ def print_report(
             _print_target(target, console)
     for target in report.targets:
         if target.status == "skipped":
-            console.print(_wrapped(f"skipped {target.target}: {target.reason}", 2, console.width), style="dim")
+            text = f"skipped {target.target}: {target.reason}"
+            console.print(_wrapped(text, 2, console.width), style="dim")
     for number, finding in enumerate(shown, start=1):
         console.print()
         _print_finding(number, finding, console)
@@ -64,8 +66,8 @@ def _print_finding(number: int, finding: ReportedFinding, console: Console) -> N
     evidence = _evidence(finding.evidence)
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
-    for fix in finding.fixes:
-        _print_fix(fix, console)
+    for number, fix in enumerate(finding.fixes):
+        _print_fix(fix, number == 0, console)
     for symptom in finding.symptoms:
         text = f"so also: {symptom.name} {symptom.code} at {place_of(symptom)}: {symptom.message}"
         console.print(_wrapped(text, 2, console.width), style="dim")
@@ -118,14 +120,21 @@ def _figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list):
+        value = [_repeated(part, len(list(run))) for part, run in itertools.groupby(value)]
         parts = [_figure(part) for part in value[:_LONGEST_LIST]]
         more = f" and {len(value) - _LONGEST_LIST} more" if len(value) > _LONGEST_LIST else ""
         return ", ".join(parts) + more
     return str(value)
 
 
-def _print_fix(fix: Fix, console: Console) -> None:
+def _repeated(part: Any, times: int) -> Any:
+    return part if times == 1 else f"{_figure(part)} ×{times}"
+
+
+def _print_fix(fix: Fix, is_first: bool, console: Console) -> None:
     label = "what to do" if fix.safety == "display-only" else f"fix, {fix.safety}"
+    if not is_first:
+        label = "or" if fix.safety == "display-only" else f"or, {fix.safety}"
     console.print(_wrapped(f"{label}: {fix.title}", 2, console.width), style="green")
     for row in diff_of(fix.edits):
         style = "red" if row.startswith("-") else "green"
