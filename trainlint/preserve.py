@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,8 +51,8 @@ def _module_state(module: nn.Module) -> Iterator[Callable[[], None]]:
 
     def restore_attributes() -> None:
         # In place: code elsewhere may hold this very dictionary.
-        for name in [name for name in vars_of if name not in attributes]:
-            del vars_of[name]
+        if list(vars_of) != list(attributes):
+            vars_of.clear()
         for name, value in attributes.items():
             if vars_of.get(name, _MISSING) is not value:
                 vars_of[name] = value
@@ -79,11 +79,9 @@ def _container_contents(container: Any) -> Callable[[], None]:
                 container.clear()
                 container.extend(before)
         elif isinstance(container, dict):
-            same_order = isinstance(container, OrderedDict) is False or list(container) == list(before)
-            if (
-                not same_order
-                or container.keys() != before.keys()
-                or any(container[key] is not value for key, value in before.items())
+            # The order too: that of `_parameters` is the order in which an optimizer numbers them.
+            if list(container) != list(before) or any(
+                container[key] is not value for key, value in before.items()
             ):
                 container.clear()
                 container.update(before)
