@@ -83,32 +83,39 @@ def _nest_same_fault(findings: list[RawFinding]) -> list[RawFinding]:
 
 
 def _nest_explained(findings: list[RawFinding]) -> list[RawFinding]:
-    """A finding whose rule another finding's rule explains, for the same module, goes under it."""
-    by_name = {finding.reported.name: finding for finding in reversed(findings)}
-    symptoms_of: dict[int, list[RawFinding]] = {}
-    nested: set[int] = set()
+    """A finding whose rule another finding's rule explains, for the same module, goes under it.
+
+    Causes of causes take it all; of two that explain each other the first stays.
+    """
+    cause_of: dict[int, RawFinding] = {}
+
+    def root(finding: RawFinding) -> RawFinding:
+        while id(finding) in cause_of:
+            finding = cause_of[id(finding)]
+        return finding
+
     for finding in findings:
-        for name in finding.rule.explains:
-            symptom = by_name.get(name)
-            if symptom is None or symptom is finding or id(symptom) in nested:
-                continue
-            if symptom.reported.module == finding.reported.module:
-                symptoms_of.setdefault(id(finding), []).append(symptom)
-                nested.add(id(symptom))
+        for symptom in findings:
+            if (
+                symptom.reported.name in finding.rule.explains
+                and symptom.reported.module == finding.reported.module
+                and id(symptom) not in cause_of
+                and root(finding) is not symptom
+            ):
+                cause_of[id(symptom)] = finding
     return [
-        _with_symptoms(finding, symptoms_of.get(id(finding), []))
+        _with_symptoms(finding, [f for f in findings if f is not finding and root(f) is finding])
         for finding in findings
-        if id(finding) not in nested
+        if id(finding) not in cause_of
     ]
 
 
 def _with_symptoms(finding: RawFinding, symptoms: Sequence[RawFinding]) -> RawFinding:
     if not symptoms:
         return finding
-    known: list[ReportedFinding] = [
-        *finding.reported.symptoms,
-        *(symptom.reported for symptom in symptoms),
-    ]
+    known: list[ReportedFinding] = list(finding.reported.symptoms)
+    for symptom in symptoms:  # one level: a symptom's own symptoms stand beside it
+        known += [msgspec.structs.replace(symptom.reported, symptoms=[]), *symptom.reported.symptoms]
     reported = msgspec.structs.replace(finding.reported, symptoms=known)
     starved = max(finding.starved, *(symptom.starved for symptom in symptoms))
     return RawFinding(reported, finding.rule, finding.fault, starved, finding.order)

@@ -28,10 +28,10 @@ def all_rules() -> tuple[Rule, ...]:
     found: dict[str, Rule] = {}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:
-            package = entry_point.load()
+            rules = list(_rules_of(entry_point.load()))
         except Exception as error:
             raise ConfigError(f"rule pack {entry_point.value!r} cannot be imported: {error}") from error
-        for rule in _rules_of(package):
+        for rule in rules:
             other = found.get(rule.code)
             if other is not None and other.filename != rule.filename:
                 raise ConfigError(f"{rule.code} is defined by both {other.filename} and {rule.filename}")
