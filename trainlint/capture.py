@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from trainlint import repair
 from trainlint.concrete import Eager
 from trainlint.graph import Operation, TensorShape
-from trainlint.ops import canonical_name, writes_in_place
+from trainlint.ops import CONVOLUTIONS, canonical_name, writes_in_place
 from trainlint.preserve import is_lazy, preserved
 from trainlint.sites import Site, calling_site, is_caught, owner_of, replaced
 from trainlint.startup import compiler_is_loaded
@@ -60,6 +60,8 @@ _LARGE_FACTORY: Final = 1 << 20
 _REAL_SECOND_ARGUMENT: Final = frozenset(
     "_pack_padded_sequence _pad_packed_sequence lstm gru rnn_tanh rnn_relu".split()
 )
+# Their meta kernels do not look at the number of channels.
+_TRANSPOSED: Final = frozenset(name for name in CONVOLUTIONS if "transpose" in name)
 # Identity wrappers of the autograd engine around code that we want to see.
 _TRANSPARENT_FUNCTIONS: Final = frozenset({"BackwardHookFunction"})
 _CHECKPOINT_FUNCTIONS: Final = frozenset({"CheckpointFunction"})
@@ -532,6 +534,8 @@ class _Capture(TorchFunctionMode):
             return repair.flex_attention(*args[:3])
         if made_of_nothing and name in _FACTORIES and _elements(args, kwargs) > _LARGE_FACTORY:
             kwargs = {**kwargs, "device": "meta"}
+        if name in _TRANSPOSED:
+            _check_channels(*args[:2], **{key: kwargs[key] for key in ("input", "weight") if key in kwargs})
         return func(*args, **kwargs)
 
     def _symbolic_result(self, args: Any, kwargs: Any) -> Callable[[str, Tensor], Tensor]:
@@ -796,6 +800,13 @@ def _as_if_on_cpu(
     if torch.device(device).type != "cpu":
         kwargs = {**kwargs, "device": torch.device("cpu")}
     return func, args, kwargs
+
+
+def _check_channels(input: Tensor, weight: Tensor) -> None:  # noqa: A002
+    """Raise where eager would; its own words are fetched by the one who confirms."""
+    place = weight.dim() - 1
+    if input.dim() >= place and input.shape[-place] != weight.shape[0]:
+        raise RuntimeError(f"expected {weight.shape[0]} channels, got {input.shape[-place]}")
 
 
 def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -250,7 +250,7 @@ def trace_axis(graph: Graph, node: Node, axis: int) -> WidthSource:
             if name != "linear":
                 return WidthSource("other", current, axis=place)  # a length, decided by the input
         elif name in _MOVING_AXES:
-            if _is_flattened(dims, source, place):
+            if name != "squeeze" and _is_flattened(dims, source, place):
                 return WidthSource("flatten", current, source)
             moved = _axis_before(graph, current, place)
             if moved is None:
@@ -303,10 +303,23 @@ def _axis_before(graph: Graph, node: Node, axis: int) -> int | None:
     return same_size[0] if len(same_size) == 1 else None
 
 
+def _has_fixed_space(graph: Graph, image: Node | None) -> bool:
+    """Whether an adaptive pooling made the map: then its size does not depend on the input's."""
+    while image is not None and image.op == "call_function":
+        name = graph.name(image)
+        if name.startswith("adaptive_"):
+            return True
+        if name not in ops.DROPOUTS | ops.ACTIVATIONS | ops.NORMALIZATIONS | {"contiguous", "clone"}:
+            return False
+        image = graph.data(image)
+    return False
+
+
 def blames_the_model(graph: Graph, node: Node) -> bool:
     """Whether a fault would be there whatever the input: another layer decided the width.
 
-    Behind a flatten it is so if no number of pixels fits: the width is no multiple of the channels.
+    Behind a flatten it is so if no number of pixels fits (the width is no multiple of the channels) or
+    if their number is fixed by an adaptive pooling.
     Inputs that the user gave are always right.
     """
     if graph.inputs_given:
@@ -321,7 +334,8 @@ def blames_the_model(graph: Graph, node: Node) -> bool:
         image = graph.data(source.node)
         decided = image is not None and trace_axis(graph, image, 1).kind == "layer"
         batches = {(graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"}
-        return decided and source.dims[0] in batches and wants.expected % source.dims[1] != 0
+        fits_some_size = wants.expected % source.dims[1] == 0 and not _has_fixed_space(graph, image)
+        return decided and source.dims[0] in batches and not fits_some_size
     if source.kind == "cat" and source.node is not None:
         parts = [trace_axis(graph, part, source.axis) for part in source.node.all_input_nodes]
         return all(part.kind == "layer" for part in parts)
