@@ -167,7 +167,7 @@ class _Search:
                 return self._completed(found)
             if number == len(_IMAGE_SIDES) and self._best is not None:
                 resized = self._resized(self._best[1])
-                if self._is_settled(resized):
+                if resized.recording.exception is None and self._is_settled(resized):
                     return resized
             if number >= _MOST_TRIES or time.monotonic() > self._deadline:
                 break
