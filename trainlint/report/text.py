@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -105,9 +106,12 @@ def _excerpt(finding: ReportedFinding) -> list[Text]:
         start = finding.location.column
         stop = end.column if end.row == row else len(text.lines[row - 1]) + 1
         if stop > start:
-            before = len(text.lines[row - 1][indent : start - 1].expandtabs(4))
+            # In cells of the terminal, not characters: 层 takes two, an accent none.
+            before, behind = (
+                cell_len(text.lines[row - 1][indent : place - 1].expandtabs(4)) for place in (start, stop)
+            )
             marks = Text(f"    {' ' * width} │ {' ' * before}", style="dim")
-            marks.append("^" * (stop - start), style=_STYLES[finding.severity])
+            marks.append("^" * (behind - before), style=_STYLES[finding.severity])
             shown.append(marks)
     return shown
 
