@@ -42,7 +42,9 @@ def main() -> None:
     target = report.targets[0]
     print(f"{count / 1e9:.2f}B parameters, {target.operations} operations, {target.status}")
     print(f"built in {built - started:.1f} s, checked in {checked - built:.1f} s")
-    print(f"peak memory {megabytes() - imported:.0f} MiB above {imported:.0f} MiB after the imports")
+    print(
+        f"peak memory {megabytes() - imported:.0f} MiB above {imported:.0f} MiB after the imports"
+    )
     print(f"findings: {[finding.message for finding in report.findings]}")
 
 

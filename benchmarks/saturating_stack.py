@@ -62,7 +62,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-def drop(model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, steps: int) -> float:
+def drop(
+    model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, steps: int
+) -> float:
     """How far the loss falls below that of the constant guess, as a share of it."""
     counts = torch.bincount(y, minlength=CLASSES).float() / len(y)
     baseline = -(counts * counts.clamp_min(1e-9).log()).sum().item()
@@ -115,7 +117,9 @@ def main() -> None:
     learnt: dict[str, float] = {}
     for depth, width, xavier, bound, means in rows(steps):
         figures = "  ".join(f"{means[name]:>{len(name)}.2f}" for name in OPTIMIZERS)
-        print(f"{depth:>2} {width:>5} {'Xavier' if xavier else 'default':>8} {bound:>8.1e}  {figures}")
+        print(
+            f"{depth:>2} {width:>5} {'Xavier' if xavier else 'default':>8} {bound:>8.1e}  {figures}"
+        )
         for name, mean in means.items():
             if mean > LEARNT:
                 learnt[name] = min(bound, learnt.get(name, 1.0))

@@ -195,9 +195,7 @@ def measure(entry: Entry) -> Row:
     row: Row = {"name": entry.name}
     with recording(), single_node_functions(), quiet():
         model = entry.build().train()
-        lazy = any(
-            isinstance(p, nn.parameter.UninitializedTensorMixin) for p in model.parameters()
-        )
+        lazy = any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in model.parameters())
 
         def fresh() -> tuple[Any, Any]:
             """The same inputs each time, also where they are used up by a forward."""
@@ -422,7 +420,9 @@ def summary(rows: list[Row]) -> Iterator[str]:  # noqa: C901 - one paragraph a q
     for row in built:
         if row.get("synthesized") != "ok":
             yield f"  no inputs {row['name']}: {row.get('synthesized')}"
-    leaf = [sum(counts) for counts in zip(*(row["leaf"] for row in built if "leaf" in row), strict=True)]
+    leaf = [
+        sum(counts) for counts in zip(*(row["leaf"] for row in built if "leaf" in row), strict=True)
+    ]
     if leaf:
         yield f"leaf calls {leaf[0]}; right path {leaf[1]}, shape {leaf[2]}, call site {leaf[3]}"
     for row in built:

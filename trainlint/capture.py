@@ -206,7 +206,9 @@ class _Tracer:
         name = self._names.get(id(tensor))
         return None if name is None else name[0]
 
-    def add(self, kind: str, target: Any, args: Any, kwargs: Any, operation: Operation) -> torch.fx.Node:
+    def add(
+        self, kind: str, target: Any, args: Any, kwargs: Any, operation: Operation
+    ) -> torch.fx.Node:
         node = self.graph.create_node(kind, target, args, kwargs)
         node.meta["operation"] = operation
         return node
@@ -351,9 +353,12 @@ class _Capture(TorchFunctionMode):
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
         recording = Recording(self._tracer.graph, self._model, self._faults)
         args = tuple(
-            map_tensors(value, self._place_input, f"input_{index}") for index, value in enumerate(args)
+            map_tensors(value, self._place_input, f"input_{index}")
+            for index, value in enumerate(args)
         )
-        kwargs = {name: map_tensors(value, self._place_input, name) for name, value in kwargs.items()}
+        kwargs = {
+            name: map_tensors(value, self._place_input, name) for name, value in kwargs.items()
+        }
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._module_calls())
             stack.enter_context(_without_compilation())
@@ -411,7 +416,10 @@ class _Capture(TorchFunctionMode):
 
     def _materialize(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Let a lazy layer create its parameters for real; it asks only for its input's shape."""
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        if (
+            isinstance(module, nn.modules.lazy.LazyModuleMixin)
+            and module.has_uninitialized_params()
+        ):
             with _unseen():
                 module._infer_parameters(module, args, kwargs)
             self._tracer.learn_names(self._model)
@@ -527,15 +535,15 @@ class _Capture(TorchFunctionMode):
             args = (args[0], call[0][1], *args[2:])
         return args, kwargs
 
-    def _call(
-        self, func: Any, name: str, args: Any, kwargs: Any, *, made_of_nothing: bool
-    ) -> Any:
+    def _call(self, func: Any, name: str, args: Any, kwargs: Any, *, made_of_nothing: bool) -> Any:
         if name == "flex_attention" and isinstance(func, torch._ops.HigherOrderOperator):
             return repair.flex_attention(*args[:3])
         if made_of_nothing and name in _FACTORIES and _elements(args, kwargs) > _LARGE_FACTORY:
             kwargs = {**kwargs, "device": "meta"}
         if name in _TRANSPOSED:
-            _check_channels(*args[:2], **{key: kwargs[key] for key in ("input", "weight") if key in kwargs})
+            _check_channels(
+                *args[:2], **{key: kwargs[key] for key in ("input", "weight") if key in kwargs}
+            )
         return func(*args, **kwargs)
 
     def _symbolic_result(self, args: Any, kwargs: Any) -> Callable[[str, Tensor], Tensor]:
@@ -631,9 +639,7 @@ class _Capture(TorchFunctionMode):
     # These run outside of a call's handler, where the mode would see our own calls, and lie to us
     # about `is_meta` as it does to the model: hence `_unseen`.
 
-    def _repair_module(
-        self, module: nn.Module, args: Any, kwargs: Any, error: Exception
-    ) -> Any:
+    def _repair_module(self, module: nn.Module, args: Any, kwargs: Any, error: Exception) -> Any:
         """A layer of torch.nn refused its input in Python code: note it, and promise its output."""
         if module is self._model and not type(module).__module__.startswith("torch.nn."):
             raise error
@@ -673,7 +679,9 @@ class _Capture(TorchFunctionMode):
             self._record(type(module).__call__, operands, result, None)
         return result
 
-    def custom_function(self, function: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def custom_function(
+        self, function: Any, apply: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         """One node for an `autograd.Function`: its body is not differentiated, so it is not shown."""
         if function.__name__ in _TRANSPARENT_FUNCTIONS:
             return self._identity(apply, args)

@@ -115,7 +115,10 @@ def _with_symptoms(finding: RawFinding, symptoms: Sequence[RawFinding]) -> RawFi
         return finding
     known: list[ReportedFinding] = list(finding.reported.symptoms)
     for symptom in symptoms:  # one level: a symptom's own symptoms stand beside it
-        known += [msgspec.structs.replace(symptom.reported, symptoms=[]), *symptom.reported.symptoms]
+        known += [
+            msgspec.structs.replace(symptom.reported, symptoms=[]),
+            *symptom.reported.symptoms,
+        ]
     reported = msgspec.structs.replace(finding.reported, symptoms=known)
     starved = max(finding.starved, *(symptom.starved for symptom in symptoms))
     return RawFinding(reported, finding.rule, finding.fault, starved, finding.order)

@@ -464,8 +464,7 @@ class Graph:
         """The torch.nn layer whose forward made this call, or None for a call in the user's own code."""
         owner = self.operation(node).owner
         if owner is None or not any(
-            base.__module__.startswith("torch.nn.modules.")
-            and base.__name__ not in _CONTAINERS
+            base.__module__.startswith("torch.nn.modules.") and base.__name__ not in _CONTAINERS
             for base in type(owner).__mro__
             if base.__name__ != "Module"
         ):
@@ -479,11 +478,7 @@ class Graph:
 
     def place(self, node: Node) -> Site | None:
         """Where a user would look: the layer's constructor, else the call, else the model's."""
-        return (
-            self.constructed(node)
-            or self.operation(node).site
-            or construction_site(self.model)
-        )
+        return self.constructed(node) or self.operation(node).site or construction_site(self.model)
 
     def label(self, node: Node) -> str:
         """A short name for people: `conv1`, `layer 3` of a Sequential, `torch.sigmoid`."""

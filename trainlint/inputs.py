@@ -210,7 +210,9 @@ class _Search:
             for shape in ((BATCH, _SEQUENCE, wanted[0]), (BATCH, wanted[0])):
                 kwargs = {**found.inputs.kwargs, parameter.name: torch.randn(shape)}
                 better = self._try(found.inputs.args, kwargs, found.inputs.origin)
-                if better is not None and len(better.recording.faults) < len(found.recording.faults):
+                if better is not None and len(better.recording.faults) < len(
+                    found.recording.faults
+                ):
                     return better
         return found
 
@@ -528,7 +530,9 @@ def _choices(
     by_name = _choices_by_name(index, name, parameter.annotation)
     if by_name is not None:
         return by_name
-    embeddings = [layer for _, layer in layers if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))]
+    embeddings = [
+        layer for _, layer in layers if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+    ]
     shapes: list[_Shape] = []
     if index > 0 and ("hidden" in name or name in _STATE_NAMES):
         shapes += _states(model)
@@ -632,7 +636,11 @@ def _hugging_face(model: Any) -> Iterator[Candidate]:
     yield (), base, origin
     for extra in ("pixel_values", "input_features", "input_values", "bbox", "attention_mask"):
         if "input_ids" in names and extra in names:
-            yield (), {**base, "input_ids": maker.make("input_ids"), extra: maker.make(extra)}, origin
+            yield (
+                (),
+                {**base, "input_ids": maker.make("input_ids"), extra: maker.make(extra)},
+                origin,
+            )
     for name in ("pixel_values", "input_values", "input_features"):
         if name in base:
             for value in maker.alternatives(name):
@@ -728,5 +736,3 @@ class _HuggingFaceInputs:
         else:
             yield torch.randn(BATCH, 128, mel)
             yield torch.randn(BATCH, mel, 3000)
-
-

@@ -114,7 +114,9 @@ def _convolution(graph: Graph, node: Node, layer: Any, dims: tuple[int, ...]) ->
     return Expectation(_class_name(layer, name), "in_channels", 0, expected, received, "channels")
 
 
-def _channel_norm(graph: Graph, node: Node, layer: Any, dims: tuple[int, ...]) -> Expectation | None:
+def _channel_norm(
+    graph: Graph, node: Node, layer: Any, dims: tuple[int, ...]
+) -> Expectation | None:
     name = graph.name(node)
     expected = getattr(layer, "num_features", None)
     if expected is None:
@@ -123,9 +125,7 @@ def _channel_norm(graph: Graph, node: Node, layer: Any, dims: tuple[int, ...]) -
         expected = shapes[0][0] if shapes and shapes[0] else None
     if expected is None or len(dims) < 2:
         return None
-    return Expectation(
-        _class_name(layer, name), "num_features", 0, expected, dims[1], "channels"
-    )
+    return Expectation(_class_name(layer, name), "num_features", 0, expected, dims[1], "channels")
 
 
 def _group_norm(graph: Graph, node: Node, layer: Any, dims: tuple[int, ...]) -> Expectation | None:
@@ -309,7 +309,10 @@ def _has_fixed_space(graph: Graph, image: Node | None) -> bool:
         name = graph.name(image)
         if name.startswith("adaptive_"):
             return True
-        if name not in ops.DROPOUTS | ops.ACTIVATIONS | ops.NORMALIZATIONS | {"contiguous", "clone"}:
+        if name not in ops.DROPOUTS | ops.ACTIVATIONS | ops.NORMALIZATIONS | {
+            "contiguous",
+            "clone",
+        }:
             return False
         image = graph.data(image)
     return False
@@ -333,7 +336,9 @@ def blames_the_model(graph: Graph, node: Node) -> bool:
         # Only where a convolution decided the channels; those of a made-up input are made up as well.
         image = graph.data(source.node)
         decided = image is not None and trace_axis(graph, image, 1).kind == "layer"
-        batches = {(graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"}
+        batches = {
+            (graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"
+        }
         fits_some_size = wants.expected % source.dims[1] == 0 and not _has_fixed_space(graph, image)
         return decided and source.dims[0] in batches and not fits_some_size
     if source.kind == "cat" and source.node is not None:
@@ -351,9 +356,7 @@ _CERTAIN_PROMISES: Final = (
 def doubtful_faults(graph: Graph) -> list[Node]:
     """The faults that other inputs might not have shown, and that no certain fault lies before."""
     certain = {node for node in graph.faults if blames_the_model(graph, node)}
-    return [
-        node for node in graph.faults if node not in certain and not _ancestors(node) & certain
-    ]
+    return [node for node in graph.faults if node not in certain and not _ancestors(node) & certain]
 
 
 def _ancestors(node: Node) -> set[Node]:
@@ -439,9 +442,7 @@ def mismatches(graph: Graph) -> list[Mismatch]:
             if other.node in faulty and other.wants.expected == wants.expected
         }
         content = [other.node for other in siblings if other.node not in faulty]
-        found.append(
-            replace(width, agreeing=tuple(agreeing.values()), content=tuple(content))
-        )
+        found.append(replace(width, agreeing=tuple(agreeing.values()), content=tuple(content)))
     return found
 
 
@@ -472,7 +473,9 @@ def describe_source(graph: Graph, source: WidthSource) -> str:
     if source.kind == "flatten" and len(source.dims) >= 3:
         return f": {' × '.join(map(str, source.dims[1:]))}, flattened"
     if source.kind == "cat" and source.node is not None:
-        sizes = [(graph.shape(part) or ())[source.axis :][:1] for part in source.node.all_input_nodes]
+        sizes = [
+            (graph.shape(part) or ())[source.axis :][:1] for part in source.node.all_input_nodes
+        ]
         return f": {' + '.join(str(size[0]) for size in sizes if size)}, concatenated"
     return ""
 

@@ -30,11 +30,15 @@ def all_rules() -> tuple[Rule, ...]:
         try:
             rules = list(_rules_of(entry_point.load()))
         except Exception as error:
-            raise ConfigError(f"rule pack {entry_point.value!r} cannot be imported: {error}") from error
+            raise ConfigError(
+                f"rule pack {entry_point.value!r} cannot be imported: {error}"
+            ) from error
         for rule in rules:
             other = found.get(rule.code)
             if other is not None and other.filename != rule.filename:
-                raise ConfigError(f"{rule.code} is defined by both {other.filename} and {rule.filename}")
+                raise ConfigError(
+                    f"{rule.code} is defined by both {other.filename} and {rule.filename}"
+                )
             found[rule.code] = rule
     names = [rule.name for rule in found.values()]
     for name in names:

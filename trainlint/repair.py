@@ -35,7 +35,9 @@ def operation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def module(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The promised output of a torch.nn layer that refused its input before computing anything."""
     flat = [tensor for _, tensor in tensors((args, kwargs))]
-    promise = next((_LAYER_PROMISES[base] for base in type(layer).__mro__ if base in _LAYER_PROMISES), None)
+    promise = next(
+        (_LAYER_PROMISES[base] for base in type(layer).__mro__ if base in _LAYER_PROMISES), None
+    )
     if promise is None or not flat:
         return NotImplemented
     try:
@@ -122,9 +124,7 @@ def _scalar(_: Any, args: Any, kwargs: Any, flat: list[Tensor]) -> Tensor:
 
 def _embedding(_: Any, args: Any, kwargs: Any, flat: list[Tensor]) -> Tensor:
     weight = _argument(args, kwargs, 1, "weight")
-    return torch.empty(
-        *flat[0].shape, weight.shape[-1], dtype=weight.dtype, device=weight.device
-    )
+    return torch.empty(*flat[0].shape, weight.shape[-1], dtype=weight.dtype, device=weight.device)
 
 
 def _attention(_: Any, args: Any, kwargs: Any, flat: list[Tensor]) -> Tensor:
@@ -138,7 +138,9 @@ def _multi_head(_: Any, args: Any, kwargs: Any, flat: list[Tensor]) -> tuple[Ten
 
 def _halved(_: Any, args: Any, kwargs: Any, flat: list[Tensor]) -> Tensor:
     data = flat[0]
-    return data.new_empty(*data.shape[:-2], max(1, data.shape[-2] // 2), max(1, data.shape[-1] // 2))
+    return data.new_empty(
+        *data.shape[:-2], max(1, data.shape[-2] // 2), max(1, data.shape[-1] // 2)
+    )
 
 
 _PROMISES: Final[dict[str, Callable[..., Any]]] = {
@@ -146,9 +148,7 @@ _PROMISES: Final[dict[str, Callable[..., Any]]] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(NORMALIZATIONS, _same),
     **dict.fromkeys(("dropout", "relu", "prelu", "softmax", "log_softmax"), _same),
-    **dict.fromkeys(
-        "add sub mul div where maximum minimum pow eq ne gt ge lt le".split(), _widest
-    ),
+    **dict.fromkeys("add sub mul div where maximum minimum pow eq ne gt ge lt le".split(), _widest),
     "matmul": _matmul,
     "cat": _cat,
     "reshape": _reshape,

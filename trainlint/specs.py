@@ -36,6 +36,8 @@ def parse_spec(text: str) -> list[tuple[tuple[int, ...], str]]:
         except ValueError:
             shape = (-1,)
         if any(size < 0 for size in shape) or not part.strip():
-            raise InputError(f"--inputs: {part.strip()!r} is not of the form 2x3x32x32 or 2x16:long")
+            raise InputError(
+                f"--inputs: {part.strip()!r} is not of the form 2x3x32x32 or 2x16:long"
+            )
         arguments.append((shape, DTYPES[kind or "float"]))
     return arguments

@@ -37,7 +37,9 @@ def _map(value: Any, change: Callable[[str, Tensor], Any], name: str, depth: int
             _map(part, change, f"{name}_{index}", depth - 1) for index, part in enumerate(value)
         )
     if isinstance(value, dict):
-        mapped = {key: _map(part, change, f"{name}_{key}", depth - 1) for key, part in value.items()}
+        mapped = {
+            key: _map(part, change, f"{name}_{key}", depth - 1) for key, part in value.items()
+        }
         if type(value) is dict:
             return mapped
         rebuilt = copy.copy(value)

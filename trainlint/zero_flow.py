@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from trainlint.graph import Graph, Parameter
 
 _PRODUCTS: Final = frozenset({"mul", "matmul", "einsum", "dot", "outer", "baddbmm"})
-_ALL_ZERO_MAKES_ZERO: Final = frozenset({"add", "sub", "cat", "stack", "maximum", "minimum", "lerp"})
+_ALL_ZERO_MAKES_ZERO: Final = frozenset(
+    {"add", "sub", "cat", "stack", "maximum", "minimum", "lerp"}
+)
 _AFFINE_NORMS: Final = ops.NORMALIZATIONS - {"local_response_norm"}
 # f(0) = 0.
 _ZERO_KEEPING: Final = (
@@ -116,7 +118,11 @@ class ZeroFlow:
             query, key, value, mask = self._operands(node, "query", "key", "value", "attn_mask")
             if value in zero:
                 return [value]
-            scores = [mask, *([query] if key not in zero else ()), *([key] if query not in zero else ())]
+            scores = [
+                mask,
+                *([query] if key not in zero else ()),
+                *([key] if query not in zero else ()),
+            ]
             return [value, *scores]
         if name in _FLAT_AT_ZERO and self._graph.data(node) in zero:
             return []
@@ -171,5 +177,3 @@ def never_learning(graph: Graph, flow: ZeroFlow) -> list[Parameter]:
         for parameter in graph.parameters
         if parameter.node in free.learning and parameter.node not in flow.learning
     ]
-
-

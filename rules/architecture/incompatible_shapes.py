@@ -69,9 +69,10 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
     explained = {mismatch.node for mismatch in wrong_widths}
     for node in graph.faults:
         error = graph.operation(node).error
-        wrong_rank_norm = graph.name(node) == "module_error" and "Norm" in type(
-            graph.operation(node).owner
-        ).__name__
+        wrong_rank_norm = (
+            graph.name(node) == "module_error"
+            and "Norm" in type(graph.operation(node).owner).__name__
+        )
         if node in explained or wrong_rank_norm or not blames_the_model(graph, node):
             continue
         if is_follow_up(graph, node):

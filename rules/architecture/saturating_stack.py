@@ -172,7 +172,9 @@ def _shown(graph: Graph, node: Any) -> str:
 
 def _fixes(graph: Graph, edits: SourceEdits, chain: list[Any], bound: float) -> list[Fix]:
     count = len(chain)
-    many = f"the {count} " + ("sigmoids" if all(graph.name(n) == "sigmoid" for n in chain) else "of them")
+    many = f"the {count} " + (
+        "sigmoids" if all(graph.name(n) == "sigmoid" for n in chain) else "of them"
+    )
     relu = (
         f"ReLU in place of {many}, with He initialisation: the gradient keeps its size "
         f"(2/n · n · ½ = 1 a layer) instead of ≤ {bound:.2g}"

@@ -83,7 +83,9 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     yield Finding(
         f"the rows of {names}{more} are all equal ({_shown(first)}): "
         f"{units} units in {len(symmetric)} layers compute the same, and {fate}",
-        where=seen[1] if seen is not None and seen[0] in FILLS_WITH_ONE_VALUE else _user(graph, first),
+        where=seen[1]
+        if seen is not None and seen[0] in FILLS_WITH_ONE_VALUE
+        else _user(graph, first),
         module=first.name.rpartition(".")[0],
         evidence={
             "symmetric": [parameter.name for parameter in symmetric],

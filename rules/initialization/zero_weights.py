@@ -110,8 +110,10 @@ def _stuck(graph: Graph, edits: SourceEdits, stuck: list[Parameter], flow: ZeroF
     silent = never_learning(graph, flow)
     share = graph.share_of_parameters(silent)
     names = _listed([parameter.name for parameter in stuck])
-    them = "is all zero and never gets a gradient" if len(stuck) == 1 else (
-        "are all zero and never get a gradient"
+    them = (
+        "is all zero and never gets a gradient"
+        if len(stuck) == 1
+        else ("are all zero and never get a gradient")
     )
     return Finding(
         f"{names} {them}: {share:.1%} of the trainable parameters stay as they are",
@@ -176,7 +178,9 @@ def _initialize(graph: Graph, edits: SourceEdits, parameters: list[Parameter]) -
         rewrites.setdefault(seen[1].key, (seen[1], _rewriter(*_call_for(graph, parameter))))
     first = parameters[0]
     function, _ = _call_for(graph, first)
-    more = f" in {first.name}, and likewise the others" if len(parameters) > 1 else f" in {first.name}"
+    more = (
+        f" in {first.name}, and likewise the others" if len(parameters) > 1 else f" in {first.name}"
+    )
     title = f"nn.init.{function}{more}{_bounds(first, function)}"
     return edits.replaced_calls(list(rewrites.values()), title=title) if rewrites else Fix(title)
 

@@ -85,7 +85,9 @@ class SourceText:
             return None
         best: ast.stmt | None = None
         for statement in ast.walk(self.tree):
-            if isinstance(statement, ast.stmt) and any(part is node for part in ast.walk(statement)):
+            if isinstance(statement, ast.stmt) and any(
+                part is node for part in ast.walk(statement)
+            ):
                 best = statement
         return best
 
@@ -157,9 +159,7 @@ class SourceEdits:
         """Replace whole calls by what `build(call, its source text)` returns for each."""
         return self._fix([(site, _rebuild(build)) for site, build in changes], title, Safety.UNSAFE)
 
-    def inserted_after(
-        self, site: Site | None, line: Callable[[str], str], *, title: str
-    ) -> Fix:
+    def inserted_after(self, site: Site | None, line: Callable[[str], str], *, title: str) -> Fix:
         """Insert a line after `self.name = <call at site>`; `line("self.name")` gives its text."""
         text = None if site is None else self.text(site.filename)
         if text is None or site is None:

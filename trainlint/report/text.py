@@ -108,7 +108,8 @@ def _excerpt(finding: ReportedFinding) -> list[Text]:
         if stop > start:
             # In cells of the terminal, not characters: 层 takes two, an accent none.
             before, behind = (
-                cell_len(text.lines[row - 1][indent : place - 1].expandtabs(4)) for place in (start, stop)
+                cell_len(text.lines[row - 1][indent : place - 1].expandtabs(4))
+                for place in (start, stop)
             )
             marks = Text(f"    {' ' * width} │ {' ' * before}", style="dim")
             marks.append("^" * (behind - before), style=_STYLES[finding.severity])
@@ -117,7 +118,9 @@ def _excerpt(finding: ReportedFinding) -> list[Text]:
 
 
 def _evidence(evidence: dict[str, Any]) -> str:
-    return " · ".join(f"{name.replace('_', ' ')} {_figure(value)}" for name, value in evidence.items())
+    return " · ".join(
+        f"{name.replace('_', ' ')} {_figure(value)}" for name, value in evidence.items()
+    )
 
 
 def _figure(value: Any) -> str:
