@@ -45,8 +45,9 @@ from trainlint.errors import InputError
 from trainlint.graph import Graph
 from trainlint.inputs import Inputs, synthesize
 from trainlint.registry import all_rules
+from trainlint.rule import Settings
 from trainlint.sites import SITE_ATTRIBUTE, calling_site, recording
-from trainlint.subject import Settings, analyze
+from trainlint.subject import analyze
 from trainlint.tree import map_tensors, tensors
 
 INJECTED = 5

@@ -14,7 +14,7 @@ from torch import nn
 
 import trainlint
 from trainlint import registry
-from trainlint.engine import run_rules
+from trainlint.engine import Facts, run_rules
 from trainlint.errors import ConfigError, UsageError
 from trainlint.registry import all_rules, check_options, find_rule, select_rules
 from trainlint.rule import Finding, Severity, rule
@@ -130,7 +130,7 @@ def test_options_reach_the_rule_by_name_and_by_code() -> None:
         yield from ()
 
     asks_rule = asks.trainlint_rule
-    facts = {"Graph": None}
+    facts = Facts({"Graph": object()})
     run_rules([asks_rule], facts, target="")
     run_rules([asks_rule], facts, target="", options={"asks": {"largest-step": 5}})
     run_rules([asks_rule], facts, target="", options={"ZZZ001": {"word": "b"}})
@@ -168,7 +168,7 @@ def test_an_unknown_fact_is_refused_when_the_rule_is_declared() -> None:
 
 def test_a_rule_without_its_facts_does_not_run() -> None:
     known = find_rule("ARC002")
-    outcome = run_rules([known], {}, target="")
+    outcome = run_rules([known], Facts(), target="")
     assert (outcome.findings, outcome.failures) == ([], [])
 
 

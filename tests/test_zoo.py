@@ -13,8 +13,9 @@ import torch
 from trainlint.capture import capture, single_node_functions
 from trainlint.inputs import Inputs
 from trainlint.registry import all_rules
+from trainlint.rule import Settings
 from trainlint.sites import recording
-from trainlint.subject import Settings, analyze
+from trainlint.subject import analyze
 
 pytest.importorskip("numpy", reason="benchmarks/zoo_awkward.py needs numpy")
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -14,13 +14,13 @@ import msgspec
 
 from trainlint.config import Config
 from trainlint.discovery import discover, python_files
-from trainlint.engine import run_rules
+from trainlint.engine import Facts, run_rules
 from trainlint.errors import UsageError
 from trainlint.fixes.source import SourceText
 from trainlint.jobs import Analyzed, Begin, Died, Job, Message
 from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
-from trainlint.rule import Confidence, Rule, Severity
+from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
 from trainlint.specs import parse_spec
 from trainlint.suppression import Suppressions
 
@@ -38,6 +38,7 @@ class _Collected:
 
     findings: list[tuple[ReportedFinding, float]] = field(default_factory=list)
     results: list[TargetResult] = field(default_factory=list)
+    provisional: dict[str, Analyzed] = field(default_factory=dict)
 
 
 def check(
@@ -47,6 +48,7 @@ def check(
     select: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     extend_select: Sequence[str] = (),
+    stages: Sequence[str] = STAGES,
     config: Config | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
@@ -57,6 +59,8 @@ def check(
     `inputs` are a tensor, a tuple of arguments, a dict of keyword arguments or a callable that returns
     one of these; for files a text such as `2x3x32x32,2:long`. Without them they are synthesised. A live
     model is checked in this process and is as before afterwards; files run in child processes.
+
+    `stages` are `static`, the graph alone, and `signal`, one forward and backward on real weights.
 
     Raises `UsageError` for a target that does not exist or an unknown rule.
     """
@@ -69,11 +73,24 @@ def check(
         [*config.extend_select, *extend_select],
     )
     if callable(target) or hasattr(target, "named_parameters"):
-        collected = _check_live(target, inputs, rules, options)
+        collected = _check_live(target, inputs, Settings(rules, options, stages))
         return _report(collected, rules, [])
     names = [target] if isinstance(target, (str, os.PathLike)) else list(target)
     targets = [os.fspath(name) for name in names]
-    jobs = _without_doubles(_jobs(targets, config, rules, options, inputs, debug))
+    common = Job(
+        path="",
+        label="",
+        inputs=_input_text(inputs, config),
+        rules=[rule.code for rule in rules],
+        stages=list(stages),
+        options={name: dict(values) for name, values in options.items()},
+        timeout=config.timeout,
+        memory_limit=config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
+        debug=debug,
+    )
+    jobs = _without_doubles(
+        msgspec.structs.replace(common, **place) for name in targets for place in _places(name)
+    )
     collected, files = _check_files(jobs, config, progress)
     collected.results += _directories_without_models(targets, jobs)
     return _report(collected, rules, files)
@@ -82,11 +99,11 @@ def check(
 # ---------------------------------------------------------------------- live models
 
 
-def _check_live(target: Any, inputs: Any, rules: Sequence[Rule], options: Any) -> _Collected:
+def _check_live(target: Any, inputs: Any, settings: Settings) -> _Collected:
     from trainlint.inputs import from_text, from_value
     from trainlint.loading import unwrapped
     from trainlint.preserve import preserved
-    from trainlint.subject import Settings, analyze
+    from trainlint.subject import analyze
 
     model = unwrapped(_instance(target))
     with preserved(model):
@@ -95,9 +112,7 @@ def _check_live(target: Any, inputs: Any, rules: Sequence[Rule], options: Any) -
             given = from_text(inputs, model)
         elif inputs is not None:
             given = from_value(inputs, model, "given")
-        analysis = analyze(
-            model, given, target=type(model).__name__, settings=Settings(rules, options)
-        )
+        analysis = analyze(model, given, target=type(model).__name__, settings=settings)
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
     return _Collected(findings, [analysis.result])
 
@@ -120,31 +135,14 @@ def _instance(target: Any) -> nn.Module:
 # ---------------------------------------------------------------------- files
 
 
-def _jobs(
-    targets: Sequence[str],
-    config: Config,
-    rules: Sequence[Rule],
-    options: Mapping[str, Mapping[str, Any]],
-    inputs: Any,
-    debug: bool,
-) -> Iterator[Job]:
-    if inputs is not None and not isinstance(inputs, str):
+def _input_text(inputs: Any, config: Config) -> str | None:
+    """Inputs for files, which cross to a child process as text. Raises `UsageError`."""
+    if inputs is None:
+        return config.inputs
+    if not isinstance(inputs, str):
         raise UsageError("inputs for files must be a text such as '2x3x32x32,2:long'")
-    if inputs is not None:
-        parse_spec(inputs)
-    common = Job(
-        path="",
-        label="",
-        inputs=inputs if inputs is not None else config.inputs,
-        rules=[rule.code for rule in rules],
-        options={name: dict(values) for name, values in options.items()},
-        timeout=config.timeout,
-        memory_limit=config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
-        debug=debug,
-    )
-    for target in targets:
-        for place in _places(target):
-            yield msgspec.structs.replace(common, **place)
+    parse_spec(inputs)
+    return inputs
 
 
 def _places(target: str) -> Iterator[dict[str, Any]]:
@@ -246,6 +244,8 @@ def _receive(
     """Take in a message; return a job for the other models of a file whose child died on one."""
     if isinstance(message, Begin) and progress is not None:
         progress(message.target)
+    elif isinstance(message, Analyzed) and message.provisional:
+        collected.provisional[message.result.target] = message
     elif isinstance(message, Analyzed):
         known = {result.target for result in collected.results}
         if message.result.target not in known:
@@ -255,9 +255,18 @@ def _receive(
         finished = [result.target for result in collected.results]
         # What dies after its own result, in a thread or at exit, is the file's doing.
         target = job.target if message.target in finished else message.target
-        collected.results.append(
-            TargetResult(target, "error", message.reason, output=message.output)
-        )
+        result = TargetResult(target, "error", message.reason, output=message.output)
+        before = collected.provisional.get(target)
+        if before is not None:
+            # It died of being run; what its graph showed stands.
+            collected.findings += zip(before.findings, before.starved, strict=True)
+            result = msgspec.structs.replace(
+                before.result,
+                status="error",
+                reason=f"{message.reason}, in a real forward and backward pass; --static avoids it",
+                output=message.output,
+            )
+        collected.results.append(result)
         if target != job.target and job.name is None:
             return msgspec.structs.replace(job, skip=[*finished, target])
     return None
@@ -320,7 +329,7 @@ def _on_suppressions(
     )
     known = frozenset(name for rule in all_rules() for name in names_of(rule))
     suppressions.judge(could_fire, known)
-    outcome = run_rules(rules, {"Suppressions": suppressions}, target="")
+    outcome = run_rules(rules, Facts({"Suppressions": suppressions}), target="")
     by_code = {rule.code: rule for rule in rules}
     found = []
     for raw in outcome.findings:

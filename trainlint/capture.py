@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 import torch.fx
@@ -363,7 +363,7 @@ class _Capture(TorchFunctionMode):
             stack.enter_context(self._module_calls())
             stack.enter_context(_without_compilation())
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(_active(self))
+            stack.enter_context(active(self))
             stack.enter_context(self)
             try:
                 recording.output = self._model(*args, **kwargs)
@@ -396,11 +396,7 @@ class _Capture(TorchFunctionMode):
         original: Callable[..., Any] = nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = self._paths.get(id(module))
-            if path is None:
-                parent = self._stack[-1][0] if self._stack else ""
-                path = f"{parent}.<{type(module).__name__}>".lstrip(".")
-            self._stack.append((path, module))
+            self._stack.append((self._path(module), module))
             try:
                 self._materialize(module, args, kwargs)
                 if isinstance(module, torch.jit.ScriptModule):
@@ -413,6 +409,9 @@ class _Capture(TorchFunctionMode):
 
         with replaced(nn.Module, "__call__", call):
             yield
+
+    def _path(self, module: nn.Module) -> str:
+        return _path(module, self._paths, self._stack)
 
     def _materialize(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Let a lazy layer create its parameters for real; it asks only for its input's shape."""
@@ -736,11 +735,22 @@ _RUN: Final = _Capture.run.__code__
 
 # ---------------------------------------------------------------------- autograd functions
 
-_ACTIVE: list[_Capture] = []
+
+class SeesCustomFunctions(Protocol):
+    """A function mode that is told of every `autograd.Function` instead of seeing its body."""
+
+    def custom_function(
+        self, function: Any, apply: Callable[..., Any], args: Any, kwargs: Any, /
+    ) -> Any:
+        """Run `apply(*args, **kwargs)` as one call."""
+
+
+_ACTIVE: list[SeesCustomFunctions] = []
 
 
 @contextlib.contextmanager
-def _active(current: _Capture) -> Iterator[None]:
+def active(current: SeesCustomFunctions) -> Iterator[None]:
+    """Let `single_node_functions` report to this mode."""
     _ACTIVE.append(current)
     try:
         yield
@@ -835,6 +845,32 @@ def _index_range(args: Any, kwargs: Any) -> tuple[int, int] | None:
     if ids.is_floating_point() or ids.is_complex():
         return None
     return int(ids.min()), int(ids.max())
+
+
+def _path(module: nn.Module, paths: dict[int, str], stack: list[tuple[str, nn.Module]]) -> str:
+    """The module's path; one that is not registered is named by its class below its caller."""
+    path = paths.get(id(module))
+    if path is not None:
+        return path
+    parent = stack[-1][0] if stack else ""
+    return f"{parent}.<{type(module).__name__}>".lstrip(".")
+
+
+@contextlib.contextmanager
+def module_calls(model: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Keep `stack` as the (path, module) whose forwards are running, by the paths of a capture."""
+    original: Callable[..., Any] = nn.Module.__call__
+    paths = {id(module): name for name, module in model.named_modules()}
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        stack.append((_path(module, paths, stack), module))
+        try:
+            return original(module, *args, **kwargs)
+        finally:
+            stack.pop()
+
+    with replaced(nn.Module, "__call__", call):
+        yield
 
 
 def site_of(error: BaseException) -> Site | None:

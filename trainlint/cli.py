@@ -89,7 +89,9 @@ def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> l
 @_selector_option("--extend-select", "These as well.")
 @_selector_option("--ignore", "Not these.")
 @click.option("--inputs", metavar="SHAPES", help="Inputs such as 2x3x32x32,2x16:long.")
-@click.option("--static", is_flag=True, help="Only the graph; so far that is all there is.")
+@click.option(
+    "--static", is_flag=True, help="Only the graph: the model is not run on real numbers."
+)
 @click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
 @click.option(
@@ -133,7 +135,6 @@ def check(
     Exit status: 0 nothing at or above --fail-on, 1 findings, 2 a usage or configuration error, or a
     target that could not be loaded or analysed.
     """
-    del static
     config = load_config(config_path)
     overrides = {
         "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
@@ -145,11 +146,13 @@ def check(
     if not wanted:
         raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
     from trainlint.api import check as run_check
+    from trainlint.rule import STAGES
 
     with _progress() as progress:
         report = run_check(
             wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
-            config=config, progress=progress, debug=debug or bool(ctx.obj),
+            stages=STAGES[:1] if static else STAGES, config=config, progress=progress,
+            debug=debug or bool(ctx.obj),
         )  # fmt: skip
     _complain(report)
     _write(report, config, form, output, show_info=show_info)

@@ -5,7 +5,7 @@ The engine knows no rule: it reads from each rule's signature which facts it wan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,46 @@ class RawFinding:
     order: int
 
 
+class FactUnavailable(Exception):  # noqa: N818 (it is an answer, not an error)
+    """A fact cannot be had for this subject; the text says why, for the report."""
+
+
+class Facts:
+    """What is known of one subject. A fact is made when a rule first asks for it, and once.
+
+    `missing` maps the names of facts that could not be made to the reasons.
+    """
+
+    def __init__(self, known: Mapping[str, Any] | None = None) -> None:
+        self._known: dict[str, Any] = dict(known or {})
+        self._makers: dict[str, Callable[[], Any]] = {}
+        self.missing: dict[str, str] = {}
+
+    def offer(self, name: str, make: Callable[[], Any]) -> None:
+        """Let `make` provide the fact; it may raise `FactUnavailable`."""
+        self._makers[name] = make
+
+    def get(self, name: str) -> Any:
+        """The fact, or None where there is none."""
+        if name not in self._known:
+            make = self._makers.get(name)
+            if make is None:
+                return None
+            try:
+                self._known[name] = make()
+            except FactUnavailable as reason:
+                self._known[name] = None
+                self.missing[name] = str(reason)
+            except Exception as error:  # a fault of ours must not lose what other rules found
+                self._known[name] = None
+                self.missing[name] = f"internal error: {type(error).__name__}: {error}"
+        return self._known[name]
+
+    def has(self, name: str) -> bool:
+        """Whether the fact was made."""
+        return self._known.get(name) is not None
+
+
 @dataclass
 class Outcome:
     """The findings of the rules, and the rules that failed themselves (rule, exception)."""
@@ -42,20 +82,25 @@ class Outcome:
 
 def run_rules(
     rules: Sequence[Rule],
-    facts: Mapping[str, Any],
+    facts: Facts,
     *,
     target: str,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Outcome:
-    """Run every rule whose facts are all there.
+    """Run every rule whose facts are all there, except those that it can do without.
 
-    `facts` maps fact names (`Graph`) to their values, `options` rule names or codes to settings.
+    `options` maps rule names or codes to settings.
     """
     outcome = Outcome()
     for rule in rules:
-        if not rule.facts or not all(fact in facts for fact in rule.facts.values()):
+        if not rule.facts:
             continue
-        arguments = {parameter: facts[fact] for parameter, fact in rule.facts.items()}
+        arguments = {parameter: facts.get(fact) for parameter, fact in rule.facts.items()}
+        if any(
+            value is None and parameter not in rule.optional
+            for parameter, value in arguments.items()
+        ):
+            continue
         settings = _settings(rule, options or {})
         try:
             for finding in rule.function(**arguments, **settings):

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -29,6 +29,7 @@ from trainlint.layers import (
     width_source,
 )
 from trainlint.specs import parse_spec
+from trainlint.tree import map_tensors, tensors
 
 BATCH: Final = 2
 _SEARCH_SECONDS: Final = 20.0
@@ -130,6 +131,57 @@ def _random(
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(shape, generator=generator).to(dtype)
     return torch.randint(0, max(1, below), shape, generator=generator).to(dtype)
+
+
+# ---------------------------------------------------------------------- the batch
+
+
+def batch_size(inputs: Inputs) -> int | None:
+    """The number of samples: the length of the first tensor's first axis, None without one."""
+    for _, tensor in tensors((inputs.args, inputs.kwargs)):
+        return tensor.shape[0] if tensor.dim() else None
+    return None
+
+
+def with_batch(inputs: Inputs, size: int) -> Inputs:
+    """The same inputs with another number of samples.
+
+    Fewer are the first of them. More are drawn alike where trainlint made the inputs up: floats from a
+    normal distribution of the same mean and scale, ids from the same range. Of given inputs, and of
+    masks and lengths, the samples are repeated instead. A tensor without the batch on its first axis,
+    or on its second as hidden states have it, is left alone.
+    """
+    before = batch_size(inputs)
+    if before is None or before == size:
+        return inputs
+    generator = torch.Generator().manual_seed(0)
+
+    def resized(_: str, tensor: Tensor) -> Tensor:
+        axes = [axis for axis in range(min(2, tensor.dim())) if tensor.shape[axis] == before]
+        if not axes or (axes[0] == 1 and tensor.dim() < 3):
+            return tensor
+        if size < before:
+            return tensor.narrow(axes[0], 0, size)
+        rows = torch.arange(size) % before
+        repeated = tensor.index_select(axes[0], rows)
+        if inputs.given or axes[0] != 0:
+            return repeated
+        return torch.cat((tensor, _drawn_like(repeated[before:], generator)))
+
+    args, kwargs = map_tensors((inputs.args, inputs.kwargs), resized)
+    return replace(inputs, args=args, kwargs=kwargs)
+
+
+def _drawn_like(rows: Tensor, generator: torch.Generator) -> Tensor:
+    if rows.dim() < 2 or rows.dtype == torch.bool or rows.is_complex() or not rows.numel():
+        return rows
+    if rows.is_floating_point():
+        if bool(((rows == 0) | (rows == 1)).all()):
+            return rows  # a mask
+        noise = torch.randn(rows.shape, generator=generator).to(rows.dtype)
+        return noise * rows.std() + rows.mean()
+    low, high = int(rows.min()), int(rows.max())
+    return torch.randint(low, high + 1, rows.shape, generator=generator).to(rows.dtype)
 
 
 # ---------------------------------------------------------------------- synthesised

@@ -25,6 +25,7 @@ class Job(msgspec.Struct, frozen=True):
     dotted: str | None = None
     inputs: str | None = None
     rules: list[str] = []
+    stages: list[str] = []
     options: dict[str, dict[str, Any]] = {}
     scanned: bool = False
     skip: list[str] = []
@@ -45,11 +46,16 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
 
 
 class Analyzed(msgspec.Struct, frozen=True, tag="analyzed"):
-    """One target is finished. `starved` goes with `findings`, one for one."""
+    """One target is finished. `starved` goes with `findings`, one for one.
+
+    A `provisional` one is what is known before the model is really run; another follows, unless that
+    ends the process.
+    """
 
     findings: list[ReportedFinding]
     starved: list[float]
     result: TargetResult
+    provisional: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -45,6 +45,27 @@ def preserved(model: nn.Module) -> Iterator[None]:
             restore()
 
 
+@contextlib.contextmanager
+def unchanged_weights(model: nn.Module) -> Iterator[None]:
+    """Restore the values of parameters and buffers too, for a run on the real ones. Costs a copy.
+
+    Compared by value: a write through `.data` counts no version.
+    """
+    tensors = [
+        t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and not t.is_meta
+    ]
+    saved = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, data, before in saved:
+                if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
+                    tensor.data = data
+                if not torch.equal(tensor, before):
+                    tensor.data.copy_(before)
+
+
 def _module_state(module: nn.Module) -> Iterator[Callable[[], None]]:
     attributes = dict(vars(module))
     vars_of = vars(module)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from trainlint.layers import (
     width_fixes,
     width_source,
 )
+from trainlint.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.sites import Site
 from trainlint.suppression import Suppressions
 from trainlint.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
@@ -42,16 +43,20 @@ __all__ = [
     "Graph",
     "Location",
     "Mismatch",
+    "NonFinite",
     "Parameter",
     "Rule",
     "Safety",
     "Severity",
+    "Signal",
     "Site",
+    "SiteSignal",
     "SourceEdits",
     "Suppressions",
     "ZeroFlow",
     "blamed_source",
     "blames_the_model",
+    "decades",
     "describe_source",
     "is_follow_up",
     "mismatches",
@@ -116,12 +121,25 @@ class Finding:
 RuleFunction = Callable[..., Iterable[Finding]]
 
 # Fact type, by the name that a rule annotates, and the stage that provides it.
-FACT_STAGES: Final = {"Graph": "static", "SourceEdits": "static", "Suppressions": "report"}
+FACT_STAGES: Final = {
+    "Graph": "static",
+    "Variants": "static",
+    "Propagation": "static",
+    "Losses": "static",
+    "SourceEdits": "static",
+    "Signal": "signal",
+    "Influence": "signal",
+    "Suppressions": "report",
+}
+STAGES: Final = ("static", "signal")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with what its decorator and signature say about it."""
+    """A rule with what its decorator and signature say about it.
+
+    `facts` maps parameters to the types of facts; those in `optional` may be None.
+    """
 
     code: str
     name: str
@@ -130,6 +148,7 @@ class Rule:
     since: str
     function: RuleFunction = field(repr=False)
     facts: Mapping[str, str] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -171,11 +190,15 @@ def rule(
     def declare(function: RuleFunction) -> RuleFunction:
         facts: dict[str, str] = {}
         options: dict[str, Any] = {}
+        optional: set[str] = set()
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 options[parameter.name] = parameter.default
                 continue
             annotation = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+            if annotation.endswith(" | None"):
+                annotation = annotation.removesuffix(" | None")
+                optional.add(parameter.name)
             if annotation not in FACT_STAGES:
                 known = ", ".join(FACT_STAGES)
                 raise TypeError(
@@ -191,9 +214,19 @@ def rule(
             since=since,
             function=function,
             facts=facts,
+            optional=frozenset(optional),
             options=options,
         )
         function.trainlint_rule = declared  # type: ignore[attr-defined]
         return function
 
     return declare
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a check needs to know besides the model: rules, their options by name or code, and stages."""
+
+    rules: Sequence[Rule]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: Sequence[str] = STAGES

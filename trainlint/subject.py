@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainlint.capture import Recording, capture
 from trainlint.diagnosis import diagnose
-from trainlint.engine import RawFinding, failures_as_text, run_rules
+from trainlint.engine import Facts, RawFinding, failures_as_text, run_rules
 from trainlint.errors import InputError
 from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
 from trainlint.inputs import Inputs, synthesize
 from trainlint.layers import doubtful_faults
 from trainlint.records import TargetResult
-from trainlint.rule import Rule
+from trainlint.rule import Settings
 from trainlint.sites import owner_of
+from trainlint.variants import Variants
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a check needs to know besides the model."""
-
-    rules: Sequence[Rule]
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,13 @@ def analyze(
     target: str,
     settings: Settings,
     notes: Sequence[str] = (),
+    provisionally: Callable[[Analysis], None] | None = None,
 ) -> Analysis:
-    """Check one model. Without `inputs` they are synthesised. The model is as before afterwards."""
+    """Check one model. Without `inputs` they are synthesised. The model is as before afterwards.
+
+    `provisionally` gets what the graph alone shows before the model is really run, which may end the
+    process.
+    """
     started = time.monotonic()
 
     def failed(reason: str) -> Analysis:
@@ -71,20 +69,79 @@ def analyze(
     doubtful = unexplained_faults(graph)
     if doubtful:
         return failed(doubtful)
-    facts = {"Graph": graph, "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project")}
-    outcome = run_rules(settings.rules, facts, target=target, options=settings.options)
-    problems = list(failures_as_text(outcome.failures))
-    result = TargetResult(
-        target,
-        "error" if problems else "ok",
-        "; ".join(problems) or None,
-        stages=["static"],
-        seconds=round(time.monotonic() - started, 3),
-        inputs=f"{inputs.describe()}, {inputs.origin}",
-        operations=len(graph.calls_in_order),
-        notes=list(notes),
+    facts = _facts(model, inputs, graph, settings)
+    graphic = [rule for rule in settings.rules if "signal" not in rule.stages]
+    measuring = [rule for rule in settings.rules if "signal" in rule.stages]
+    stages = ["static"]
+    outcome = run_rules(graphic, facts, target=target, options=settings.options)
+
+    def analysis() -> Analysis:
+        problems = list(failures_as_text(outcome.failures))
+        result = TargetResult(
+            target,
+            "error" if problems else "ok",
+            "; ".join(problems) or None,
+            stages=stages,
+            seconds=round(time.monotonic() - started, 3),
+            inputs=f"{inputs.describe()}, {inputs.origin}",
+            operations=len(graph.calls_in_order),
+            notes=[*notes, *(f"{name.lower()} not measured: {reason}"
+                             for name, reason in facts.missing.items())],
+        )  # fmt: skip
+        return Analysis(diagnose(outcome.findings), result)
+
+    if measuring and "signal" in settings.stages and provisionally is not None:
+        provisionally(analysis())
+    # Rules that can do without the signal run in any case.
+    measured = run_rules(measuring, facts, target=target, options=settings.options)
+    outcome.findings.extend(measured.findings)
+    outcome.failures.extend(measured.failures)
+    if facts.has("Signal") or facts.has("Influence"):
+        stages.append("signal")
+    return analysis()
+
+
+def _facts(model: nn.Module, inputs: Inputs, graph: Graph, settings: Settings) -> Facts:
+    facts = Facts(
+        {
+            "Graph": graph,
+            "Variants": Variants(model, inputs, graph),
+            "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project"),
+        }
     )
-    return Analysis(diagnose(outcome.findings), result)
+    facts.offer("Propagation", lambda: _propagation(graph))
+    facts.offer("Losses", lambda: _losses(graph))
+    if "signal" in settings.stages and not graph.faults:
+        facts.offer("Signal", lambda: _signal(inputs, graph))
+        facts.offer("Influence", lambda: _influence(inputs, graph))
+    return facts
+
+
+# Each is imported only where a rule asks for it.
+
+
+def _propagation(graph: Graph) -> Any:
+    from trainlint.propagation import propagate
+
+    return propagate(graph)
+
+
+def _losses(graph: Graph) -> Any:
+    from trainlint.losses import losses_of
+
+    return losses_of(graph)
+
+
+def _signal(inputs: Inputs, graph: Graph) -> Any:
+    from trainlint.pulse import pulse
+
+    return pulse(graph.model, inputs, graph)
+
+
+def _influence(inputs: Inputs, graph: Graph) -> Any:
+    from trainlint.influence import influence
+
+    return influence(graph.model, inputs, graph)
 
 
 def unexplained_faults(graph: Graph) -> str | None:

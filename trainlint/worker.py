@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from trainlint.inputs import Inputs
     from trainlint.loading import LoadedFile
-    from trainlint.subject import Settings
+    from trainlint.rule import Settings
+    from trainlint.subject import Analysis
 
 Send = Callable[[Message], None]
 
@@ -81,14 +82,14 @@ def _check_file(job: Job, send: Send) -> None:
     from trainlint.capture import single_node_functions
     from trainlint.loading import load_file, models_of, named_model
     from trainlint.registry import select_rules
+    from trainlint.rule import Settings
     from trainlint.sites import recording
-    from trainlint.subject import Settings
 
     path = _find(job)
     text = SourceText.read(str(path))
     if text is None:
         raise LoadError(_unreadable(path))
-    settings = Settings(select_rules(job.rules), job.options)
+    settings = Settings(select_rules(job.rules), job.options, job.stages)
     with recording(), single_node_functions():
         with _time_limit(job.timeout / 2):
             loaded = load_file(path, text, job.dotted)
@@ -130,15 +131,22 @@ def _check_model(
 
     send(Begin(target))
     inputs = _inputs(job, loaded, model)
+
+    def tell(analysis: Analysis, provisional: bool) -> None:
+        reported = [finding.reported for finding in analysis.findings]
+        starved = [finding.starved for finding in analysis.findings]
+        send(Analyzed(reported, starved, analysis.result, provisional))
+
     with without_compiler():
-        analysis = analyze(model, inputs, target=target, settings=settings, notes=loaded.notes)
-    send(
-        Analyzed(
-            [finding.reported for finding in analysis.findings],
-            [finding.starved for finding in analysis.findings],
-            analysis.result,
+        analysis = analyze(
+            model,
+            inputs,
+            target=target,
+            settings=settings,
+            notes=loaded.notes,
+            provisionally=lambda so_far: tell(so_far, True),
         )
-    )
+    tell(analysis, False)
 
 
 def _inputs(job: Job, loaded: LoadedFile, model: nn.Module) -> Inputs | None:

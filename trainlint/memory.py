@@ -1,0 +1,23 @@
+"""How much memory there is to take. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still allocate, or None where that cannot be told."""
+    limits: list[int] = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if soft != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[5])
+            limits.append(soft - pages * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(limits)) if limits else None
