@@ -19,7 +19,10 @@ from trainlint import Report
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 BROKEN = sorted((FIXTURES / "broken").glob("*.py"))
 HEALTHY = sorted((FIXTURES / "healthy").glob("*.py"))
-EXPECT = re.compile(r"#\s*expect:\s*([A-Z]{3}\d{3}(?:\s*,\s*[A-Z]{3}\d{3})*)\s*$")
+CODES = r"([A-Z]{3}\d{3}(?:\s*,\s*[A-Z]{3}\d{3})*)"
+EXPECT = re.compile(rf"#\s*expect:\s*{CODES}\s*(?:#|$)")
+# Advice is compared only where a fixture is about it.
+EXPECT_INFO = re.compile(rf"#\s*expect-info:\s*{CODES}\s*$")
 
 # One worker for all of them, since they share two checks.
 pytestmark = pytest.mark.xdist_group("fixtures")
@@ -34,22 +37,25 @@ def report_on(folder: str) -> Report:
     return trainlint.check(FIXTURES / folder)
 
 
-def expected(path: Path) -> Counter[tuple[int, str]]:
+def expected(path: Path, pattern: re.Pattern[str] = EXPECT) -> Counter[tuple[int, str]]:
     found: Counter[tuple[int, str]] = Counter()
     for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        match = EXPECT.search(line)
+        match = pattern.search(line)
         if match:
             found.update((row, code.strip()) for code in match[1].split(","))
-        else:
-            assert "expect:" not in line, f"{path.name}:{row}: not of the form `# expect: CODE`"
+        elif "expect:" in line or "expect-info:" in line:
+            known = EXPECT.search(line) or EXPECT_INFO.search(line)
+            assert known, f"{path.name}:{row}: not of the form `# expect: CODE`"
     return found
 
 
-def reported(folder: str, path: Path) -> Counter[tuple[int, str]]:
+def reported(
+    folder: str, path: Path, severities: tuple[str, ...] = ("error", "warning")
+) -> Counter[tuple[int, str]]:
     return Counter(
         (finding.location.row, finding.code)
         for finding in report_on(folder).findings
-        if finding.severity in ("error", "warning")
+        if finding.severity in severities
         and finding.filename is not None
         and finding.location is not None
         and (Path.cwd() / finding.filename).resolve() == path.resolve()
@@ -79,10 +85,14 @@ def with_known_gaps(paths: list[Path]) -> list[object]:
 
 @pytest.mark.parametrize("path", with_known_gaps(BROKEN))
 def test_broken_models_are_named_at_their_lines_and_nowhere_else(path: Path) -> None:
-    wanted = expected(path)
-    assert wanted, "a broken fixture must expect something"
+    wanted, advice = expected(path), expected(path, EXPECT_INFO)
+    assert wanted or advice, "a broken fixture must expect something"
     assert problems("broken", path) == []
     assert reported("broken", path) == wanted
+    if advice:
+        codes = {code for _, code in advice}
+        given = reported("broken", path, ("info",))
+        assert Counter({key: n for key, n in given.items() if key[1] in codes}) == advice
 
 
 @pytest.mark.parametrize("path", with_known_gaps(HEALTHY))
@@ -103,7 +113,12 @@ def test_every_finding_lies_in_a_fixture_with_a_location() -> None:
 def test_every_rule_has_a_broken_fixture() -> None:
     from trainlint.registry import all_rules
 
-    shown = {code for path in BROKEN for _, code in expected(path)}
+    shown = {
+        code
+        for path in BROKEN
+        for pattern in (EXPECT, EXPECT_INFO)
+        for _, code in expected(path, pattern)
+    }
     assert {rule.code for rule in all_rules()} <= shown
     assert set(NOT_YET) <= {path.name for path in (*BROKEN, *HEALTHY)}
 

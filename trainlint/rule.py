@@ -105,6 +105,8 @@ class Finding:
     node if left out. `evidence` holds the figures that prove it, in plain JSON types. Findings with
     equal `fault` are one fault seen from several places: the first is reported and the others become
     its symptoms. `starved` is the share of the trainable parameters that the fault cuts off, 0 to 1.
+    `affects` are the graph nodes that the finding is about or that the fault harms: a finding whose rule
+    another's `explains` becomes that one's symptom if they share a module or one of these.
     """
 
     message: str
@@ -116,6 +118,7 @@ class Finding:
     confidence: Confidence = Confidence.CERTAIN
     fault: Hashable = None
     starved: float = 0.0
+    affects: Iterable[Any] = ()
 
 
 RuleFunction = Callable[..., Iterable[Finding]]
