@@ -34,6 +34,7 @@ def raw(
     order: int = 0,
     explains: tuple[str, ...] = (),
     filename: str = "net.py",
+    affects: frozenset[str] = frozenset(),
 ) -> RawFinding:
     rule = Rule(code, code.lower(), Severity.ERROR, explains, "0.1", lambda: ())
     place = None if row is None else Location(row, 1)
@@ -43,7 +44,7 @@ def raw(
         filename=None if row is None else filename, location=place,
         end_location=None if row is None else Location(row, 9), evidence={"n": 1},
     )  # fmt: skip
-    return RawFinding(reported, rule, fault, starved, order)
+    return RawFinding(reported, rule, fault, starved, order, affects)
 
 
 def shown(findings: list[RawFinding]) -> list[Any]:
@@ -144,6 +145,45 @@ def test_two_rules_that_explain_each_other_do_not_both_vanish() -> None:
 
 
 # ---------------------------------------------------------------------- rank
+
+
+def test_layers_in_common_connect_a_cause_with_what_it_explains() -> None:
+    story = [
+        raw("VAN001", row=3, module="conv1", message="gradient vanishes", order=3,
+            affects=frozenset({"conv1", "conv2"})),
+        raw("SHR001", row=2, module="conv2", message="weights shrink it", order=2,
+            explains=("van001",), affects=frozenset({"conv2", "conv3"})),
+        raw("SIG001", row=1, module="act", message="sigmoids", order=1,
+            explains=("van001", "shr001"), affects=frozenset({"conv3"})),
+    ]  # fmt: skip
+    for order in itertools.permutations(story):
+        assert shown(diagnose(list(order))) == [
+            ("sigmoids", ["weights shrink it", "gradient vanishes"])
+        ]
+    elsewhere = raw("VAN001", row=9, module="other", message="another", affects=frozenset({"x"}))
+    assert len(diagnose([*story, elsewhere])) == 2
+
+
+def test_a_cause_is_as_severe_as_what_it_does() -> None:
+    cause = raw("BAD001", severity="warning", message="cause", explains=("eff001",))
+    effect = raw("EFF001", severity="error", message="effect", row=2)
+    (story,) = diagnose([cause, effect])
+    assert story.reported.message == "cause"
+    assert story.reported.severity == "error"
+    (same,) = diagnose([
+        raw(severity="warning", fault="f", message="first", order=1),
+        raw(severity="error", fault="f", message="second", order=2, row=2),
+    ])  # fmt: skip
+    assert (same.reported.message, same.reported.severity) == ("first", "error")
+
+
+def test_of_two_causes_the_first_in_rank_takes_the_symptom() -> None:
+    findings = [
+        raw("BAD001", severity="warning", message="lesser", row=1, explains=("eff001",)),
+        raw("BAD002", message="greater", row=2, explains=("eff001",)),
+        raw("EFF001", severity="warning", message="effect", row=3),
+    ]
+    assert shown(diagnose(findings)) == [("greater", ["effect"]), "lesser"]
 
 
 def test_rank_severity_confidence_share_then_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -59,55 +60,65 @@ def _merged(group: list[RawFinding]) -> RawFinding:
     if len(messages) > 1:
         evidence["messages"] = messages
     reported = msgspec.structs.replace(
-        first.reported, message=first.reported.message + note, evidence=evidence
+        first.reported,
+        message=first.reported.message + note,
+        severity=_worst(group),
+        evidence=evidence,
     )
-    starved = max(finding.starved for finding in group)
-    return RawFinding(reported, first.rule, first.fault, starved, first.order)
+    return _with_shares(replace(first, reported=reported), group)
 
 
 def _nest_same_fault(findings: list[RawFinding]) -> list[RawFinding]:
     """Findings of one fault: the first in order of execution stays, the others become its symptoms."""
-    heads: dict[Any, RawFinding] = {}
-    kept: list[RawFinding] = []
-    findings = sorted(findings, key=lambda finding: finding.order)
-    for finding in findings:
-        if finding.fault is None or finding.fault not in heads:
-            kept.append(finding)
-            if finding.fault is not None:
-                heads[finding.fault] = finding
-    for fault, head in heads.items():
-        symptoms = [f for f in findings if f.fault == fault and f is not head]
-        if symptoms:
-            kept[kept.index(head)] = _with_symptoms(head, symptoms)
-    return kept
+    groups: dict[Any, list[RawFinding]] = {}
+    for finding in sorted(findings, key=lambda finding: finding.order):
+        key = id(finding) if finding.fault is None else ("fault", finding.fault)
+        groups.setdefault(key, []).append(finding)
+    return [_with_symptoms(head, symptoms) for head, *symptoms in groups.values()]
 
 
 def _nest_explained(findings: list[RawFinding]) -> list[RawFinding]:
-    """A finding whose rule another finding's rule explains, for the same module, goes under it.
+    """Put each finding under the one that causes it, through a graph of who explains whom.
 
-    Causes of causes take it all; of two that explain each other the first stays.
+    A rule's `explains` names its effects; two findings are connected if they are about the same module
+    or share a node that they affect. Causes of causes take it all; of those that explain each other, or
+    that both explain a third, the first in rank does.
     """
-    cause_of: dict[int, RawFinding] = {}
+    explained = {name for finding in findings for name in finding.rule.explains}
+    if not any(finding.reported.name in explained for finding in findings):
+        return findings
+    import networkx as nx
 
-    def root(finding: RawFinding) -> RawFinding:
-        while id(finding) in cause_of:
-            finding = cause_of[id(finding)]
-        return finding
+    causes: nx.DiGraph[int] = nx.DiGraph()
+    causes.add_nodes_from(range(len(findings)))
+    causes.add_edges_from(
+        (place, other)
+        for place, finding in enumerate(findings)
+        for other, symptom in enumerate(findings)
+        if place != other
+        and symptom.reported.name in finding.rule.explains
+        and _are_connected(finding, symptom)
+    )
+    rounds = nx.condensation(causes)  # without circles
+    taken: set[int] = set()
+    heads: list[RawFinding] = []
+    members = nx.get_node_attributes(rounds, "members")
+    roots = [component for component in rounds if rounds.in_degree(component) == 0]
+    first = {root: min(members[root], key=lambda place: _rank(findings[place])) for root in roots}
+    for root in sorted(roots, key=lambda root: _rank(findings[first[root]])):
+        below = {root} | nx.descendants(rounds, root)
+        places = {place for component in below for place in members[component]}
+        places -= taken | {first[root]}
+        taken |= places
+        symptoms = [findings[place] for place in sorted(places, key=lambda p: _rank(findings[p]))]
+        heads.append(_with_symptoms(findings[first[root]], symptoms))
+    return heads
 
-    for finding in findings:
-        for symptom in findings:
-            if (
-                symptom.reported.name in finding.rule.explains
-                and symptom.reported.module == finding.reported.module
-                and id(symptom) not in cause_of
-                and root(finding) is not symptom
-            ):
-                cause_of[id(symptom)] = finding
-    return [
-        _with_symptoms(finding, [f for f in findings if f is not finding and root(f) is finding])
-        for finding in findings
-        if id(finding) not in cause_of
-    ]
+
+def _are_connected(cause: RawFinding, symptom: RawFinding) -> bool:
+    if cause.reported.module == symptom.reported.module:
+        return True
+    return bool(cause.affects & symptom.affects)
 
 
 def _with_symptoms(finding: RawFinding, symptoms: Sequence[RawFinding]) -> RawFinding:
@@ -119,6 +130,20 @@ def _with_symptoms(finding: RawFinding, symptoms: Sequence[RawFinding]) -> RawFi
             msgspec.structs.replace(symptom.reported, symptoms=[]),
             *symptom.reported.symptoms,
         ]
-    reported = msgspec.structs.replace(finding.reported, symptoms=known)
-    starved = max(finding.starved, *(symptom.starved for symptom in symptoms))
-    return RawFinding(reported, finding.rule, finding.fault, starved, finding.order)
+    family = [finding, *symptoms]
+    # A cause is as bad as what it does: else a warning would hide an error from the exit status.
+    reported = msgspec.structs.replace(finding.reported, symptoms=known, severity=_worst(family))
+    return _with_shares(replace(finding, reported=reported), family)
+
+
+def _worst(findings: Sequence[RawFinding]) -> str:
+    return min((finding.reported.severity for finding in findings),
+               key=lambda severity: Severity(severity).rank)  # fmt: skip
+
+
+def _with_shares(head: RawFinding, family: Sequence[RawFinding]) -> RawFinding:
+    return replace(
+        head,
+        starved=max(finding.starved for finding in family),
+        affects=frozenset().union(*(finding.affects for finding in family)),
+    )

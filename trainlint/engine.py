@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainlint.fixes.edit import Location
 from trainlint.records import ReportedFinding
-from trainlint.rule import Finding, Rule
+from trainlint.rule import FACT_STAGES, Finding, Rule
 
 if TYPE_CHECKING:
     from trainlint.graph import Graph
@@ -30,6 +30,7 @@ class RawFinding:
     fault: Any
     starved: float
     order: int
+    affects: frozenset[Any] = frozenset()
 
 
 class FactUnavailable(Exception):  # noqa: N818 (it is an answer, not an error)
@@ -105,7 +106,12 @@ def run_rules(
         try:
             for finding in rule.function(**arguments, **settings):
                 order = len(outcome.findings)
-                outcome.findings.append(_located(finding, rule, facts.get("Graph"), target, order))
+                measured = [name for name, stage in FACT_STAGES.items()
+                            if stage == "signal" and name in rule.facts.values()]  # fmt: skip
+                stage = "signal" if any(facts.has(name) for name in measured) else rule.stages[0]
+                outcome.findings.append(
+                    _located(finding, rule, facts.get("Graph"), target, order, stage)
+                )
         except Exception as error:  # a fault of the rule, not of the user's model
             outcome.failures.append((rule, error))
     return outcome
@@ -120,7 +126,7 @@ def _settings(rule: Rule, options: Mapping[str, Mapping[str, Any]]) -> dict[str,
 
 
 def _located(
-    finding: Finding, rule: Rule, graph: Graph | None, target: str, order: int
+    finding: Finding, rule: Rule, graph: Graph | None, target: str, order: int, stage: str
 ) -> RawFinding:
     where, module = finding.where, finding.module
     if graph is not None and hasattr(where, "all_input_nodes"):
@@ -136,7 +142,7 @@ def _located(
         severity=str(finding.severity or rule.severity),
         confidence=str(finding.confidence),
         message=finding.message,
-        stage=rule.stages[-1],
+        stage=stage,
         target=target,
         module=module or "",
         filename=filename,
@@ -145,7 +151,9 @@ def _located(
         evidence=dict(finding.evidence),
         fixes=list(finding.fixes),
     )
-    return RawFinding(reported, rule, finding.fault, finding.starved, order)
+    return RawFinding(
+        reported, rule, finding.fault, finding.starved, order, frozenset(finding.affects)
+    )
 
 
 def _span(where: Any) -> tuple[str | None, Location | None, Location | None]:
