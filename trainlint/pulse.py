@@ -38,7 +38,7 @@ _COMFORTABLE_WORK: Final = 1e11
 _MOST_WORK: Final = 1e12
 _MOST_SECONDS: Final = 40.0
 _BACKWARD: Final = 3  # forward and backward cost about three forwards
-_RECORDED: Final = (
+RECORDED: Final = (
     ops.WEIGHTED
     | ops.RECURRENT
     | ops.ATTENTION
@@ -120,7 +120,7 @@ def _measured(
         try:
             with recorder.recording():
                 output = model(*batch.args, **batch.kwargs)
-                kind, value = _objective(output, objective, seed)
+                kind, value = objective_of(output, objective, seed)
             gradients = _gradients(value, list(parameters.values()))
             signal = recorder.signal(
                 dict(zip(parameters, gradients, strict=True)), kind, value, given=inputs.given
@@ -221,7 +221,8 @@ def _on_device_of(model: nn.Module, inputs: Inputs) -> Inputs:
 # ---------------------------------------------------------------------- the objective
 
 
-def _objective(output: Any, objective: Objective | None, seed: int) -> tuple[str, Tensor]:
+def objective_of(output: Any, objective: Objective | None, seed: int) -> tuple[str, Tensor]:
+    """What to differentiate: (`loss` or `projection`, the scalar). Raises `FactUnavailable`."""
     if objective is not None:
         value = objective(output)
         return "loss", value
@@ -393,7 +394,7 @@ _names: dict[Any, str] = {}
 
 def _name_if_recorded(func: Any) -> str:
     name = ops.canonical_name(func)
-    name = name if name in _RECORDED else ""
+    name = name if name in RECORDED else ""
     with contextlib.suppress(TypeError):
         _names[func] = name
     return name
@@ -404,7 +405,7 @@ def _nodes_by_key(graph: Graph) -> dict[tuple[str, str, int], Node]:
     found: dict[tuple[str, str, int], Node] = {}
     for node in graph.calls_in_order:
         name = graph.name(node)
-        if name in _RECORDED:
+        if name in RECORDED:
             path = graph.operation(node).module
             found[path, name, counts[path, name]] = node
             counts[path, name] += 1
@@ -498,7 +499,7 @@ def _origin(
     finder = _Finder(model, graph, deadline)
     with finder.recording():
         output = model(*batch.args, **batch.kwargs)
-        _, value = _objective(output, objective, seed)
+        _, value = objective_of(output, objective, seed)
     if finder.found is not None:
         return finder.found
     with contextlib.suppress(RuntimeError):
