@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from rich.cells import cell_len
@@ -23,6 +24,8 @@ from trainlint.records import Report, ReportedFinding, TargetResult
 _STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 _CONTEXT_ROWS: Final = 1
 _LONGEST_LIST: Final = 4
+_MOST_BARS: Final = 8
+_LONGEST_BAR: Final = 24
 
 
 def print_report(
@@ -67,6 +70,10 @@ def _print_finding(number: int, finding: ReportedFinding, console: Console) -> N
     evidence = _evidence(finding.evidence)
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
+    for value in finding.evidence.values():
+        if _is_profile(value):
+            for row in _bars(value):
+                console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
     for number, fix in enumerate(finding.fixes):
         _print_fix(fix, number == 0, console)
     for symptom in finding.symptoms:
@@ -119,8 +126,40 @@ def _excerpt(finding: ReportedFinding) -> list[Text]:
 
 def _evidence(evidence: dict[str, Any]) -> str:
     return " · ".join(
-        f"{name.replace('_', ' ')} {_figure(value)}" for name, value in evidence.items()
+        f"{name.replace('_', ' ')} {_figure(value)}"
+        for name, value in evidence.items()
+        if not _is_profile(value)
     )
+
+
+def _is_profile(value: Any) -> bool:
+    """Figures by layer: a list of [label, number]."""
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and all(
+            isinstance(pair, (list, tuple))
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], (int, float))
+            for pair in value
+        )
+    )
+
+
+def _bars(profile: list[Any]) -> Iterator[Text]:
+    """A row for each of at most eight layers, with a bar on a logarithmic scale."""
+    step = (len(profile) - 1) / (_MOST_BARS - 1)
+    if step > 1:
+        profile = [profile[round(number * step)] for number in range(_MOST_BARS)]
+    powers = [math.log10(value) for _, value in profile if value > 0]
+    least, most = min(powers, default=0.0), max(powers, default=0.0)
+    width = max(cell_len(label) for label, _ in profile)
+    for label, value in profile:
+        share = (math.log10(value) - least) / (most - least) if value > 0 and most > least else 0
+        bar = "█" * round(share * _LONGEST_BAR) or "▏"
+        margin = " " * (width - cell_len(label))
+        yield Text(f"    {label}{margin} {bar:<{_LONGEST_BAR}} {value:.1e}", style="dim")
 
 
 def _figure(value: Any) -> str:
