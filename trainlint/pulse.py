@@ -502,6 +502,8 @@ def _origin(
         _, value = objective_of(output, objective, seed)
     if finder.found is not None:
         return finder.found
+    if finder.infinite is not None and not bool(value.isfinite()):
+        return finder.infinite
     with contextlib.suppress(RuntimeError):
         _gradients(value, [p for p in model.parameters() if p.requires_grad])
     return finder.found or finder.infinite

@@ -152,11 +152,13 @@ def _bars(profile: list[Any]) -> Iterator[Text]:
     step = (len(profile) - 1) / (_MOST_BARS - 1)
     if step > 1:
         profile = [profile[round(number * step)] for number in range(_MOST_BARS)]
-    powers = [math.log10(value) for _, value in profile if value > 0]
+    powers = [math.log10(value) for _, value in profile if 0 < value < math.inf]
     least, most = min(powers, default=0.0), max(powers, default=0.0)
     width = max(cell_len(label) for label, _ in profile)
     for label, value in profile:
-        share = (math.log10(value) - least) / (most - least) if value > 0 and most > least else 0
+        share = 0.0
+        if value > 0 and most > least:
+            share = 1.0 if value == math.inf else (math.log10(value) - least) / (most - least)
         bar = "█" * round(share * _LONGEST_BAR) or "▏"
         margin = " " * (width - cell_len(label))
         yield Text(f"    {label}{margin} {bar:<{_LONGEST_BAR}} {value:.1e}", style="dim")
