@@ -860,3 +860,45 @@ def test_nested_inputs_have_names_of_their_own() -> None:
     )
     inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     assert inputs == ["input_0_image", "input_0_pair_0", "scale"]
+
+
+# ---------------------------------------------------------------------- what leaves the forward
+
+
+def test_values_that_leave_the_forward_say_how() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.history: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.penalty = self.fc(x).square().sum()
+            self.history.append(x.sin())
+            scale = x.mean().item()
+            table = torch.from_numpy(x.exp().detach().numpy())
+            return x * scale + table
+
+    escapes = {
+        node.meta["operation"].name: node.meta["operation"].escape
+        for node in recorded(Keeps(), torch.randn(2, 4)).graph.nodes
+    }
+    assert escapes["sum"] == "attribute"
+    assert escapes["sin"] == "attribute"
+    assert escapes["mean"] == "item"
+    assert escapes["detach"] == "numpy"
+    assert escapes["linear"] == ""
+    assert escapes["mul"] == ""
+
+
+def test_reading_a_value_is_located() -> None:
+    def read(x: Tensor) -> Tensor:
+        return x * x.max().item()
+
+    operation = next(
+        node.meta["operation"]
+        for node in recorded(read, torch.randn(3)).graph.nodes
+        if node.meta["operation"].escape
+    )
+    assert operation.escape_site is not None
+    assert operation.escape_site.row == read.__code__.co_firstlineno + 1

@@ -51,6 +51,8 @@ _VALUES: Final = frozenset(
     "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __complex__ equal allclose "
     "is_nonzero __contains__ __format__ __repr__ __reduce_ex__".split()
 )
+# Of these, the ones that hand over what the tensor holds, not only a decision made by it.
+_READINGS: Final = frozenset("item tolist numpy __float__ __array__".split())
 _LOOK_UPS: Final = (torch.nn.functional.embedding, torch.nn.functional.embedding_bag)
 _RECORDED_PROPERTIES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 _FACTORIES: Final = frozenset("zeros ones empty rand randn full empty_strided".split())
@@ -371,6 +373,7 @@ class _Capture(TorchFunctionMode):
                 recording.exception = error
                 recording.exception_site = site_of(error)
         if recording.exception is None:
+            self._note_kept()
             outputs = {
                 name or "output": self._current(name, value)
                 for name, value in tensors(recording.output)
@@ -448,6 +451,7 @@ class _Capture(TorchFunctionMode):
         flat = [tensor for _, tensor in tensors((args, kwargs))]
         symbolic = any(self._is_symbolic(tensor) for tensor in flat)
         call_args, call_kwargs = self._meta((args, kwargs), name) if symbolic else (args, kwargs)
+        self._note_reading(name, args)
         in_place = writes_in_place(func)
         # Taken down before the call: afterwards the written tensor is already the new one.
         operands = self._operands(func, args, kwargs) if in_place and not self._silent else None
@@ -619,6 +623,26 @@ class _Capture(TorchFunctionMode):
             # The twin was written, the real tensor was not: from now on the twin is the truth.
             self._tracer.note_write(written, node)
             self._overwritten.add(id(target._base if target._is_view() else target))
+
+    def _note_reading(self, name: str, args: tuple[Any, ...]) -> None:
+        """If the call hands a value to Python or numpy, no gradient can follow it."""
+        if name not in _READINGS or self._silent or not self._is_symbolic(args[0]):
+            return
+        node = self._known_node(args[0])
+        if node is not None and not node.meta["operation"].escape:
+            node.meta["operation"].escape = name.strip("_")
+            node.meta["operation"].escape_site = calling_site(3, _RUN)
+
+    def _note_kept(self) -> None:
+        """What a module keeps as an attribute has been computed for someone: a loss term, a state."""
+        for module in self._model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            for _, tensor in tensors(list(vars(module).values())):
+                node = self._known_node(tensor)
+                owned = isinstance(tensor, nn.Parameter)
+                if node is not None and node.op == "call_function" and not owned:
+                    node.meta["operation"].escape = "attribute"
 
     def _current(self, _: str, tensor: Tensor) -> Tensor:
         """The twin of a real tensor that was overwritten as meta only; any other as it is."""

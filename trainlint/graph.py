@@ -39,7 +39,9 @@ class Operation:
     `name` is canonical (`trainlint.ops`); leaves are named `input`, `parameter`, `buffer` and
     `constant`. `shape` is None where the result is not one tensor. `module` is the path of the module
     whose forward ran, `owner` the module itself. `tensor` is the real tensor of a leaf. `origin`
-    `unknown` marks a tensor that came from outside what the capture can see.
+    `unknown` marks a tensor that came from outside what the capture can see. `escape` tells how the
+    value left the forward other than as an output: `attribute` where a module keeps it, else the call
+    that made a Python or numpy value of it (`item`, `numpy`), made at `escape_site`.
     """
 
     name: str
@@ -54,10 +56,14 @@ class Operation:
     origin: str = ""
     function: str = ""
     index_range: tuple[int, int] | None = None
+    escape: str = ""
+    escape_site: Site | None = None
 
     def derived(self, name: str, shape: TensorShape | None) -> Operation:
         """The same place in the user's code, another result."""
-        return replace(self, name=name, shape=shape, error=None, in_place=False, index_range=None)
+        return replace(
+            self, name=name, shape=shape, error=None, in_place=False, index_range=None, escape=""
+        )
 
 
 # Names of the arguments by position, where rules ask for them.
