@@ -31,6 +31,7 @@ from trainlint.layers import (
 from trainlint.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.sites import Site
 from trainlint.suppression import Suppressions
+from trainlint.variants import Variants
 from trainlint.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "SiteSignal",
     "SourceEdits",
     "Suppressions",
+    "Variants",
     "ZeroFlow",
     "blamed_source",
     "blames_the_model",

@@ -69,7 +69,7 @@ def analyze(
     doubtful = unexplained_faults(graph)
     if doubtful:
         return failed(doubtful)
-    facts = _facts(model, inputs, graph, settings)
+    facts = _facts(inputs, graph, settings)
     graphic = [rule for rule in settings.rules if "signal" not in rule.stages]
     measuring = [rule for rule in settings.rules if "signal" in rule.stages]
     stages = ["static"]
@@ -101,11 +101,11 @@ def analyze(
     return analysis()
 
 
-def _facts(model: nn.Module, inputs: Inputs, graph: Graph, settings: Settings) -> Facts:
+def _facts(inputs: Inputs, graph: Graph, settings: Settings) -> Facts:
     facts = Facts(
         {
             "Graph": graph,
-            "Variants": Variants(model, inputs, graph),
+            "Variants": Variants(inputs, graph),
             "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project"),
         }
     )

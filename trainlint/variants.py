@@ -1,7 +1,7 @@
-"""The same model captured otherwise: in the other mode, or with one more sample.
+"""The same model captured otherwise: in eval mode, or with one more sample.
 
-Comes in: the model, the inputs and the graph of the first capture. Each variant costs about as much as
-the first capture, so it is made only when a rule asks.
+Comes in: the inputs and the graph of the first capture. Each variant costs about as much as that one, so
+it is made only when a rule asks. Imports torch late, since rules name the type.
 """
 
 from __future__ import annotations
@@ -9,47 +9,65 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from trainlint.capture import capture
+from trainlint import ops
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, batch_size, with_batch
-from trainlint.preserve import preserved
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.fx import Node
+
+    from trainlint.inputs import Inputs
 
 
 class Variants:
     """Captures of one model that differ from the first in one thing. None where one cannot be had."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, graph: Graph) -> None:
-        self._model = model
+    def __init__(self, inputs: Inputs, graph: Graph) -> None:
         self._inputs = inputs
         self._graph = graph
 
     @cached_property
     def eval(self) -> Graph | None:
         """The graph in eval mode: dropout that is still active there ignores the mode."""
-        with preserved(self._model):
-            self._model.eval()
+        from trainlint.preserve import preserved
+
+        model = self._graph.model
+        if not any(module.training for module in model.modules()):
+            return self._graph
+        with preserved(model):
+            try:
+                model.eval()
+            except Exception:  # a method of the user's, who may have other plans
+                return None
             return self._captured(self._inputs)
 
     @cached_property
+    def batch_size(self) -> int | None:
+        """The number of samples that the inputs seem to hold, without another capture."""
+        from trainlint.inputs import batch_size
+
+        return batch_size(self._inputs)
+
+    @cached_property
     def _larger(self) -> Graph | None:
-        size = batch_size(self._inputs)
-        if size is None:
+        from trainlint.inputs import batch_size, batch_variants
+
+        if not self.batch_size:
             return None
-        larger = self._captured(with_batch(self._inputs, size + 1))
-        if larger is None or len(larger.nodes) != len(self._graph.nodes):
-            return None
-        names = zip(self._graph.nodes, larger.nodes, strict=True)
-        if any(self._graph.name(here) != larger.name(there) for here, there in names):
-            return None  # another way through the model: nothing can be compared
-        return larger
+        size = self.batch_size + 1
+        for inputs in batch_variants(self._inputs, size):
+            if batch_size(inputs) != size:
+                return None  # inputs of a kind that cannot be rebuilt
+            larger = self._captured(inputs)
+            if larger is not None and _is_same_way(self._graph, larger):
+                return None if _varies_along_a_sequence(self._graph, larger) else larger
+        return None
 
     @property
     def batch_is_known(self) -> bool:
-        """Whether the model also ran with one more sample, by the same operations."""
+        """Whether the model also ran with one more sample, by the same operations.
+
+        False where the first axis is that of time or space to a layer, and not of samples.
+        """
         return self._larger is not None
 
     def batch_axis(self, node: Node) -> int | None:
@@ -57,19 +75,20 @@ class Variants:
 
         Where windows or time steps are folded into an axis it holds more than the samples, and is none.
         """
-        size = batch_size(self._inputs)
-        if self._larger is None or size is None:
+        size = self.batch_size
+        if size is None or self._larger is None:
             return None
-        here = self._graph.shape(node)
-        there = self._larger.shape(self._larger.nodes[self._graph.position(node)])
-        if here is None or there is None or len(here) != len(there):
+        counterpart = self._larger.nodes[self._graph.position(node)]
+        here, there = self._graph.shape(node), self._larger.shape(counterpart)
+        axes = _differing(here, there)
+        if here is None or there is None or len(axes) != 1:
             return None
-        axes = [axis for axis, pair in enumerate(zip(here, there, strict=True))
-                if pair == (size, size + 1)]  # fmt: skip
-        return axes[0] if len(axes) == 1 else None
+        return axes[0] if (here[axes[0]], there[axes[0]]) == (size, size + 1) else None
 
     def _captured(self, inputs: Inputs) -> Graph | None:
-        recording: Any = capture(self._model, inputs.args, inputs.kwargs)
+        from trainlint.capture import capture
+
+        recording: Any = capture(self._graph.model, inputs.args, inputs.kwargs)
         if recording.exception is not None:
             return None
         return Graph(
@@ -78,3 +97,54 @@ class Variants:
             faults=recording.faults,
             inputs_given=self._inputs.given,
         )
+
+
+def _differing(here: tuple[int, ...] | None, there: tuple[int, ...] | None) -> list[int]:
+    """The axes whose lengths differ; none if the shapes cannot be compared."""
+    if here is None or there is None or len(here) != len(there):
+        return []
+    return [axis for axis, pair in enumerate(zip(here, there, strict=True)) if pair[0] != pair[1]]
+
+
+def _is_same_way(graph: Graph, larger: Graph) -> bool:
+    """Whether the same operations ran, and failed, in the same order: then nodes can be compared."""
+    if len(graph.nodes) != len(larger.nodes):
+        return False
+    pairs = list(zip(graph.nodes, larger.nodes, strict=True))
+    faults = [graph.position(node) for node in graph.faults]
+    return all(graph.name(here) == larger.name(there) for here, there in pairs) and faults == [
+        larger.position(node) for node in larger.faults
+    ]
+
+
+def _varies_along_a_sequence(graph: Graph, larger: Graph) -> bool:
+    """Whether some layer runs along the axis that grew: then it holds time steps, not samples."""
+    for node, counterpart in zip(graph.nodes, larger.nodes, strict=True):
+        along = _sequence_axes(graph, node)
+        if along:
+            source, other = graph.data(node), larger.data(counterpart)
+            if source is None or other is None:
+                continue
+            grown = _differing(graph.shape(source), larger.shape(other))
+            if set(grown) & set(along):
+                return True
+    return False
+
+
+def _sequence_axes(graph: Graph, node: Node) -> tuple[int, ...]:
+    """The axes of its input along which a layer mixes: time for recurrence, space for convolution."""
+    name = graph.name(node)
+    source = graph.data(node)
+    dims = None if source is None else graph.shape(source)
+    if dims is None:
+        return ()
+    if name == "multi_head_attention_forward":
+        return (0,)
+    if name == "scaled_dot_product_attention":
+        return (len(dims) - 2,)
+    if name in ops.RECURRENT and not name.endswith("_cell") and len(dims) == 3:
+        return (1,) if node.args[-1] is True else (0,)  # batch_first is the last argument
+    if name in ops.CONVOLUTIONS:
+        rank = int(name[-2])
+        return tuple(range(len(dims) - rank, len(dims)))
+    return ()
