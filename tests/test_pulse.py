@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from trainlint import pulse as pulse_module
 from trainlint.capture import capture, single_node_functions
@@ -73,7 +73,11 @@ def test_saturation_is_the_share_of_inputs_in_the_flat_part() -> None:
             self.gain = nn.Parameter(torch.ones(1))
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.sigmoid(x * self.gain) + torch.tanh(x * self.gain) + F.relu(x * self.gain)
+            return (
+                torch.sigmoid(x * self.gain)
+                + torch.tanh(x * self.gain)
+                + nn.functional.relu(x * self.gain)
+            )
 
     x = torch.tensor([[-5.0, -3.0, 0.0, 3.0, 5.0]]).repeat(2, 1)
     signal = measured(Net(), x)
@@ -99,7 +103,7 @@ def test_every_operation_of_a_shared_and_a_functional_layer_has_its_own_figures(
 
         def forward(self, x: Tensor) -> Tensor:
             for scale in (1.0, 10.0, 100.0):
-                x = F.relu_(self.layer(x) * scale)
+                x = nn.functional.relu_(self.layer(x) * scale)
             return x.sum(1)
 
     model = Net()
@@ -183,7 +187,7 @@ def test_an_autograd_function_is_one_operation() -> None:
     class Twice(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
-            return F.relu(x) * 2
+            return nn.functional.relu(x) * 2
 
         @staticmethod
         def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
@@ -195,7 +199,7 @@ def test_an_autograd_function_is_one_operation() -> None:
             self.layer = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Any:
-            return F.relu(Twice.apply(self.layer(x)))
+            return nn.functional.relu(Twice.apply(self.layer(x)))
 
     with single_node_functions():
         model = Net()
@@ -208,6 +212,29 @@ def test_decades() -> None:
     assert decades(1e-3, 1.0) == pytest.approx(-3)
     assert decades(0.0, 1.0) is None
     assert decades(1.0, None) is None
+
+
+def test_a_reentrant_checkpoint_is_measured_and_gradients_stay() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.first(x)
+            return checkpoint(self.last, x, use_reentrant=True)
+
+    model = Net()
+    model.first(torch.randn(2, 3)).sum().backward()
+    gradient = model.first.weight.grad
+    assert gradient is not None
+    before = gradient.clone()
+    with single_node_functions():
+        signal = measured(model, torch.randn(4, 3))
+    assert all(value for value in signal.gradients.values())
+    assert model.first.weight.grad is gradient
+    assert torch.equal(gradient, before)
+    assert model.last.weight.grad is None
 
 
 # ---------------------------------------------------------------------- the batch

@@ -96,10 +96,11 @@ def capture(
     differs afterwards. An exception of the model's own is returned in the recording, not raised;
     `KeyboardInterrupt` and other non-`Exception`s are raised.
     """
+    ran = model
     if any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
-        model = _copied(model)
+        ran = _copied(model)  # which stays as the forward makes it
     with preserved(model), single_node_functions():
-        return _Capture(model).run(args, kwargs or {})
+        return _Capture(ran).run(args, kwargs or {})
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -47,7 +47,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchanged_weights(model: nn.Module) -> Iterator[None]:
-    """Restore the values of parameters and buffers too, for a run on the real ones. Costs a copy.
+    """Restore values and gradients of parameters and buffers, for a run on the real ones. Costs a copy.
 
     Compared by value: a write through `.data` counts no version.
     """
@@ -55,15 +55,35 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
         t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and not t.is_meta
     ]
     saved = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    gradients = [
+        (tensor, tensor.grad, None if tensor.grad is None else tensor.grad.detach().clone())
+        for tensor in tensors
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, data, before in saved:
-                if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
+                if _is_elsewhere(tensor, data):
                     tensor.data = data
-                if not torch.equal(tensor, before):
+                if not _is_equal(tensor, before):
                     tensor.data.copy_(before)
+            for tensor, gradient, before_gradient in gradients:
+                tensor.grad = gradient
+                if gradient is not None and before_gradient is not None:
+                    gradient.data.copy_(before_gradient)
+
+
+def _is_elsewhere(tensor: Tensor, data: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape
+
+
+def _is_equal(tensor: Tensor, before: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return bool((tensor.detach() - before).to_dense().eq(0).all())
+    return torch.equal(tensor, before)
 
 
 def _module_state(module: nn.Module) -> Iterator[Callable[[], None]]:

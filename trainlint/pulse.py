@@ -21,7 +21,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from trainlint import ops
-from trainlint.capture import active, module_calls, single_node_functions
+from trainlint.capture import active, is_wrapped, module_calls, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph, product
 from trainlint.inputs import Inputs, batch_size, with_batch
@@ -72,7 +72,7 @@ def pulse(
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise FactUnavailable("its weights have no values, they are on the meta device")
-    samples = _affordable_batch(model, inputs, graph)
+    samples = affordable_batch(model, inputs, graph)
     deadline = time.monotonic() + _MOST_SECONDS
     try:
         return _measured(model, inputs, graph, samples, objective, seed, deadline)
@@ -102,11 +102,13 @@ def _measured(
     objective: Objective | None,
     seed: int,
     deadline: float,
+    *,
+    whole: bool = False,
 ) -> Signal:
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    batch = _on_device_of(model, with_batch(inputs, samples))
+    batch = on_device_of(model, with_batch(inputs, samples))
     recorder = _Recorder(model, graph, samples, deadline)
     with (
         preserved(model),
@@ -115,13 +117,13 @@ def _measured(
         torch.enable_grad(),
     ):
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
+        seed_generators(seed)
         model.train()
         try:
             with recorder.recording():
                 output = model(*batch.args, **batch.kwargs)
                 kind, value = objective_of(output, objective, seed)
-            gradients = _gradients(value, list(parameters.values()))
+            gradients = _gradients(value, list(parameters.values()), whole=whole)
             signal = recorder.signal(
                 dict(zip(parameters, gradients, strict=True)), kind, value, given=inputs.given
             )
@@ -134,7 +136,9 @@ def _measured(
         except (FactUnavailable, _Refused):
             raise
         except Exception as error:
-            _explain(error)
+            if whole or "checkpoint is incompatible with .grad()" not in str(error):
+                _explain(error)
+    return _measured(model, inputs, graph, samples, objective, seed, deadline, whole=True)
 
 
 def _explain(error: Exception) -> NoReturn:
@@ -151,7 +155,7 @@ def _explain(error: Exception) -> NoReturn:
 # ---------------------------------------------------------------------- how much
 
 
-def _affordable_batch(model: nn.Module, inputs: Inputs, graph: Graph) -> int:
+def affordable_batch(model: nn.Module, inputs: Inputs, graph: Graph) -> int:
     """How many samples to take: 16, or as many as time and memory allow. Raises `FactUnavailable`."""
     before = batch_size(inputs)
     if not before:
@@ -204,7 +208,7 @@ def _bytes_of(graph: Graph, node: Node) -> int:
     return product(shape.dims) * shape.dtype.itemsize if shape is not None else 0
 
 
-def _on_device_of(model: nn.Module, inputs: Inputs) -> Inputs:
+def on_device_of(model: nn.Module, inputs: Inputs) -> Inputs:
     from dataclasses import replace
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -244,16 +248,25 @@ def objective_of(output: Any, objective: Objective | None, seed: int) -> tuple[s
     return "projection", torch.stack([term.float() for term in terms]).sum()
 
 
-def _gradients(value: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of the value; `.grad` of the parameters stays as it is."""
+def seed_generators(seed: int) -> None:
+    """As `torch.manual_seed`, which takes down the stack for each kind of device that is not there."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+
+
+def _gradients(value: Tensor, parameters: Sequence[Tensor], *, whole: bool) -> list[Tensor | None]:
+    """Gradients of the value; `whole` runs a backward pass of its own, as reentrant checkpoints want."""
     if not parameters or not value.requires_grad:
         raise FactUnavailable("no trainable parameter takes part")
-    try:
+    if not whole:
         return list(torch.autograd.grad(value, parameters, allow_unused=True))
-    except RuntimeError as error:
-        if "Checkpointing is not compatible" not in str(error):
-            raise
-    raise FactUnavailable("reentrant checkpointing allows no gradient without changing .grad")
+    if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters):
+        raise FactUnavailable("its checkpoints need a backward pass that would set off its hooks")
+    for parameter in parameters:
+        parameter.grad = None  # `unchanged_weights` puts it back
+    value.backward()  # type: ignore[no-untyped-call]
+    return [parameter.grad for parameter in parameters]
 
 
 # ---------------------------------------------------------------------- recording
@@ -336,7 +349,9 @@ class _Recorder(TorchFunctionMode):
         node = self._nodes.get((path, name, self._counts[key]))
         self._counts[key] += 1
         tensor = result if isinstance(result, Tensor) else _first_tensor(result)
-        if node is None or tensor is None or not tensor.is_floating_point() or tensor.is_meta:
+        if node is None or tensor is None or tensor.is_meta or is_wrapped(tensor):
+            return
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             return
         record = _Record(node, self._sampled(tensor), beyond, before)
         self.records.append(record)
@@ -347,6 +362,8 @@ class _Recorder(TorchFunctionMode):
         """At most 8192 elements, one row a sample of the batch where that is the first axis."""
         with torch._C.DisableTorchFunction():
             flat = tensor.detach()
+            if flat.is_complex():
+                flat = torch.view_as_real(flat.resolve_conj())
             rows = self._batch if flat.dim() > 1 and flat.shape[0] == self._batch else 1
             flat = flat.reshape(rows, -1)
             step = -(-flat.numel() // _LARGEST_SAMPLE) or 1
@@ -416,15 +433,17 @@ def _first_tensor(value: Any) -> Tensor | None:
     return next((tensor for _, tensor in tensors(value)), None)
 
 
-def _hook(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+def _hook(tensor: Tensor, hook: Callable[[Any], None]) -> None:
     tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _take_norm(record: _Record, deadline: float) -> Callable[[Tensor], None]:
-    def hook(gradient: Tensor) -> None:
+def _take_norm(record: _Record, deadline: float) -> Callable[[Tensor | None], None]:
+    def hook(gradient: Tensor | None) -> None:
         if time.monotonic() > deadline:
             raise _TooSlow
-        norm = torch.linalg.vector_norm(gradient.detach().to(torch.float32))
+        if gradient is None:  # a custom function that does not materialise zeros
+            return
+        norm = torch.linalg.vector_norm(gradient.detach()).to(torch.float32)
         # A result that is used twice by a custom function may come by twice.
         record.gradient = norm if record.gradient is None else torch.hypot(record.gradient, norm)
 
@@ -473,7 +492,7 @@ def _norms(gradients: list[Tensor]) -> list[float]:
     if not gradients:
         return []
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norms = [norm.to(torch.float32) for norm in torch._foreach_norm(dense)]
+    norms = [norm.abs().to(torch.float32) for norm in torch._foreach_norm(dense)]
     home = norms[0].device
     return [float(norm) for norm in torch.stack([norm.to(home) for norm in norms]).tolist()]
 
@@ -495,7 +514,7 @@ def _origin(
     deadline: float,
 ) -> NonFinite | None:
     """Run again with every result looked at, and find the operation that made the first bad value."""
-    torch.manual_seed(seed)
+    seed_generators(seed)
     finder = _Finder(model, graph, deadline)
     with finder.recording():
         output = model(*batch.args, **batch.kwargs)
@@ -505,7 +524,7 @@ def _origin(
     if finder.infinite is not None and not bool(value.isfinite()):
         return finder.infinite
     with contextlib.suppress(RuntimeError):
-        _gradients(value, [p for p in model.parameters() if p.requires_grad])
+        _gradients(value, [p for p in model.parameters() if p.requires_grad], whole=False)
     return finder.found or finder.infinite
 
 
@@ -584,9 +603,11 @@ class _Finder(TorchFunctionMode):
         arrived: list[bool] = []
         for result in results:
             if result.requires_grad:
-                _hook(result, lambda g: arrived.append(bool(g.isfinite().all())))
+                _hook(result, lambda g: arrived.append(g is None or bool(g.isfinite().all())))
 
-        def judge(gradient: Tensor) -> None:
+        def judge(gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
             reached = self.found is None and arrived and all(arrived)
             if reached and not bool(gradient.isfinite().all()):
                 value = "nan" if bool(gradient.isnan().any()) else "inf"
