@@ -28,7 +28,15 @@ from trainlint.layers import (
     width_fixes,
     width_source,
 )
-from trainlint.signal import NonFinite, Signal, SiteSignal, decades
+from trainlint.norms import (
+    axis_after,
+    batch_norms,
+    chain_back,
+    dropped_share,
+    keeps_statistics,
+    unit_axis,
+)
+from trainlint.ranges import NonFinite, Signal, SiteSignal, decades
 from trainlint.sites import Site
 from trainlint.suppression import Suppressions
 from trainlint.variants import Variants
@@ -56,16 +64,22 @@ __all__ = [
     "Suppressions",
     "Variants",
     "ZeroFlow",
+    "axis_after",
+    "batch_norms",
     "blamed_source",
     "blames_the_model",
+    "chain_back",
     "decades",
     "describe_source",
+    "dropped_share",
     "is_follow_up",
+    "keeps_statistics",
     "mismatches",
     "never_learning",
     "ops",
     "rule",
     "stuck_weights",
+    "unit_axis",
     "width_fixes",
     "width_source",
     "zero_parameters",

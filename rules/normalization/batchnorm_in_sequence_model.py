@@ -1,0 +1,190 @@
+"""NRM003 batchnorm-in-sequence-model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Severity,
+    axis_after,
+    batch_norms,
+    ops,
+    rule,
+)
+
+
+@rule("NRM003", severity=Severity.WARNING, since="0.1")
+def batchnorm_in_sequence_model(graph: Graph) -> Iterator[Finding]:
+    """BatchNorm normalises the tokens of sequences whose length varies.
+
+    BatchNorm takes one mean and variance for each channel over all samples and positions of the batch.
+    In a batch of texts these depend on how long the texts are and how much of the tensor is padding,
+    so they change from batch to batch, and what eval mode uses instead, their running mean, fits none.
+    Every token also sees all others through them, those of other samples and of the future too.
+    LayerNorm takes them over the features of one token, whatever the batch and the length.
+
+    It is a warning where token ids run through attention or a recurrent layer. For other sequences,
+    which may well be of one length (windows of a sensor), it is advice. BatchNorm behind a convolution,
+    over images, and over one vector a sample is not meant.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(100, 32)
+            self.rnn = nn.LSTM(32, 32, batch_first=True)
+            self.norm = nn.BatchNorm1d(32)
+            self.rnn2 = nn.LSTM(32, 32, batch_first=True)
+            self.head = nn.Linear(32, 2)
+
+        def forward(self, tokens):
+            x, _ = self.rnn(self.embedding(tokens))
+            x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+            x, _ = self.rnn2(x)
+            return self.head(x[:, -1])
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(100, 32)
+            self.rnn = nn.LSTM(32, 32, batch_first=True)
+            self.norm = nn.LayerNorm(32)
+            self.rnn2 = nn.LSTM(32, 32, batch_first=True)
+            self.head = nn.Linear(32, 2)
+
+        def forward(self, tokens):
+            x, _ = self.rnn(self.embedding(tokens))
+            x, _ = self.rnn2(self.norm(x))
+            return self.head(x[:, -1])
+    ```
+
+    ## When to ignore it
+    Where all sequences have one length and no padding, and batches are large, as in some transformers
+    for time series.
+
+    ## Fix safety
+    No edit is made: LayerNorm expects the features on the last axis, and learns another function.
+
+    ## References
+    Seed B, section 1.3. Ba, Kiros & Hinton 2016, arXiv:1607.06450, section 1; Shen et al. 2020,
+    arXiv:2003.07845, section 3, on BatchNorm in transformers for text.
+    """
+    mixers = _mixers(graph)
+    if not mixers:
+        return
+    found: dict[bool, list[Any]] = {True: [], False: []}
+    tokens = _behind(graph, [node for node in graph.calls("embedding") if _looks_up(graph, node)])
+    mixed = _behind(graph, mixers)
+    for norm in batch_norms(graph):
+        if _over_tokens(graph, norm) and (norm in mixed or _behind(graph, [norm]) & set(mixers)):
+            found[norm in tokens].append(norm)
+    for of_text, norms in found.items():
+        if norms:
+            yield _finding(graph, norms, of_text=of_text, mixer=mixers[0])
+
+
+def _finding(graph: Graph, norms: list[Any], *, of_text: bool, mixer: Any) -> Finding:
+    norm = norms[0]
+    shape = graph.shape(norm) or ()
+    per_position = _per_position(graph, norm)
+    each = "position" if per_position else "feature"
+    more = f" ({len(norms)} of them)" if len(norms) > 1 else ""
+    cost = (
+        "padding and length change them from batch to batch"
+        if of_text
+        else "if the sequences differ in length, padding changes them from batch to batch"
+    )
+    width = f"nn.LayerNorm({shape[1]})" if not per_position and len(shape) > 1 else "nn.LayerNorm"
+    return Finding(
+        f"{graph.label(norm)} takes one mean and variance a {each} over all tokens of the "
+        f"batch{more}: {cost}",
+        where=norm,
+        evidence={
+            "shape": list(shape),
+            "modules": list(dict.fromkeys(graph.label(other) for other in norms)),
+            "sequence_layer": graph.label(mixer),
+        },
+        fixes=[Fix(f"{width} over the features of each token, without the transposes")],
+        severity=Severity.WARNING if of_text else Severity.INFO,
+        confidence=Confidence.LIKELY if of_text else Confidence.POSSIBLE,
+        affects=norms,
+    )
+
+
+def _mixers(graph: Graph) -> list[Any]:
+    """The operations that let positions of a sequence see each other: attention and recurrence."""
+    return [
+        node
+        for node in graph.calls_in_order
+        if graph.is_live(node)
+        and (graph.name(node) in ops.ATTENTION | ops.RECURRENT or _is_attention(graph, node))
+    ]
+
+
+def _is_attention(graph: Graph, node: Any) -> bool:
+    return graph.name(node) == "softmax" and any(
+        graph.name(user) in ("matmul", "einsum") for user in graph.consumers(node)
+    )
+
+
+def _looks_up(graph: Graph, node: Any) -> bool:
+    """Whether the ids that an embedding gets are an input of the model, not computed from numbers."""
+    stack, seen = [graph.argument(node, "input")], set()
+    while stack:
+        source = stack.pop()
+        if source in seen or graph.is_constant(source):
+            continue
+        if graph.is_floating(source):
+            return False
+        seen.add(source)
+        stack.extend(source.all_input_nodes)
+    return bool(seen)
+
+
+def _behind(graph: Graph, nodes: list[Any]) -> set[Any]:
+    """Everything that is computed from these."""
+    found: set[Any] = set()
+    stack = list(nodes)
+    while stack:
+        for user in stack.pop().users:
+            if user not in found and graph.is_live(user):
+                found.add(user)
+                stack.append(user)
+    return found
+
+
+def _over_tokens(graph: Graph, norm: Any) -> bool:
+    """Whether the BatchNorm's statistics run over the positions of sequences, outside of convolutions."""
+    shape = graph.shape(norm)
+    source, passed = graph.producer(norm)
+    if shape is None or source is None or graph.name(source) in ops.CONVOLUTIONS:
+        return False
+    if len(shape) == 3:
+        return shape[2] > 1
+    if len(shape) != 2:
+        return False
+    # (batch, length, features) flattened to (batch · length, features) and back
+    before = graph.shape(source)
+    return (
+        before is not None
+        and len(before) == 3
+        and axis_after(graph, source, 2, passed) == 1
+        and before[1] > 1
+    )
+
+
+def _per_position(graph: Graph, norm: Any) -> bool:
+    """Whether the channel axis of the BatchNorm holds the positions: (batch, length, features) as it is."""
+    source, passed = graph.producer(norm)
+    if source is None or len(graph.shape(source) or ()) != 3:
+        return False
+    return axis_after(graph, source, 1, passed) == 1

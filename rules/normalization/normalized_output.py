@@ -1,0 +1,154 @@
+"""NRM006 normalized-output."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import Confidence, Finding, Fix, Graph, Losses, Severity, SourceEdits, ops, rule
+
+PROBABILITIES = {"sigmoid", "softmax", "log_softmax", "logsigmoid"}
+BETWEEN = ops.REARRANGEMENTS | ops.SPATIAL
+CLASSIFIES = {
+    "cross_entropy",
+    "nll_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+}
+REGRESSES = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+
+
+@rule("NRM006", severity=Severity.WARNING, since="0.1")
+def normalized_output(
+    graph: Graph, edits: SourceEdits, losses: Losses | None, *, narrow: int = 16
+) -> Iterator[Finding]:
+    """The model's last layer is normalised, so that its scores cannot say what they should.
+
+    BatchNorm gives each output γ as deviation and β as mean over the batch, whatever the inputs say: a
+    batch of easy samples gets the same spread of logits as one of hard ones, and a regression target's
+    range must be learnt by γ and β alone. In training a sample's score depends on the rest of the batch;
+    in eval mode on running statistics. LayerNorm fixes the mean and the spread of each sample's scores
+    instead: the largest softmax probability is bounded, and of a single output nothing is left but β.
+
+    Reported are outputs that are scores: judged by a classification loss, turned into probabilities, or
+    at most `narrow` wide. Wider ones may be features: embeddings and projections (ArcFace, SimSiam) end
+    in a BatchNorm on purpose, backbones and residual streams in a norm. Those are not reported.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(8, 32)
+            self.fc2 = nn.Linear(32, 3)
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.bn(self.fc2(torch.relu(self.fc1(x))))
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(8, 32, bias=False)
+            self.bn = nn.BatchNorm1d(32)
+            self.fc2 = nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.bn(self.fc1(x))))
+    ```
+
+    ## When to ignore it
+    Where the outputs are features of fixed scale for another model.
+
+    ## Fix safety
+    Unsafe: another function is learnt. `nn.Identity()` in its place keeps the numbering of a Sequential.
+
+    ## References
+    Seed B, section 1.3: normalisation belongs between a layer and its activation. Radford et al. 2016,
+    arXiv:1511.06434, section 3, leaves it out at the generator's output.
+    """
+    judged = _judged(losses)
+    for output in graph.outputs:
+        norm, activation = _last_norm(graph, output)
+        if norm is None:
+            continue
+        layer, _ = graph.producer(norm)
+        if layer is None or not graph.is_weighted(layer) or graph.feeds_weights(norm):
+            continue
+        width = _width(graph, norm)
+        if width is None or not _is_score(judged.get(output), activation, width, narrow):
+            continue
+        yield _finding(graph, edits, norm, layer, width, sure=output in judged)
+
+
+def _judged(losses: Losses | None) -> dict[Any, str]:
+    """The kind of the loss that judges each output, where one is known."""
+    return {} if losses is None else {call.scores: call.kind for call in losses.calls}
+
+
+def _last_norm(graph: Graph, output: Any) -> tuple[Any, str]:
+    """The normalisation that the output comes from, and the activation seen on the way."""
+    node, activation = output, ""
+    while node is not None and node.op == "call_function":
+        name = graph.name(node)
+        if name in ops.NORMALIZATIONS:
+            return node, activation
+        if name in PROBABILITIES | {"tanh"}:
+            activation = name
+        elif not graph.is_transparent(node, BETWEEN):
+            break
+        node = graph.data(node)
+    return None, activation
+
+
+def _is_score(loss: str | None, activation: str, width: int, narrow: int) -> bool:
+    if loss in CLASSIFIES or activation in PROBABILITIES:
+        return True
+    return (loss is None or loss in REGRESSES) and width <= narrow
+
+
+def _width(graph: Graph, norm: Any) -> int | None:
+    """How many outputs are normalised; None for features of tokens or maps, which may be anything."""
+    shape = graph.shape(norm)
+    if shape is None or len(shape) < 2:
+        return None
+    if graph.name(norm) in ("layer_norm", "rms_norm"):
+        return shape[-1] if len(shape) == 2 else None
+    return shape[1]
+
+
+def _finding(
+    graph: Graph, edits: SourceEdits, norm: Any, layer: Any, width: int, *, sure: bool
+) -> Finding:
+    by_batch = graph.name(norm) == "batch_norm"
+    cost = (
+        "each has a fixed mean and spread over the batch, whatever the samples"
+        if by_batch
+        else "every sample's outputs have the same mean and spread"
+    )
+    outputs = f"{width} outputs" if width > 1 else "one output"
+    return Finding(
+        f"{graph.label(norm)} normalises the model's {outputs} behind {graph.label(layer)}: {cost}",
+        where=norm,
+        evidence={"layer": graph.label(layer), "outputs": width},
+        fixes=[_fix(graph, edits, norm)],
+        confidence=Confidence.CERTAIN if sure else Confidence.LIKELY,
+        affects=[norm, layer],
+    )
+
+
+def _fix(graph: Graph, edits: SourceEdits, norm: Any) -> Fix:
+    title = f"remove {graph.label(norm)}; normalise before the last layer"
+    layer = graph.layer(norm)
+    if layer is None or len(graph.built_together(norm)) != 1:
+        return Fix(title)
+
+    def identity(call: ast.Call, _: str) -> str | None:
+        prefix = ast.unparse(call.func).rpartition(type(layer).__name__)
+        return f"{prefix[0]}Identity()" if prefix[0].endswith(".") and not prefix[2] else None
+
+    return edits.replaced_calls([(graph.constructed(norm), identity)], title=title)
