@@ -415,12 +415,20 @@ class Mismatch:
 
 def mismatches(graph: Graph) -> list[Mismatch]:
     """All layers whose declared width is not the one that arrives, in order of execution."""
-    widths: list[Mismatch] = []
     faulty = set(graph.faults)
-    for node in graph.calls_in_order:
-        wants = expectation(graph, node)
-        if wants is not None:
-            widths.append(Mismatch(node, wants, width_source(graph, node), _made_at(graph, node)))
+    expectations = {
+        node: wants
+        for node in graph.calls_in_order
+        if (wants := expectation(graph, node)) is not None
+    }
+    if not faulty and not any(
+        wants.what == "ids" and wants.received > wants.expected for wants in expectations.values()
+    ):
+        return []  # where a width came from is a long way back in a deep model
+    widths = [
+        Mismatch(node, wants, width_source(graph, node), _made_at(graph, node))
+        for node, wants in expectations.items()
+    ]
     found: list[Mismatch] = []
     for width in widths:
         wants = width.wants

@@ -110,6 +110,8 @@ _MISSING = object()
 
 
 def _container_contents(container: Any) -> Callable[[], None]:
+    if not container:  # most of a module's dictionaries of hooks
+        return lambda: container.clear() if container else None
     before = container.copy()
 
     def restore() -> None:

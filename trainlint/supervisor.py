@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import math
 import os
 import re
@@ -359,13 +360,22 @@ def _serve(workers: int, parent: int) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    # All that a child needs, once; nothing here may run a tensor operation.
+    import sympy  # noqa: F401 (what torch's meta functions import at their first use)
     import torch  # noqa: F401
 
-    import trainlint.capture
+    import trainlint.influence
     import trainlint.loading
+    import trainlint.losses
+    import trainlint.propagation
+    import trainlint.pulse
     import trainlint.registry
+    import trainlint.subject
 
     trainlint.registry.all_rules()
+    # What is there now stays: a child's collector need not look through all of torch each time.
+    gc.collect()
+    gc.freeze()
     jobs = []
     for line in sys.stdin.buffer:
         if not line.strip():
