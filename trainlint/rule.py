@@ -36,7 +36,7 @@ from trainlint.norms import (
     keeps_statistics,
     unit_axis,
 )
-from trainlint.ranges import NonFinite, Signal, SiteSignal, decades
+from trainlint.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.sites import Site
 from trainlint.suppression import Suppressions
 from trainlint.variants import Variants
