@@ -75,10 +75,10 @@ _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     "rms_norm": ("input", "normalized_shape", "weight"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
     "embedding": ("input", "weight"),
-    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
     "prelu": ("input", "weight"),
-    "softmax": ("input", "dim"),
-    "dropout": ("input", "p", "training"),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), ("input", "dim")),
+    **dict.fromkeys(ops.DROPOUTS, ("input", "p", "training")),
     "pad": ("input", "pad", "mode", "value"),
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d"),

@@ -137,9 +137,9 @@ class SourceEdits:
         site: Site | None,
         position: int,
         name: str,
-        value: int,
+        value: float,
         *,
-        current: int,
+        current: float,
         title: str,
         safety: Safety,
     ) -> Fix:
@@ -154,10 +154,23 @@ class SourceEdits:
         return self._fix([(site, _rename_callee(old, new)) for site in sites], title, Safety.UNSAFE)
 
     def replaced_calls(
-        self, changes: Sequence[tuple[Site | None, CallBuilder]], *, title: str
+        self,
+        changes: Sequence[tuple[Site | None, CallBuilder]],
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
     ) -> Fix:
         """Replace whole calls by what `build(call, its source text)` returns for each."""
-        return self._fix([(site, _rebuild(build)) for site, build in changes], title, Safety.UNSAFE)
+        return self._fix([(site, _rebuild(build)) for site, build in changes], title, safety)
+
+    def replaced_expression(
+        self, text: SourceText, node: ast.expr, content: str, *, title: str
+    ) -> Fix:
+        """Replace one expression of a file, an assigned value for instance, by other source."""
+        change = _change(text, node, node, content, ())
+        if change is None or not _agrees(text, [change]):
+            return Fix(title)
+        return Fix(title, Safety.UNSAFE, [change.edit])
 
     def inserted_after(self, site: Site | None, line: Callable[[str], str], *, title: str) -> Fix:
         """Insert a line after `self.name = <call at site>`; `line("self.name")` gives its text."""
@@ -212,7 +225,7 @@ CallBuilder = Callable[[ast.Call, str], str | None]
 _Builder = Callable[[SourceText, ast.Call], "_Change | None"]
 
 
-def _set_argument(position: int, name: str, value: int, current: int) -> _Builder:
+def _set_argument(position: int, name: str, value: float, current: float) -> _Builder:
     def build(text: SourceText, call: ast.Call) -> _Change | None:
         for index, keyword in enumerate(call.keywords):
             if keyword.arg == name:
@@ -272,7 +285,7 @@ def _rebuild(builder: CallBuilder) -> _Builder:
 
 def _change(
     text: SourceText,
-    call: ast.Call,
+    call: ast.expr,
     node: ast.expr,
     content: str,
     within: tuple[tuple[str, int | None], ...],

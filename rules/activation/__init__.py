@@ -1,0 +1,1 @@
+"""ACT: activation functions."""

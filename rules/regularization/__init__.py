@@ -1,0 +1,1 @@
+"""REG: dropout and other regularisation."""

@@ -1,0 +1,252 @@
+"""REG002 dropout-always-on."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Safety,
+    Severity,
+    Site,
+    SourceEdits,
+    Variants,
+    ops,
+    rule,
+)
+
+ATTENTION = "scaled_dot_product_attention"
+# Names and words by which people say that they mean it. Tacotron's prenet is never switched off.
+ON_PURPOSE = re.compile(
+    r"monte[\W_]*carlo|\bmc\b|mc[\W_]*(drop|sampl|infer|forward|pass|pred)|bayes|uncertain|epistemic|"
+    r"ensemble|prenet|always[\W_]*(on|active)|(at|in|during|also)[\W_]+(test|inference|eval)",
+    re.IGNORECASE,
+)
+
+
+@rule("REG002", severity=Severity.ERROR, since="0.1", explains=["random-in-eval"])
+def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterator[Finding]:
+    """Functional dropout ignores `self.training`, and goes on dropping in eval mode.
+
+    `model.eval()` sets `self.training = False` in every module. nn.Dropout looks at it; the function
+    cannot: `F.dropout(x, p)` has the default `training=True`, and `scaled_dot_product_attention` drops
+    whenever `dropout_p > 0`. Dropout is meant for training, where it averages over sub-networks; in
+    eval mode the whole network shall answer. Left on, every prediction carries noise of variance
+    x²·p/(1 − p): two calls on one input differ, validation is worse and noisier than the model is, and
+    early stopping picks a lucky draw.
+
+    trainlint captures the model in eval mode, and reports the dropout that is still at work there.
+    Not reported: dropout that is a layer of its own (a subclass of nn.Dropout that stays on does so on
+    purpose), and code that says what it is for (Monte Carlo, Bayesian, uncertainty, a prenet) in the
+    name or docstring of a class or function, or in a comment at the call. An explicit `training=True`
+    is a warning, since it was written by someone who knew of the argument.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(20, 64)
+            self.fc2 = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = F.dropout(torch.relu(self.fc1(x)), 0.5)
+            return self.fc2(x)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(20, 64)
+            self.fc2 = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = F.dropout(torch.relu(self.fc1(x)), 0.5, training=self.training)
+            return self.fc2(x)
+    ```
+
+    ## When to ignore it
+    When the predictions are sampled on purpose, as in Monte Carlo dropout. A comment at the call that
+    says so is enough.
+
+    ## Fix safety
+    Safe where the argument was left out: training is the same, and eval mode becomes what it is said
+    to be. Unsafe for an explicit `training=True`.
+
+    ## References
+    Srivastava et al. 2014, "Dropout", section 4. Seed A, section on dropout (在测试或推理阶段，必须使用
+    完整的网络结构). Documentation of `torch.nn.functional.dropout` and `scaled_dot_product_attention`.
+    Monte Carlo dropout: Gal & Ghahramani 2016, arXiv:1506.02142. Prenet: Shen et al. 2017,
+    arXiv:1712.05884, section 2.2.
+    """
+    suspects = {
+        site.key
+        for node in _dropping(graph)
+        if (site := graph.operation(node).site) is not None
+        # Only then is the capture in eval mode worth its time.
+        and not _asks_for_the_mode(edits, site, node, graph)
+        and not _is_on_purpose(graph, edits, node, site)
+    }
+    in_eval = variants.eval if suspects else None
+    if in_eval is None:
+        return
+    here = {
+        site.key: node
+        for node in reversed(list(_dropping(graph)))
+        if (site := graph.operation(node).site) is not None
+    }
+    for node in _dropping(in_eval):
+        site = in_eval.operation(node).site
+        if site is not None and site.key in suspects and in_eval.is_live(node):
+            suspects.discard(site.key)
+            yield _finding(graph, edits, here[site.key], site)
+
+
+def _dropping(graph: Graph) -> Iterator[Any]:
+    """Dropout at work that is no layer's: called by the user's own code."""
+    for node in graph.calls(*ops.DROPOUTS, ATTENTION):
+        is_on = graph.name(node) == ATTENTION or graph.argument(node, "training", True) is True
+        if is_on and _p(graph, node) > 0 and not _is_layer_of_torch(graph, node):
+            yield node
+
+
+def _p(graph: Graph, node: Any) -> float:
+    name, default = ("dropout_p", 0.0) if graph.name(node) == ATTENTION else ("p", 0.5)
+    p = graph.argument(node, name, default)
+    return float(p) if isinstance(p, (int, float)) else 0.0
+
+
+def _is_layer_of_torch(graph: Graph, node: Any) -> bool:
+    """Whether it belongs to a layer that knows its mode, or to a kind of nn.Dropout of the user's."""
+    kind = type(graph.operation(node).owner)
+    return kind.__module__.startswith("torch.") or any(
+        base.__module__ == "torch.nn.modules.dropout" for base in kind.__mro__
+    )
+
+
+# ---------------------------------------------------------------------- what the source says
+
+
+def _call(edits: SourceEdits, site: Site, node: Any, graph: Graph) -> ast.Call | None:
+    """The call of dropout itself; None where the source is not the user's, or shows another call."""
+    text = edits.text(site.filename)
+    call = None if text is None else text.call_at(site)
+    name = "" if call is None else ast.unparse(call.func).rpartition(".")[2]
+    return call if name == graph.name(node) else None
+
+
+def _argument(call: ast.Call, graph: Graph, node: Any) -> ast.expr | None:
+    """What is passed for `training`, or for the `dropout_p` of attention."""
+    is_attention = graph.name(node) == ATTENTION
+    names = ("dropout_p",) if is_attention else ("training", "train")
+    position = 4 if is_attention else 2
+    for keyword in call.keywords:
+        if keyword.arg in names:
+            return keyword.value
+    return call.args[position] if len(call.args) > position else None
+
+
+def _asks_for_the_mode(edits: SourceEdits, site: Site, node: Any, graph: Graph) -> bool:
+    """Whether the source already shows that the call follows the mode."""
+    call = _call(edits, site, node, graph)
+    if call is not None:
+        argument = _argument(call, graph, node)
+        return argument is not None and "self.training" in ast.unparse(argument)
+    # A library's: a function that never asks is worth a look.
+    return site.code is not None and "training" in site.code.co_names
+
+
+def _is_on_purpose(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> bool:
+    return any(ON_PURPOSE.search(words) for words in _words(graph, edits, node, site))
+
+
+def _words(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Iterator[str]:
+    """What the code around the call is called and says of itself."""
+    path = graph.operation(node).module
+    modules = dict(graph.model.named_modules())
+    parts = path.split(".") if path else []
+    owners = [modules.get(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
+    for owner in (*owners, graph.operation(node).owner):
+        if owner is not None:
+            yield type(owner).__name__
+            yield vars(type(owner)).get("__doc__") or ""
+    if site.code is not None:
+        yield site.code.co_name
+        constants = site.code.co_consts
+        yield constants[0] if constants and isinstance(constants[0], str) else ""
+    text = edits.text(site.filename)
+    if text is not None:
+        for row in (site.row - 1, site.row):
+            yield text.lines[row - 1].partition("#")[2] if 0 < row <= len(text.lines) else ""
+        yield inspect.cleandoc((text.tree and ast.get_docstring(text.tree)) or "")
+
+
+# ---------------------------------------------------------------------- the finding
+
+
+def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding:
+    p = _p(graph, node)
+    call = _call(edits, site, node, graph)
+    argument = None if call is None else _argument(call, graph, node)
+    is_attention = graph.name(node) == ATTENTION
+    is_explicit = not is_attention and isinstance(argument, ast.Constant)
+    ignores = "says training=True" if is_explicit else "does not ask for self.training"
+    noun = "attention weights" if is_attention else "values"
+    return Finding(
+        f"{graph.name(node)} {ignores}: in eval mode it still drops {p:.0%} of the {noun}, so that "
+        f"predictions are random and validation is worse than the model",
+        where=node,
+        evidence={"p": p, "noise_to_signal": round(p / (1 - p), 4) if p < 1 else None},
+        fixes=[
+            _fix(graph, edits, node, site, is_explicit),
+            Fix("nn.Dropout, which asks by itself"),
+        ],
+        severity=Severity.WARNING if is_explicit or call is None else Severity.ERROR,
+        confidence=Confidence.LIKELY if is_explicit else Confidence.CERTAIN,
+        affects=[node],
+    )
+
+
+def _fix(graph: Graph, edits: SourceEdits, node: Any, site: Site, is_explicit: bool) -> Fix:
+    is_attention = graph.name(node) == ATTENTION
+    title = "dropout_p=… if self.training else 0.0" if is_attention else "training=self.training"
+    code = site.code
+    if code is None or not (code.co_varnames[:1] == ("self",) or "self" in code.co_freevars):
+        return Fix(f"{title}, handed on from the module")
+
+    def rewrite(call: ast.Call, source: str) -> str | None:
+        tree = ast.parse(source, mode="eval").body
+        if not isinstance(tree, ast.Call) or _call(edits, site, node, graph) is not call:
+            return None
+        argument = _argument(tree, graph, node)
+        if argument is None:
+            body = source[:-1].rstrip().removesuffix(",")
+            return None if is_attention else f"{body}, training=self.training)"
+        before = ast.unparse(argument)
+        after = f"{before} if self.training else 0.0" if is_attention else "self.training"
+        return _replaced(source, argument, after)
+
+    safety = Safety.UNSAFE if is_explicit else Safety.SAFE
+    return edits.replaced_calls([(site, rewrite)], title=title, safety=safety)
+
+
+def _replaced(source: str, node: ast.expr, content: str) -> str:
+    """The source of a call with one of its arguments replaced."""
+    lines = source.splitlines(keepends=True)
+
+    def offset(row: int, column: int) -> int:
+        passed = "".join(lines[: row - 1])
+        return len(passed) + len(lines[row - 1].encode()[:column].decode())
+
+    start = offset(node.lineno, node.col_offset)
+    end = offset(node.end_lineno or node.lineno, node.end_col_offset or 0)
+    return source[:start] + content + source[end:]

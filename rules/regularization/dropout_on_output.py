@@ -1,0 +1,122 @@
+"""REG003 dropout-on-output."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import Confidence, Finding, Fix, Graph, Severity, SourceEdits, ops, rule
+
+# Between the dropout and the output these keep it an output: an arrangement, a mean, a last nonlinearity.
+PASSED = ops.REARRANGEMENTS | ops.SPATIAL | {"sigmoid", "tanh", "softmax", "log_softmax"}
+
+
+@rule("REG003", severity=Severity.WARNING, since="0.1")
+def dropout_on_output(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
+    """Dropout comes last: it deletes the model's answers and not its features.
+
+    In training each logit is set to 0 with probability p, the true class's too, whatever the model has
+    learnt, and the others are scaled by 1/(1 − p). The loss is compared with a random mask: for a
+    target y the squared error cannot fall below y²·p/(1 − p), and a dropped true logit costs
+    ln Σₖ e^{zₖ} however sure the model was. Dropout regularises where layers come after it that can
+    learn to do without any one unit; behind the last layer there are none.
+
+    Reported where the dropped tensor is what a layer with weights gives, and an output. A block that
+    ends in dropout and returns the shape that it got is the branch of a residual connection (as in every
+    transformer), and nothing is reported; nor for dropout of features, which a head is put on later.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(20, 64)
+            self.fc2 = nn.Linear(64, 10)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            x = torch.relu(self.fc1(x))
+            return self.drop(self.fc2(x))
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(20, 64)
+            self.drop = nn.Dropout(0.5)
+            self.fc2 = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = torch.relu(self.fc1(x))
+            return self.fc2(self.drop(x))
+    ```
+
+    ## When to ignore it
+    When the model is a part of another one, and what it returns are features for the next layer.
+
+    ## Fix safety
+    Unsafe: the model trains without that noise. Its outputs in eval mode are the same.
+
+    ## References
+    Srivastava et al. 2014, "Dropout", section 4 (the mask is applied to a layer's input); Hinton et al.
+    2012, arXiv:1207.0580. Seed A, section on dropout.
+    """
+    reported: set[Any] = set()
+    shapes = {graph.shape(node) for node in graph.nodes if node.op == "placeholder"}
+    for output in graph.outputs:
+        node = _last(graph, output)
+        if node is None or node in reported or graph.shape(node) in shapes:
+            continue
+        p = graph.argument(node, "p", 0.5)
+        source, _ = graph.producer(node, ops.REARRANGEMENTS)
+        if source is None or not graph.is_weighted(source) or not p or graph.feeds_weights(node):
+            continue
+        reported.add(node)
+        yield Finding(
+            f"{graph.label(node)} drops {p:.0%} of the model's outputs, straight behind "
+            f"{graph.label(source)}: in training each answer is 0 with that probability, and no layer "
+            "is left to make up for it",
+            where=node,
+            evidence={"p": p, "output": list(graph.shape(output) or ())},
+            fixes=[_removed(graph, edits, node), Fix(f"move it in front of {graph.label(source)}")],
+            confidence=Confidence.LIKELY,
+            affects=[node],
+        )
+
+
+def _last(graph: Graph, output: Any) -> Any:
+    """The dropout that the output comes from, if nothing but its form was changed since."""
+    node = output
+    while node is not None and node.op == "call_function":
+        if graph.name(node) in ops.DROPOUTS:
+            return node
+        if graph.name(node) not in PASSED:
+            return None
+        node = graph.data(node)
+    return None
+
+
+def _removed(graph: Graph, edits: SourceEdits, node: Any) -> Fix:
+    """Identity for the layer, the argument for the call."""
+    layer = graph.layer(node)
+    title = "remove it"
+    if layer is None:
+        return edits.replaced_calls([(graph.place(node), _first_argument)], title=title)
+    if len(graph.nodes_of_module.get(id(layer), ())) > 1 or len(graph.built_together(node)) > 1:
+        return Fix(title)  # it works elsewhere as well
+    return edits.replaced_calls([(graph.place(node), _identity)], title=title)
+
+
+def _first_argument(call: ast.Call, source: str) -> str | None:
+    if not ast.unparse(call.func).endswith("dropout") or not call.args:
+        return None
+    tree = ast.parse(source, mode="eval").body
+    return ast.get_source_segment(source, tree.args[0]) if isinstance(tree, ast.Call) else None
+
+
+def _identity(call: ast.Call, source: str) -> str | None:
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    return f"{owner}.Identity()" if owner and "Dropout" in name and "\n" not in source else None
