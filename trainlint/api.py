@@ -18,6 +18,7 @@ from trainlint.engine import Facts, run_rules
 from trainlint.errors import UsageError
 from trainlint.fixes.source import SourceText
 from trainlint.jobs import Analyzed, Begin, Died, Job, Message
+from trainlint.losses import Recipe
 from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
 from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
@@ -45,6 +46,8 @@ def check(
     target: nn.Module | Callable[[], nn.Module] | FileTarget | Sequence[FileTarget],
     inputs: Any = None,
     *,
+    targets: Any = None,
+    loss: Callable[..., Any] | None = None,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     extend_select: Sequence[str] = (),
@@ -60,6 +63,9 @@ def check(
     one of these; for files a text such as `2x3x32x32,2:long`. Without them they are synthesised. A live
     model is checked in this process and is as before afterwards; files run in child processes.
 
+    `loss` is what the live model is trained on, called as (output, target), and `targets` belong to the
+    inputs; a file's are found in the file.
+
     `stages` are `static`, the graph alone, and `signal`, one forward and backward on real weights.
 
     Raises `UsageError` for a target that does not exist or an unknown rule.
@@ -73,8 +79,11 @@ def check(
         [*config.extend_select, *extend_select],
     )
     if callable(target) or hasattr(target, "named_parameters"):
-        collected = _check_live(target, inputs, Settings(rules, options, stages))
+        recipe = Recipe(loss=loss, targets=targets, explicit=True)
+        collected = _check_live(target, inputs, Settings(rules, options, stages), recipe)
         return _report(collected, rules, [])
+    if loss is not None or targets is not None:
+        raise UsageError("loss and targets belong to a live model; a file shows its own")
     names = [target] if isinstance(target, (str, os.PathLike)) else list(target)
     targets = [os.fspath(name) for name in names]
     common = Job(
@@ -99,7 +108,7 @@ def check(
 # ---------------------------------------------------------------------- live models
 
 
-def _check_live(target: Any, inputs: Any, settings: Settings) -> _Collected:
+def _check_live(target: Any, inputs: Any, settings: Settings, recipe: Recipe) -> _Collected:
     from trainlint.inputs import from_text, from_value
     from trainlint.loading import unwrapped
     from trainlint.preserve import preserved
@@ -112,7 +121,9 @@ def _check_live(target: Any, inputs: Any, settings: Settings) -> _Collected:
             given = from_text(inputs, model)
         elif inputs is not None:
             given = from_value(inputs, model, "given")
-        analysis = analyze(model, given, target=type(model).__name__, settings=settings)
+        analysis = analyze(
+            model, given, target=type(model).__name__, settings=settings, recipe=recipe
+        )
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
     return _Collected(findings, [analysis.result])
 

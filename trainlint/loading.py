@@ -31,6 +31,8 @@ from torch import nn
 from trainlint.discovery import CallSite, Candidate, Discovery, discover
 from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
+from trainlint.loss_source import loss_uses
+from trainlint.losses import Recipe
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
 
@@ -589,3 +591,35 @@ def _is_harmless(function: Any) -> bool:
 def example_inputs(loaded: LoadedFile) -> Any:
     """The file's `example_inputs`, or None."""
     return vars(loaded.module).get("example_inputs")
+
+
+# ---------------------------------------------------------------------- the recipe
+
+_LOSS_NAMES: Final = ("loss_fn", "criterion", "loss", "loss_func", "loss_function")
+
+
+def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
+    """What the file shows of the training of this model, which it calls `name`."""
+    from trainlint.objective import kind_of
+
+    namespace = vars(loaded.module)
+    bound = {key for key, value in namespace.items() if unwrapped(value) is model}
+    classes = {kind.__name__ for kind in type(model).__mro__}
+    own = frozenset({name.partition(".")[0]} | bound | (classes & set(loaded.discovery.classes)))
+    others = {candidate.name for candidate in loaded.discovery.candidates if candidate.likely}
+    live = {key: kind for key, value in namespace.items() if (kind := kind_of(value))}
+    values = (namespace.get(key) for key in _LOSS_NAMES)
+    return Recipe(
+        uses=loss_uses(loaded.text, live),
+        names=own,
+        others=frozenset(others - own),
+        loss=next((value for value in values if _is_loss(value)), None),
+        targets=namespace.get("example_targets"),
+    )
+
+
+def _is_loss(value: Any) -> bool:
+    """A layer or function of (output, target)."""
+    if isinstance(value, nn.Module):
+        return not any(True for _ in value.parameters())
+    return callable(value) and not isinstance(value, (type, torch.Tensor))

@@ -1,12 +1,263 @@
-"""Not there yet."""
+"""The losses that judge a model, and what stands between its last layers and each of them: LOSSES.
+
+A loss is found in the captured forward itself, or comes from outside: called in the user's file
+(`loss_source.py`), held by a module-level name such as `criterion`, or given to `check`. Comes in: the
+graph and a `Recipe`. Goes out: a `LossCall` for each. Rules read these; nothing here imports torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
-from trainlint.engine import FactUnavailable
+from trainlint import ops
+from trainlint.loss_source import LOSSES, PLAIN_STEPS, LossUse, Step
+from trainlint.ranges import Range, after, value_range
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from trainlint.graph import Graph
+    from trainlint.sites import Site
+
+_PLAIN: Final = ops.REARRANGEMENTS | {"getitem", "output", "narrow", "select", "index_select"}
+_MERGES: Final = frozenset({"cat", "stack"})
+CROSS_ENTROPIES: Final = frozenset({"cross_entropy", "nll_loss"})
+REGRESSIONS: Final = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 
 
-def losses_of(graph: Any) -> Any:  # noqa: ARG001
-    """Not there yet."""
-    raise FactUnavailable("not there yet")
+@dataclass(frozen=True)
+class Given:
+    """A loss as an object: its kind, where it was made, and the steps that it takes before it judges."""
+
+    kind: str
+    function: Callable[..., Any] = field(repr=False)
+    site: Site | None = None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is known of a model's training besides the model.
+
+    `uses` are the losses that its file calls; `names` those by which the model goes there, `others`
+    those of the file's other models. `loss` is one that was given or that a module-level name holds;
+    `targets` belong to the given inputs. `explicit` tells that the user handed the loss over himself.
+    """
+
+    uses: tuple[LossUse, ...] = ()
+    names: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
+    loss: Callable[..., Any] | None = None
+    targets: Any = None
+    explicit: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """An operation between the last layer and a loss. `where` is its node, or its place in the file."""
+
+    name: str
+    where: Any
+    node: Node | None
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """A loss that judges the model.
+
+    `kind` is its name in `torch.nn.functional`; `scores` the node of the tensor that it judges, `path`
+    that tensor's place in the model's output (None inside the forward). `where` is the place that
+    chose the loss: a node of the graph, a place in the file, or None. `steps` are made on the way by
+    the file, the one next to the loss first. `certain` is False where it is only the file's one loss.
+    """
+
+    kind: str
+    scores: Node
+    where: Any
+    path: str | None = None
+    node: Node | None = None
+    steps: tuple[Step, ...] = ()
+    certain: bool = True
+    function: Callable[..., Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """All losses that were found, and the graph that they judge. `targets` tells if those were given."""
+
+    graph: Graph
+    calls: tuple[LossCall, ...] = ()
+    targets: Any = None
+
+    def of(self, *kinds: str) -> Iterator[LossCall]:
+        """The losses of these kinds."""
+        for call in self.calls:
+            if call.kind in kinds:
+                yield call
+
+    def links(self, call: LossCall) -> tuple[Link, ...]:
+        """The operations before the loss, nearest first, without those that only rearrange.
+
+        The last is a layer with weights, an operation on several tensors, or one that is not known.
+        """
+        return tuple(_links(self.graph, call))
+
+    def range(self, call: LossCall) -> Range | None:
+        """The bounds of the values that the loss gets, where they can be told."""
+        bounds = value_range(self.graph, call.scores)
+        for step in reversed(call.steps):
+            bounds = after(step.name, bounds)
+        return bounds
+
+    def classes(self, call: LossCall) -> int | None:
+        """The number of classes among which a cross entropy chooses, None where it cannot be told."""
+        shape = self.graph.shape(call.scores)
+        if not shape or call.kind not in CROSS_ENTROPIES:
+            return None
+        if any(step.name not in ops.ACTIVATIONS for step in call.steps):
+            return shape[-1]  # flattened, or with the classes moved: they come last in the output
+        return shape[1] if len(shape) > 1 else shape[0]
+
+    def place(self, call: LossCall) -> str:
+        """`cross_entropy (line 41)`, for messages."""
+        where = self.graph.place(call.where) if hasattr(call.where, "op") else call.where
+        return call.kind if where is None else f"{call.kind} (line {where.row})"
+
+
+def losses_of(graph: Graph, recipe: Recipe, given: Given | None = None) -> Losses:
+    """The losses of a captured model: its own, then those of the recipe, whose `loss` is `given`."""
+    calls = list(_own_losses(graph))
+    # What is returned in eval mode may differ, as `if not self.training: x = softmax(x)` does.
+    if graph.model.training and graph.complete:
+        calls += _losses_outside(graph, recipe, given)
+    return Losses(graph, tuple(calls), recipe.targets)
+
+
+def _own_losses(graph: Graph) -> Iterator[LossCall]:
+    for node in graph.calls(*LOSSES):
+        scores: Any = node.args[0] if node.args else node.kwargs.get("input")
+        if graph.is_live(node) and _is_node(scores) and not graph.is_constant(scores):
+            yield LossCall(graph.name(node), scores, node, node=node)
+
+
+# ---------------------------------------------------------------------- losses outside of the model
+
+
+def _losses_outside(graph: Graph, recipe: Recipe, given: Given | None) -> list[LossCall]:
+    outside = [use for use in recipe.uses if use.within not in recipe.names]
+    found: dict[Any, LossCall] = {}
+    # A loop that trains says more than one that validates.
+    for use in sorted(outside, key=lambda use: not use.trains):
+        call = _call_of(graph, recipe, use, outside)
+        if call is not None:
+            key = (call.kind, call.scores, tuple(step.name for step in call.steps))
+            found.setdefault(key, call)
+    if given is not None and (recipe.explicit or not outside):
+        outputs = _outputs(graph)
+        if len(outputs) == 1 and (recipe.explicit or not recipe.others):
+            path, node = next(iter(outputs.items()))
+            return [
+                LossCall(
+                    given.kind, node, given.site, path, steps=given.steps, function=given.function
+                )
+            ]
+    return list(found.values())
+
+
+def _call_of(
+    graph: Graph, recipe: Recipe, use: LossUse, outside: Sequence[LossUse]
+) -> LossCall | None:
+    trace = use.scores
+    if trace is None:
+        return None
+    own = recipe.names | _names_of_inner_models(graph)
+    certain = bool(trace.models & own)
+    if not certain:
+        alone = not recipe.others and len({other.kind for other in outside}) == 1
+        if trace.models or not alone:
+            return None
+    elif trace.models & recipe.others and not trace.models & recipe.names:
+        return None
+    found = _element(graph, trace.element)
+    if found is None:
+        return None
+    path, node = found
+    return LossCall(use.kind, node, use.site, path, steps=trace.steps, certain=certain)
+
+
+def _element(graph: Graph, element: tuple[str, ...]) -> tuple[str, Node] | None:
+    """The path and node of the traced part of the output."""
+    outputs = _outputs(graph)
+    if "output" in outputs and all(part.lstrip("-").isdigit() for part in element):
+        return "output", outputs["output"]  # `output[0]` of a tensor is a part of it
+    path = ".".join(element)
+    if not element and len(outputs) == 1:
+        path = next(iter(outputs))
+    if element[-1:] == ("-1",):  # `outputs[-1]`
+        last = [name for name in outputs if name.isdigit()]
+        path = last[-1] if last and len(element) == 1 else path
+    return (path, outputs[path]) if path in outputs else None
+
+
+def _outputs(graph: Graph) -> dict[str, Node]:
+    """What the forward returned, by its place: `output` for a single tensor, `0`, `logits`."""
+    last = graph.nodes[-1] if graph.nodes else None
+    if last is None or last.op != "output":
+        return {}
+    values: Any = last.args[0]
+    return {
+        name: node for name, node in values.items() if _is_node(node) and graph.is_floating(node)
+    }
+
+
+def _names_of_inner_models(graph: Graph) -> frozenset[str]:
+    """Classes of the user's inside whose forward the only output is made: `self.net` of a wrapper."""
+    if len(graph.outputs) != 1:
+        return frozenset()
+    names: set[str] = set()
+    module = graph.model
+    for part in graph.operation(graph.outputs[0]).module.split("."):
+        module = getattr(module, part, None) or module
+        kind = type(module)
+        if not kind.__module__.startswith("torch.") and kind is not type(graph.model):
+            names.add(kind.__name__)
+    return frozenset(names)
+
+
+# ---------------------------------------------------------------------- the way to the last layer
+
+
+def _links(graph: Graph, call: LossCall) -> Iterator[Link]:
+    for step in call.steps:
+        if step.name not in PLAIN_STEPS:
+            yield Link(step.name, step.site, None)
+    node: Node | None = call.scores
+    while node is not None and node.op == "call_function":
+        name = graph.name(node)
+        if name in _PLAIN:
+            node = graph.data(node)
+            continue
+        if name in _MERGES:
+            alike = [_head(graph, part) for part in graph.varying_inputs(node)]
+            if alike and len({graph.name(part) for part in alike}) == 1:
+                node = alike[0]  # time steps or heads, each made alike
+                name = graph.name(node)
+        yield Link(name, node, node)
+        if graph.is_weighted(node) or len(graph.varying_inputs(node)) != 1:
+            return
+        node = graph.data(node)
+
+
+def _head(graph: Graph, node: Node) -> Node:
+    while graph.name(node) in _PLAIN and node.op == "call_function":
+        source = graph.data(node)
+        if source is None:
+            break
+        node = source
+    return node
+
+
+def _is_node(value: Any) -> bool:
+    return hasattr(value, "all_input_nodes")

@@ -16,7 +16,9 @@ from typing import Any, Final
 
 from trainlint import ops
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
+from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.graph import GradientPath, Graph, Parameter
+from trainlint.influence import Constant, Draw, Influence, Leak, Mixing, Randomness, Spot, Unused
 from trainlint.layers import (
     Expectation,
     Mismatch,
@@ -28,6 +30,8 @@ from trainlint.layers import (
     width_fixes,
     width_source,
 )
+from trainlint.losses import Link, LossCall, Losses
+from trainlint.methods import Method, is_initializer, own_methods, resolved_methods, source_of
 from trainlint.norms import (
     axis_after,
     batch_norms,
@@ -36,24 +40,48 @@ from trainlint.norms import (
     keeps_statistics,
     unit_axis,
 )
+from trainlint.ranges import Range, value_range
+from trainlint.reachability import (
+    GradientCut,
+    HiddenWeights,
+    Reachability,
+    dead_ends,
+    heavy,
+    hidden_weights,
+    unused_modules,
+)
 from trainlint.signal import NonFinite, Signal, SiteSignal, decades
-from trainlint.sites import Site
+from trainlint.sites import Site, construction_site
 from trainlint.suppression import Suppressions
 from trainlint.variants import Variants
 from trainlint.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 
 __all__ = [
     "Confidence",
+    "Constant",
+    "Draw",
     "Edit",
     "Expectation",
     "Finding",
     "Fix",
+    "GradientCut",
     "GradientPath",
     "Graph",
+    "HiddenWeights",
+    "Influence",
+    "Leak",
+    "Link",
     "Location",
+    "LossCall",
+    "Losses",
+    "Method",
     "Mismatch",
+    "Mixing",
     "NonFinite",
     "Parameter",
+    "Randomness",
+    "Range",
+    "Reachability",
     "Rule",
     "Safety",
     "Severity",
@@ -61,7 +89,9 @@ __all__ = [
     "Site",
     "SiteSignal",
     "SourceEdits",
+    "Spot",
     "Suppressions",
+    "Unused",
     "Variants",
     "ZeroFlow",
     "axis_after",
@@ -69,19 +99,32 @@ __all__ = [
     "blamed_source",
     "blames_the_model",
     "chain_back",
+    "construction_site",
+    "dead_ends",
     "decades",
     "describe_source",
     "dropped_share",
+    "heavy",
+    "hidden_weights",
     "is_follow_up",
+    "is_initializer",
     "keeps_statistics",
     "mismatches",
     "never_learning",
     "ops",
+    "other_activation",
+    "other_loss",
+    "own_methods",
+    "resolved_methods",
     "rule",
+    "source_of",
     "stuck_weights",
     "unit_axis",
+    "unused_modules",
+    "value_range",
     "width_fixes",
     "width_source",
+    "without_activation",
     "zero_parameters",
 ]
 

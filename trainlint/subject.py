@@ -15,6 +15,7 @@ from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
 from trainlint.inputs import Inputs, synthesize
 from trainlint.layers import doubtful_faults
+from trainlint.losses import Losses, Recipe, losses_of
 from trainlint.records import TargetResult
 from trainlint.rule import Settings
 from trainlint.sites import owner_of
@@ -38,10 +39,13 @@ def analyze(
     *,
     target: str,
     settings: Settings,
+    recipe: Recipe | None = None,
     notes: Sequence[str] = (),
     provisionally: Callable[[Analysis], None] | None = None,
 ) -> Analysis:
     """Check one model. Without `inputs` they are synthesised. The model is as before afterwards.
+
+    `recipe` is what is known of its loss and targets.
 
     `provisionally` gets what the graph alone shows before the model is really run, which may end the
     process.
@@ -69,7 +73,7 @@ def analyze(
     doubtful = unexplained_faults(graph)
     if doubtful:
         return failed(doubtful)
-    facts = _facts(inputs, graph, settings)
+    facts = _facts(inputs, graph, settings, recipe or Recipe())
     graphic = [rule for rule in settings.rules if "signal" not in rule.stages]
     measuring = [rule for rule in settings.rules if "signal" in rule.stages]
     stages = ["static"]
@@ -101,7 +105,7 @@ def analyze(
     return analysis()
 
 
-def _facts(inputs: Inputs, graph: Graph, settings: Settings) -> Facts:
+def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> Facts:
     facts = Facts(
         {
             "Graph": graph,
@@ -110,9 +114,9 @@ def _facts(inputs: Inputs, graph: Graph, settings: Settings) -> Facts:
         }
     )
     facts.offer("Propagation", lambda: _propagation(graph))
-    facts.offer("Losses", lambda: _losses(graph))
+    facts.offer("Losses", lambda: _losses(graph, recipe))
     if "signal" in settings.stages and not graph.faults:
-        facts.offer("Signal", lambda: _signal(inputs, graph))
+        facts.offer("Signal", lambda: _signal(inputs, graph, facts.get("Losses")))
         facts.offer("Influence", lambda: _influence(inputs, graph))
     return facts
 
@@ -126,20 +130,23 @@ def _propagation(graph: Graph) -> Any:
     return propagate(graph)
 
 
-def _losses(graph: Graph) -> Any:
-    from trainlint.losses import losses_of
+def _losses(graph: Graph, recipe: Recipe) -> Losses:
+    from trainlint.objective import given_loss
 
-    return losses_of(graph)
+    given = None if recipe.loss is None else given_loss(recipe.loss, graph)
+    return losses_of(graph, recipe, given)
 
 
-def _signal(inputs: Inputs, graph: Graph) -> Any:
+def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
+    from trainlint.objective import objective_of
     from trainlint.pulse import pulse
 
-    return pulse(graph.model, inputs, graph)
+    objective = None if losses is None else objective_of(losses)
+    return pulse(graph.model, inputs, graph, objective=objective)
 
 
 def _influence(inputs: Inputs, graph: Graph) -> Any:
-    from trainlint.influence import influence
+    from trainlint.perturbation import influence
 
     return influence(graph.model, inputs, graph)
 

@@ -126,6 +126,7 @@ def _check_file(job: Job, send: Send) -> None:
 def _check_model(
     job: Job, send: Send, loaded: LoadedFile, target: str, model: nn.Module, settings: Settings
 ) -> None:
+    from trainlint.loading import recipe_of
     from trainlint.startup import without_compiler
     from trainlint.subject import analyze
 
@@ -143,6 +144,7 @@ def _check_model(
             inputs,
             target=target,
             settings=settings,
+            recipe=recipe_of(loaded, model, target.rpartition("::")[2]),
             notes=loaded.notes,
             provisionally=lambda so_far: tell(so_far, True),
         )

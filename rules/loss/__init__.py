@@ -1,0 +1,1 @@
+"""LOS: the loss and what it is given."""

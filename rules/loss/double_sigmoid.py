@@ -1,0 +1,121 @@
+"""LOS003 double-sigmoid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Graph,
+    LossCall,
+    Losses,
+    Severity,
+    SourceEdits,
+    other_loss,
+    rule,
+    without_activation,
+)
+
+
+@rule("LOS003", severity=Severity.ERROR, since="0.1")
+def double_sigmoid(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+    """BCEWithLogitsLoss gets probabilities, and takes the sigmoid of them once more.
+
+    `binary_cross_entropy_with_logits` expects raw scores z and computes σ(z) itself. Behind a sigmoid (or
+    a softmax) of the model's own it sees p in [0, 1], and σ(p) lies between 0.5 and 0.731: the model can
+    never answer "no" with more than 50%, nor "yes" with more than 73.1%. A negative sample costs at
+    least log 2 = 0.693, a positive one at least log(1 + 1/e) = 0.313, however well it is classified.
+
+    The gradient passes the slope of the second sigmoid as well, σ'(z) = p(1 − p) ≤ 1/4, and a confident
+    wrong answer, p(1 − p) ≈ 0, is not corrected any more, which is what the logits form is meant to avoid.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(30, 16)
+            self.fc2 = nn.Linear(16, 1)
+            self.sigmoid = nn.Sigmoid()
+
+        def forward(self, x):
+            return self.sigmoid(self.fc2(F.relu(self.fc1(x))))
+
+
+    def train(model, loader, optimizer):
+        criterion = nn.BCEWithLogitsLoss()
+        for features, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(features).squeeze(1), labels.float())
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(30, 16)
+            self.fc2 = nn.Linear(16, 1)
+
+        def forward(self, x):
+            return self.fc2(F.relu(self.fc1(x)))
+
+
+    def train(model, loader, optimizer):
+        criterion = nn.BCEWithLogitsLoss()
+        for features, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(features).squeeze(1), labels.float())
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## When to ignore it
+    When a published result is to be repeated that was trained so.
+
+    ## Fix safety
+    Unsafe: the model returns raw scores afterwards, and p > 0.5 becomes z > 0. BCELoss behind the sigmoid
+    is the same function, but rounds log(1 − p) to −∞ where p is near 1, which is why PyTorch cuts it at
+    −100.
+
+    ## References
+    Seed A, problem 5. The documentation of torch.nn.BCEWithLogitsLoss (which "combines a Sigmoid layer and
+    the BCELoss in one single class") and of torch.nn.BCELoss (the cut at −100).
+    """
+    for call in losses.of("binary_cross_entropy_with_logits"):
+        links = losses.links(call)
+        if links and links[0].name in ("sigmoid", "softmax", "hardsigmoid"):
+            yield _finding(graph, losses, edits, call)
+
+
+def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:
+    link, *_ = losses.links(call)
+    negative, positive = math.log(2), math.log(1 + 1 / math.e)
+    first = (
+        "sigmoid runs twice: here, and" if link.name == "sigmoid" else f"{link.name} here, sigmoid"
+    )
+    fixes = [
+        without_activation(graph, edits, link, title=f"remove this {link.name}; the loss has it")
+    ]
+    if link.name == "sigmoid":
+        title = "or keep it and take BCELoss, which rounds off near 0 and 1"
+        fixes.append(other_loss(graph, edits, call, "binary_cross_entropy", title=title))
+    return Finding(
+        f"{first} inside of {losses.place(call)}: its probabilities stay within [0.5, 0.73], so that a "
+        f"negative sample costs at least {negative:.2f} and a positive one {positive:.2f}",
+        where=link.where,
+        evidence={
+            "loss": call.kind,
+            "gets": link.name,
+            "least_loss_negative": round(negative, 4),
+            "least_loss_positive": round(positive, 4),
+        },
+        fixes=fixes,
+        confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
+        fault=("before-loss", link.where),
+        affects=[call.scores],
+    )

@@ -1,0 +1,138 @@
+"""LOS004 logits-into-bce."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    LossCall,
+    Losses,
+    Range,
+    Severity,
+    SourceEdits,
+    other_activation,
+    other_loss,
+    rule,
+)
+
+# Directly before the loss these leave [0, 1] for certain.
+SIGNED = ("tanh", "hardtanh", "softsign")
+
+
+@rule("LOS004", severity=Severity.ERROR, since="0.1")
+def logits_into_bce(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+    """BCELoss gets values outside of [0, 1], and refuses them.
+
+    `binary_cross_entropy` computes −t·log(x) − (1 − t)·log(1 − x), so x must be a probability. PyTorch
+    raises `all elements of input should be between 0 and 1` at the first value that is none; on a
+    GPU the same check is an assertion in the kernel, which ends the process with a message that names
+    neither. Raw scores of a linear layer leave [0, 1] in the first batch, and so do ReLU (up to ∞) and
+    tanh (down to −1).
+
+    The bounds of the output are computed from its last operations. Sigmoid, softmax, clamp to [0, 1], a
+    shifted tanh (tanh(x) + 1)/2 or exp of a log-probability are sound; where the bounds are not
+    known nothing is said.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(30, 16)
+            self.fc2 = nn.Linear(16, 1)
+
+        def forward(self, x):
+            return self.fc2(F.relu(self.fc1(x)))
+
+
+    def train(model, loader, optimizer):
+        criterion = nn.BCELoss()
+        for features, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(features), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(30, 16)
+            self.fc2 = nn.Linear(16, 1)
+
+        def forward(self, x):
+            return torch.sigmoid(self.fc2(F.relu(self.fc1(x))))
+
+
+    def train(model, loader, optimizer):
+        criterion = nn.BCELoss()
+        for features, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(features), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## When to ignore it
+    When the values are brought into [0, 1] on a way that trainlint does not see.
+
+    ## Fix safety
+    Unsafe: the loss takes the sigmoid itself afterwards, so the model still returns raw scores, and a
+    decision is z > 0 in place of p > 0.5. BCEWithLogitsLoss is the better of the two forms: it
+    computes max(z, 0) − z·t + log(1 + e^−|z|), which neither overflows nor rounds to log 0.
+
+    ## References
+    The documentation of torch.nn.BCELoss and torch.nn.BCEWithLogitsLoss ("more numerically stable ... by
+    the log-sum-exp trick").
+    """
+    for call in losses.of("binary_cross_entropy"):
+        bounds, links = losses.range(call), losses.links(call)
+        if bounds is None or not links or bounds.within(0, 1):
+            continue
+        if math.isinf(bounds.low) or math.isinf(bounds.high) or links[0].name in SIGNED:
+            yield _finding(graph, losses, edits, call, bounds)
+
+
+def _finding(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, bounds: Range
+) -> Finding:
+    link, *_ = losses.links(call)
+    activation = link.name in (*SIGNED, "relu", "relu6", "softplus", "log_softmax", "logsigmoid")
+    if activation:
+        given = f"{link.name}, within {_shown(bounds)}"
+    else:
+        given = f"the raw scores of {graph.label(link.node)}" if link.node else link.name
+    title = "BCEWithLogitsLoss in place of BCELoss: it takes the sigmoid itself"
+    fixes = [other_loss(graph, edits, call, "binary_cross_entropy_with_logits", title=title)]
+    if link.name in ("relu", "tanh"):
+        title = f"sigmoid in place of this {link.name}"
+        fixes = [other_activation(graph, edits, link, "sigmoid", title=title)]
+    return Finding(
+        f"{losses.place(call)} expects probabilities and gets {given}: it raises an error at the first "
+        "value outside of [0, 1], on a GPU an assertion that ends the process",
+        where=link.where if activation or call.where is None else call.where,
+        module=graph.operation(link.node).module if link.node is not None else None,
+        evidence={
+            "loss": call.kind,
+            "gets": link.name,
+            "low": None if math.isinf(bounds.low) else bounds.low,
+            "high": None if math.isinf(bounds.high) else bounds.high,
+        },
+        fixes=[*fixes, Fix("or torch.sigmoid as the model's last step")],
+        confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
+        fault=("before-loss", link.where),
+        affects=[call.scores],
+    )
+
+
+def _shown(bounds: Range) -> str:
+    low = "(−∞" if math.isinf(bounds.low) else f"[{bounds.low:g}"
+    high = "∞)" if math.isinf(bounds.high) else f"{bounds.high:g}]"
+    return f"{low}, {high}"

@@ -1,0 +1,142 @@
+"""LOS002 missing-log-softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    LossCall,
+    Losses,
+    Severity,
+    SourceEdits,
+    other_activation,
+    other_loss,
+    rule,
+)
+
+# Their results are no logarithms of probabilities, whatever they are given.
+POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
+
+
+@rule("LOS002", severity=Severity.ERROR, since="0.1")
+def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+    """NLLLoss or KLDivLoss gets something else than logarithms of probabilities.
+
+    `nll_loss` does no more than pick the right class's entry and change its sign: L = −x_y. That is the
+    negative log-likelihood only if x holds log-probabilities, all ≤ 0, as `log_softmax` returns
+    them.
+
+    Of raw scores, L = −z_y has no lower bound: the optimizer lets all scores grow, the loss falls to
+    −1000 and beyond, and nothing ever compares one class with another. Of probabilities (softmax without
+    the log), L = −p_y stays within [−1, 0], and its gradient p_y(1 − p_y) vanishes just where the
+    answer is wrong, p_y ≈ 0, while −log p_y has the gradient 1 − p_y there. `kl_div` wants
+    its first argument as logarithms, too, since it computes Σ t·(log t − x).
+
+    An output is reported where its bounds show that it cannot be a log-probability: the layer before
+    the loss is linear, a softmax, a sigmoid or another activation with positive values.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(784, 128)
+            self.fc2 = nn.Linear(128, 10)
+
+        def forward(self, x):
+            return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+    def train(model, loader, optimizer):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = F.nll_loss(model(images), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(784, 128)
+            self.fc2 = nn.Linear(128, 10)
+
+        def forward(self, x):
+            return F.log_softmax(self.fc2(F.relu(self.fc1(x.flatten(1)))), dim=1)
+
+
+    def train(model, loader, optimizer):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = F.nll_loss(model(images), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## When to ignore it
+    When `nll_loss` only serves to pick entries, as in a policy gradient with weights of its own.
+
+    ## Fix safety
+    Unsafe: another loss is computed. Cross entropy on raw scores and NLLLoss behind log_softmax are
+    the same function.
+
+    ## References
+    The documentation of torch.nn.NLLLoss ("the input ... is expected to contain log-probabilities") and
+    of torch.nn.KLDivLoss. Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.3 (why the
+    log undoes the exp of the softmax).
+    """
+    for call in losses.of("nll_loss", "kl_div"):
+        bounds = losses.range(call)
+        links = losses.links(call)
+        if bounds is None or not links or bounds.high <= 0:
+            continue
+        if math.isinf(bounds.high) or links[0].name in POSITIVE:
+            yield _finding(graph, losses, edits, call)
+
+
+def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:
+    link, *_ = losses.links(call)
+    raw = link.name not in POSITIVE
+    loss = losses.place(call)
+    if call.kind == "kl_div":
+        cost = "its Σ t·(log t − x) is then no divergence, and can fall below 0"
+    elif link.name == "softmax":
+        cost = "−p_y stays within [−1, 0], and its gradient p_y(1 − p_y) vanishes where the answer is wrong"
+    elif raw:
+        cost = "−z_y has no lower bound and compares no classes, so that the loss falls for ever"
+    else:
+        cost = "−x_y compares no classes"
+    given = f"the scores of {graph.label(link.node)}" if raw and link.node else link.name
+    return Finding(
+        f"{loss} expects log-probabilities and gets {given}: {cost}",
+        where=call.where if raw and call.where is not None else link.where,
+        module=graph.operation(link.node).module if link.node is not None else None,
+        evidence={"loss": call.kind, "gets": link.name},
+        fixes=_fixes(graph, losses, edits, call, raw=raw),
+        confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
+        fault=("before-loss", link.where),
+        affects=[call.scores],
+    )
+
+
+def _fixes(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, *, raw: bool
+) -> list[Fix]:
+    link, *_ = losses.links(call)
+    if link.name == "softmax":
+        title = "log_softmax in place of softmax"
+        return [other_activation(graph, edits, link, "log_softmax", title=title)]
+    if call.kind == "nll_loss" and raw:
+        title = "cross_entropy in place of nll_loss: it takes the log_softmax itself"
+        return [
+            other_loss(graph, edits, call, "cross_entropy", title=title),
+            Fix("or F.log_softmax(scores, dim=1) as the model's last step"),
+        ]
+    return [Fix(f"F.log_softmax(scores, dim=1) before {call.kind}")]

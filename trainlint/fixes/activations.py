@@ -1,0 +1,104 @@
+"""Edits at an activation before a loss, and at the loss: take it out, or put another in its place."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from trainlint.fixes.edit import Fix
+
+if TYPE_CHECKING:
+    from trainlint.fixes.source import CallBuilder, SourceEdits
+    from trainlint.graph import Graph
+    from trainlint.losses import Link, LossCall
+
+ACTIVATION_CLASSES: Final = {
+    "softmax": "Softmax",
+    "log_softmax": "LogSoftmax",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "relu": "ReLU",
+    "relu6": "ReLU6",
+}
+_LOSS_CLASSES: Final = {
+    "cross_entropy": "CrossEntropyLoss",
+    "nll_loss": "NLLLoss",
+    "binary_cross_entropy": "BCELoss",
+    "binary_cross_entropy_with_logits": "BCEWithLogitsLoss",
+}
+_NAMESPACES: Final = frozenset({"F", "torch", "nn", "functional"})
+
+
+def without_activation(graph: Graph, edits: SourceEdits, link: Link, *, title: str) -> Fix:
+    """Take the activation out: `nn.Identity()` for a layer, its argument for a call."""
+    site = _only_site(graph, link)
+    if site is None:
+        return Fix(title)
+    is_layer = link.node is not None and graph.layer(link.node) is not None
+    build = _identity(ACTIVATION_CLASSES.get(link.name, "")) if is_layer else _operand(link.name)
+    return edits.replaced_calls([(site, build)], title=title)
+
+
+def other_activation(graph: Graph, edits: SourceEdits, link: Link, new: str, *, title: str) -> Fix:
+    """Put the activation `new` in its place, which takes the same arguments."""
+    site = _only_site(graph, link)
+    is_layer = link.node is not None and graph.layer(link.node) is not None
+    if not is_layer:
+        return edits.callee([site], link.name, new, title=title)
+    names = ACTIVATION_CLASSES.get(link.name, ""), ACTIVATION_CLASSES[new]
+    return edits.callee([site], *names, title=title)
+
+
+def other_loss(graph: Graph, edits: SourceEdits, call: LossCall, new: str, *, title: str) -> Fix:
+    """Put the loss `new` in its place, whose first arguments are the same."""
+    where = call.where
+    site = graph.place(where) if hasattr(where, "all_input_nodes") else where
+    fix = edits.callee([site], _LOSS_CLASSES[call.kind], _LOSS_CLASSES[new], title=title)
+    return fix if fix.edits else edits.callee([site], call.kind, new, title=title)
+
+
+def _only_site(graph: Graph, link: Link) -> Any:
+    """The place of the activation, or None where the same call also makes another."""
+    if link.node is None:
+        return link.where
+    site = graph.place(link.node)
+    if site is None:
+        return None
+    for other in graph.calls(link.name):
+        place = graph.place(other)
+        if other is not link.node and place is not None and place.key == site.key:
+            return None
+    return site
+
+
+def _identity(layer: str) -> CallBuilder:
+    def build(_: ast.Call, source: str) -> str | None:
+        match = re.match(rf"([\w.]+\.){layer}\s*\(", source) if layer else None
+        return None if match is None else f"{match[1]}Identity()"
+
+    return build
+
+
+def _operand(name: str) -> CallBuilder:
+    def build(call: ast.Call, _: str) -> str | None:
+        callee = call.func
+        is_method = isinstance(callee, ast.Attribute) and callee.attr.strip("_") == name
+        if is_method and not _is_namespace(callee.value):  # type: ignore[attr-defined]
+            operand = callee.value  # type: ignore[attr-defined]
+        elif call.args:
+            operand = call.args[0]
+        else:
+            return None
+        text = ast.unparse(operand)
+        simple = isinstance(operand, (ast.Name, ast.Call, ast.Attribute, ast.Subscript))
+        return text if simple else f"({text})"
+
+    return build
+
+
+def _is_namespace(expression: ast.expr) -> bool:
+    """Whether this is `F` or `torch.nn.functional`."""
+    while isinstance(expression, ast.Attribute):
+        expression = expression.value
+    return isinstance(expression, ast.Name) and expression.id in _NAMESPACES
