@@ -1,0 +1,320 @@
+"""ARC005 cut-gradient-path."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    GradientCut,
+    Graph,
+    Parameter,
+    Reachability,
+    Severity,
+    Signal,
+    SourceEdits,
+    rule,
+)
+
+SPELLED = {
+    "detach": ".detach()",
+    "get_data": ".data",
+    "tensor": "torch.tensor(...)",
+    "new_tensor": ".new_tensor(...)",
+    "item": ".item()",
+    "tolist": ".tolist()",
+    "numpy": ".numpy()",
+    "array": "np.asarray(...)",
+    "float": "float(...)",
+}
+
+
+@rule("ARC005", severity=Severity.ERROR, since="0.1", explains=["no-gradient"])
+def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -> Iterator[Finding]:
+    """Parameters are used in the forward, but no gradient can come back to them.
+
+    Backpropagation follows the operations that autograd recorded: ∂L/∂w is a sum over the paths from
+    w to the loss, of the product of the derivatives along each. `.detach()`, `.data`, `.item()`,
+    `.numpy()`, `torch.tensor(x)` and `torch.no_grad()` make a value without a record, and `argmax`,
+    `round` or a comparison have none or a slope of 0. If every path of w passes through one of them, the
+    sum is empty: w.grad stays None, the optimizer skips w, and the layer keeps its random values for ever.
+    Nothing is raised as long as one other parameter is trained. The loss falls a little, since the
+    layers behind the cut learn to make do with random features.
+
+    The finding names the nearest cut on the way from the parameters to an output. It is an error where
+    no input reaches an output along a differentiable path, a warning where one branch is cut, and advice
+    where a part runs under `no_grad` as a whole, as frozen feature extractors do.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Linear(16, 32), nn.ReLU())
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, x):
+            features = self.encoder(x).detach()
+            return self.head(features)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Linear(16, 32), nn.ReLU())
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, x):
+            features = self.encoder(x)
+            return self.head(features)
+    ```
+
+    ## When to ignore it
+    Stop-gradients by design are silent where they can be told by their structure: a straight-through
+    estimator x + (q - x).detach(), a target network that is a copy of a trained one, a discrete choice
+    beside a differentiable path, parameters with another way to an output, frozen parameters. If a
+    part shall stay as it is, say so with `requires_grad_(False)`: the finding then disappears, and the
+    optimizer needs no memory for it.
+
+    ## Fix safety
+    Unsafe: without the cut more of the model is trained, and memory is needed for its activations.
+
+    ## References
+    Straight-through: Bengio et al. 2013, arXiv:1308.3432; VQ-VAE: van den Oord et al. 2017,
+    arXiv:1711.00937, section 3.2. Target networks: Grill et al. 2020, arXiv:2006.07733.
+    """
+    reach = Reachability(graph)
+    groups: dict[Any, list[GradientCut]] = {}
+    for cut in reach.cuts():
+        if _is_meant(graph, reach, cut) or (signal is None and not _is_provable(graph, cut)):
+            continue
+        groups.setdefault(_place(graph, edits, cut), []).append(cut)
+    for place, cuts in groups.items():
+        starved = _confirmed(signal, cuts)
+        if starved:
+            yield _finding(graph, edits, reach, cuts, starved, place, signal is not None)
+
+
+# ---------------------------------------------------------------------- what is meant
+
+
+def _is_meant(graph: Graph, reach: Reachability, cut: GradientCut) -> bool:
+    if cut.kind == "discrete":
+        return not reach.is_severed  # routing, codebooks: a choice beside a differentiable path
+    if cut.kind in ("copy", "flat") and _is_straight_through(graph, reach, cut):
+        return True
+    return _is_target_network(graph, reach, cut)
+
+
+def _is_straight_through(graph: Graph, reach: Reachability, cut: GradientCut) -> bool:
+    """`x + (q - x).detach()`: a difference is cut, and its sum with something differentiable goes on."""
+    source, _ = graph.producer(cut.node)
+    for merge in graph.consumers(cut.node):
+        if graph.name(merge) not in ("add", "sub"):
+            continue
+        others = [operand for operand in merge.all_input_nodes if operand in reach.learning]
+        around = {source, merge, *merge.all_input_nodes, *merge.users, *cut.node.all_input_nodes}
+        if others and any(node is not None and graph.name(node) == "sub" for node in around):
+            return True
+    return False
+
+
+def _is_target_network(graph: Graph, reach: Reachability, cut: GradientCut) -> bool:
+    """Each cut parameter lies in a module that has a twin which is trained beside it, not behind it."""
+    behind = reach.descendants([cut.node])
+    cut_off = {
+        parameter.node
+        for other in reach.cuts()
+        for parameter in other.parameters
+        if other.kind == cut.kind
+    }
+    nodes = {parameter.name: parameter.node for parameter in graph.parameters}
+    covered: set[str] = set()
+    modules = dict(graph.model.named_modules())
+    shapes = {path: _signature(module) for path, module in modules.items()}
+    for path, signature in shapes.items():
+        inside = [f"{path}.{name}" for name, _ in signature]
+        if not path or not any(nodes.get(name) in cut_off for name in inside):
+            continue
+        for other, theirs in shapes.items():
+            if (
+                other == path
+                or theirs != signature
+                or type(modules[other]) is not type(modules[path])
+            ):
+                continue
+            twins = [nodes.get(f"{other}.{name}") for name, _ in theirs]
+            if any(twin in reach.learning for twin in twins) and not any(
+                user in behind for twin in twins if twin is not None for user in twin.users
+            ):
+                covered.update(inside)
+    return all(parameter.name in covered for parameter in cut.parameters)
+
+
+def _signature(module: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [
+        (name, tuple(parameter.shape))
+        for name, parameter in module.named_parameters()
+        if not hasattr(parameter, "materialize")
+    ]
+
+
+# ---------------------------------------------------------------------- what is known
+
+
+def _is_provable(graph: Graph, cut: GradientCut) -> bool:
+    """Whether the graph alone suffices: nothing in it may hide a way of the gradient."""
+    if not graph.complete or any(graph.calls("autograd_function")):
+        return False
+    # `w.data = f(w.data)`: the parameter itself gets a new value, and keeps its gradient.
+    sources = cut.node.all_input_nodes
+    return not (graph.name(cut.node) == "get_data" and sources and sources[0].op == "get_attr")
+
+
+def _confirmed(signal: Signal | None, cuts: list[GradientCut]) -> list[Parameter]:
+    """The parameters that a real backward pass left without a gradient as well."""
+    found: list[Parameter] = []
+    for cut in cuts:
+        for parameter in cut.parameters:
+            arrived = None if signal is None else signal.gradient(parameter)
+            if arrived is None or (arrived == 0 and cut.kind == "flat"):
+                found.append(parameter)
+    return found
+
+
+# ---------------------------------------------------------------------- what is said
+
+
+def _finding(
+    graph: Graph,
+    edits: SourceEdits,
+    reach: Reachability,
+    cuts: list[GradientCut],
+    starved: list[Parameter],
+    place: Any,
+    measured: bool,
+) -> Finding:
+    cut = cuts[0]
+    spelled = _spelled(graph, cut)
+    share = graph.share_of_parameters(starved)
+    names = [parameter.name for parameter in starved]
+    what = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more parameters"
+    return Finding(
+        f"{spelled} cuts off {what}, {share:.0%} of the model: no gradient reaches "
+        f"{'it' if len(names) == 1 else 'them'}, so {'it stays' if len(names) == 1 else 'they stay'} "
+        "as initialised",
+        where=place if place is not None else cut.node,
+        module=graph.operation(cut.node).module,
+        evidence={
+            "cut": spelled,
+            "kind": cut.kind,
+            "parameters": names,
+            "share_of_parameters": round(share, 4),
+            "measured": measured,
+        },
+        fixes=[_fix(graph, edits, cut, spelled)],
+        severity=_severity(graph, reach, cuts),
+        confidence=Confidence.CERTAIN if measured else Confidence.LIKELY,
+        starved=share,
+        affects=[cut.node, *(parameter.node for parameter in starved)],
+    )
+
+
+def _severity(graph: Graph, reach: Reachability, cuts: list[GradientCut]) -> Severity:
+    if cuts[0].kind == "no_grad":
+        if not any(parameter.node in reach.learning for parameter in graph.parameters):
+            return Severity.WARNING  # nothing at all can be trained: backward() raises
+        if all(_runs_without_autograd(graph, cut) for cut in cuts):
+            return Severity.INFO  # a frozen part, which only `requires_grad` does not know of
+    return Severity.ERROR if reach.is_severed else Severity.WARNING
+
+
+def _runs_without_autograd(graph: Graph, cut: GradientCut) -> bool:
+    """Whether the parameters themselves are used under `no_grad`, not only what comes after them."""
+    return all(
+        not graph.operation(user).grad_enabled
+        for parameter in cut.parameters
+        if parameter.node is not None
+        for user in parameter.node.users
+    )
+
+
+def _spelled(graph: Graph, cut: GradientCut) -> str:
+    if cut.kind == "no_grad":
+        return "torch.no_grad()"
+    operation = graph.operation(cut.node)
+    name = operation.escape if cut.kind == "read" else operation.name
+    return SPELLED.get(name, name)
+
+
+def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fix:
+    if cut.kind == "no_grad":
+        return Fix(
+            "move it out of `torch.no_grad()`, or freeze the part with `requires_grad_(False)`"
+        )
+    if cut.kind == "read":
+        return Fix(f"keep it a tensor: leave out {spelled} and use torch's own operations")
+    if cut.kind == "discrete":
+        return Fix(f"{spelled} has no derivative: use softmax weights, F.gumbel_softmax or a "
+                   "straight-through estimator x + (q - x).detach()")  # fmt: skip
+    if cut.kind == "flat":
+        return Fix(f"{spelled} has slope 0: pass the gradient straight through, "
+                   f"x + (torch.{spelled}(x) - x).detach()")  # fmt: skip
+    title = f"remove {spelled}"
+    if graph.name(cut.node) == "detach":
+        site = graph.operation(cut.node).site
+        return edits.replaced_calls([(site, _without_detach)], title=title)
+    return Fix(title)
+
+
+def _without_detach(call: ast.Call, source: str) -> str | None:
+    match = re.fullmatch(r"(.+?)\s*\.detach\(\s*\)", source, re.DOTALL)
+    return match[1] if match and isinstance(call.func, ast.Attribute) else None
+
+
+# ---------------------------------------------------------------------- where it is
+
+
+def _place(graph: Graph, edits: SourceEdits, cut: GradientCut) -> Any:
+    """The `with torch.no_grad():` around the operation, else its call."""
+    operation = graph.operation(cut.node)
+    site = operation.escape_site if cut.kind == "read" else operation.site
+    if site is None or cut.kind != "no_grad":
+        return site
+    text = edits.text(site.project.filename)
+    if text is None or text.tree is None:
+        return site
+    around = [
+        place
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.stmt)
+        and node.lineno <= site.project.row <= (node.end_lineno or node.lineno)
+        for place in _switches(node)
+    ]
+    if not around:
+        return site
+    place = max(around, key=lambda place: place.lineno)
+    start = text.location(place.lineno, place.col_offset)
+    end = text.location(place.lineno, place.end_col_offset or place.col_offset)
+    return (text.filename, start.row, start.column, end.column)
+
+
+def _switches(node: ast.stmt) -> list[ast.expr]:
+    """The expressions of a `with` or of decorators that switch autograd off."""
+    found: list[ast.expr] = []
+    if isinstance(node, (ast.With, ast.AsyncWith)):
+        found = [item.context_expr for item in node.items]
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        found = list(node.decorator_list)
+    return [
+        expression
+        for expression in found
+        if re.search(r"no_grad|inference_mode|set_grad_enabled", ast.unparse(expression))
+    ]

@@ -1,0 +1,305 @@
+"""What the gradient reaches, what is computed for nothing, and which weights the model does not own.
+
+Answers over the captured graph alone: which parameters of the forward have no differentiable way to an
+output, and the operation that cuts them off; which operations end in nothing; which weights take part
+without being registered; which registered modules take no part.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from trainlint import ops
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Node
+
+    from trainlint.graph import Graph, Parameter
+
+# Only the shape, type or place of their operand matters.
+_SHAPE_ONLY: Final = frozenset(
+    "zeros_like ones_like rand_like randn_like empty_like full_like new_zeros new_ones new_full "
+    "new_empty".split()
+)
+# Piecewise constant: autograd answers with zeros, not with None.
+ZERO_SLOPE: Final = frozenset("round sign floor ceil trunc heaviside".split())
+_COPIES: Final = frozenset({"detach", "get_data", "tensor", "new_tensor"})
+
+
+@dataclass(frozen=True)
+class GradientCut:
+    """An operation behind which some parameters have no differentiable way left to any output.
+
+    `kind` is `no_grad` (it ran without autograd), `copy` (`detach`, `.data`, `torch.tensor`), `read` (its
+    value became Python's or numpy's), `flat` (`round`, whose slope is 0 everywhere) or `discrete`
+    (`argmax`, a comparison). `parameters` are those it cuts off first.
+    """
+
+    node: Node
+    kind: str
+    parameters: tuple[Parameter, ...] = field(repr=False)
+
+
+class Reachability:
+    """Which nodes of a graph can pass a gradient from an output, and where that ends."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        kept = [n for n in graph.nodes if graph.operation(n).escape == "attribute"]
+        read = [n for n in graph.nodes if graph.operation(n).escape not in ("", "attribute")]
+        self._read = frozenset(read)
+        # A loss term that a module keeps may be added to the loss outside.
+        self.learning = self._behind([*graph.outputs, *kept], self.sources)
+        self._used = self._behind([*graph.outputs, *kept], self._all_sources)
+        self._wanted = self._used | self._behind(read, self._all_sources)
+
+    def sources(self, node: Node) -> list[Node]:
+        """The operands to which the operation passes a gradient."""
+        operation = self._graph.operation(node)
+        if node.op == "call_function" and not operation.grad_enabled:
+            # Written into without autograd, a tensor keeps the gradient that it had.
+            kept = operation.in_place or operation.name == "seen_through"
+            return node.all_input_nodes[:1] if kept else []
+        if operation.name == "seen_through":
+            return node.all_input_nodes
+        if operation.name == "tensor" or self._graph.stops_gradient(node):
+            return []
+        return node.all_input_nodes
+
+    @property
+    def is_severed(self) -> bool:
+        """Whether no input has a differentiable way to an output, though some have a way."""
+        inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
+        return not any(node in self.learning for node in inputs)
+
+    def cuts(self) -> list[GradientCut]:
+        """The operations that cut used parameters off, in the order in which they ran."""
+        found: dict[Node, list[Parameter]] = {}
+        for parameter in self._graph.parameters:
+            if parameter.node in self._wanted and parameter.node not in self.learning:
+                cut = self._nearest_cut(parameter.node)
+                if cut is not None:
+                    found.setdefault(cut, []).append(parameter)
+        return [
+            GradientCut(node, self._kind(node), tuple(found[node]))
+            for node in sorted(found, key=self._graph.position)
+        ]
+
+    def descendants(self, nodes: Iterable[Node]) -> set[Node]:
+        """All nodes that were computed from these, and these."""
+        found: set[Node] = set()
+        stack = list(nodes)
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack.extend(node.users)
+        return found
+
+    # ------------------------------------------------------------------ details
+
+    def _all_sources(self, node: Node) -> list[Node]:
+        return [] if self._graph.name(node) in _SHAPE_ONLY else node.all_input_nodes
+
+    @staticmethod
+    def _behind(roots: Iterable[Node], sources: Any) -> frozenset[Node]:
+        found: set[Node] = set()
+        stack = list(roots)
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack.extend(sources(node))
+        return frozenset(found)
+
+    def _nearest_cut(self, leaf: Node) -> Node | None:
+        """The first operation on the way to an output, else to a reading, that passes nothing back."""
+        return self._first_cut(leaf, self._used) or self._first_cut(leaf, self._wanted)
+
+    def _first_cut(self, leaf: Node, within: frozenset[Node]) -> Node | None:
+        queue, seen = deque([leaf]), {leaf}
+        while queue:
+            node = queue.popleft()
+            if node in self._read and node not in self._used:
+                return node
+            for user in node.users:
+                if user in seen or user not in within or self._graph.name(user) in _SHAPE_ONLY:
+                    continue
+                seen.add(user)
+                if user.op == "call_function" and node not in self.sources(user):
+                    return self._reading_behind(user)
+                queue.append(user)
+        return None
+
+    def _reading_behind(self, cut: Node) -> Node:
+        """`x.detach().cpu().numpy()` is about `numpy`, where nothing else follows the `detach`."""
+        if cut in self._used:
+            return cut
+        readings = self.descendants([cut]) & self._read
+        return min(readings, key=self._graph.position, default=cut)
+
+    def _kind(self, node: Node) -> str:
+        name = self._graph.name(node)
+        if node in self._read and node not in self._used:
+            return "read"
+        if not self._graph.operation(node).grad_enabled:
+            return "no_grad"
+        if name in _COPIES:
+            return "copy"
+        return "flat" if name in ZERO_SLOPE else "discrete"
+
+
+# ---------------------------------------------------------------------- computed for nothing
+
+
+def dead_ends(graph: Graph) -> list[tuple[Node, frozenset[Node]]]:
+    """(last operation, all operations) of each branch that nobody uses, neither outside nor inside.
+
+    Values that a module keeps, or that became Python numbers, were used.
+    """
+    roots = [n for n in graph.nodes if n.op == "output" or graph.operation(n).escape]
+    used: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in used:
+            used.add(node)
+            stack.extend(node.all_input_nodes)
+    return [
+        (node, frozenset(_dead_ancestors(node, used)))
+        for node in graph.calls_in_order
+        if node not in used and not node.users
+    ]
+
+
+def _dead_ancestors(node: Node, used: set[Node]) -> Iterator[Node]:
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop()
+        if current.op == "call_function":
+            yield current
+        for source in current.all_input_nodes:
+            if source not in used and source not in seen:
+                seen.add(source)
+                stack.append(source)
+
+
+# ---------------------------------------------------------------------- not owned
+
+
+@dataclass(frozen=True)
+class HiddenWeights:
+    """Trainable parameters that take part in the forward but are not among the model's.
+
+    `node` is their first use. `module` is the outermost module that they belong to, as far as it could be
+    found in a list, tuple, dict or object that the registered module `holder` (at `path`) keeps under
+    `attribute`, of type `container`; those four are empty where the weights are hidden elsewhere.
+    """
+
+    node: Node
+    tensors: tuple[torch.Tensor, ...] = field(repr=False)
+    module: torch.nn.Module | None = None
+    holder: torch.nn.Module | None = None
+    path: str = ""
+    attribute: str = ""
+    container: str = ""
+
+
+def hidden_weights(graph: Graph) -> list[HiddenWeights]:
+    """The parameters that are trained with autograd on but that no optimizer is given."""
+    from torch import nn
+
+    owned = {id(tensor) for tensor in (*graph.model.parameters(), *graph.model.buffers())}
+    places = {id(tensor): place for place in _hiding_places(graph.model) for tensor in place[0]}
+    groups: dict[Any, list[tuple[torch.Tensor, Node]]] = {}
+    for leaf in graph.nodes:
+        tensor = graph.operation(leaf).tensor if leaf.op == "get_attr" else None
+        if not isinstance(tensor, nn.Parameter) or id(tensor) in owned or not tensor.requires_grad:
+            continue
+        uses = [u for u in leaf.users if graph.is_live(u) and graph.operation(u).grad_enabled]
+        if not uses:
+            continue
+        place = places.get(id(tensor))
+        owner = graph.operation(uses[0]).owner
+        key = id(place[1]) if place is not None and place[1] is not None else id(owner)
+        groups.setdefault(key, []).append((tensor, uses[0]))
+    found = []
+    for group in groups.values():
+        tensors = tuple(tensor for tensor, _ in group)
+        place = places.get(id(tensors[0]))
+        rest = place[1:] if place is not None else ()
+        found.append(HiddenWeights(group[0][1], tensors, *rest))
+    return found
+
+
+_Place = tuple[list[Any], Any, Any, str, str, str]
+
+
+def _hiding_places(model: torch.nn.Module) -> Iterator[_Place]:
+    """(parameters, module, holder, path, attribute, container) of what attributes hold unregistered."""
+    from torch import nn
+
+    registered = {id(module) for module in model.modules()}
+    for path, holder in model.named_modules():
+        for attribute, value in vars(holder).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            kind = type(value).__name__
+            for part in _parts(value, 4):
+                if isinstance(part, nn.Parameter):
+                    yield [part], None, holder, path, attribute, kind
+                elif isinstance(part, nn.Module) and id(part) not in registered:
+                    yield list(part.parameters()), part, holder, path, attribute, kind
+
+
+def _parts(value: Any, depth: int) -> Iterator[Any]:
+    """The modules and tensors in lists, tuples, sets, dicts and plain objects."""
+    from torch import Tensor, nn
+
+    if isinstance(value, (nn.Module, Tensor)):
+        yield value
+    elif depth:
+        items: Iterable[Any] = ()
+        if isinstance(value, (list, tuple, set, frozenset)):
+            items = value
+        elif isinstance(value, dict):
+            items = value.values()
+        elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
+            items = vars(value).values()
+        for part in list(items):
+            yield from _parts(part, depth - 1)
+
+
+# ---------------------------------------------------------------------- not used
+
+
+def unused_modules(graph: Graph) -> list[tuple[str, torch.nn.Module]]:
+    """(path, module) of the topmost modules none of whose parameters took part in the forward."""
+    used = {id(graph.operation(node).tensor) for node in graph.nodes if node.op == "get_attr"}
+    ran = {id(graph.operation(node).owner) for node in graph.calls_in_order}
+    found: list[tuple[str, torch.nn.Module]] = []
+
+    def visit(path: str, module: torch.nn.Module) -> None:
+        parameters = list(module.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            return
+        took_part = any(id(parameter) in used for parameter in parameters)
+        if not took_part and not any(id(part) in ran for part in module.modules()):
+            found.append((path, module))
+            return
+        for name, child in module.named_children():
+            visit(f"{path}.{name}" if path else name, child)
+
+    for name, child in graph.model.named_children():
+        visit(name, child)
+    return found
+
+
+def heavy(graph: Graph, nodes: Iterable[Node]) -> list[Node]:
+    """Those of the operations that cost something: products, convolutions, look-ups, recurrence."""
+    costly = ops.WEIGHTED | ops.RECURRENT | ops.ATTENTION | {"matmul", "einsum", "embedding"}
+    return [node for node in nodes if graph.name(node) in costly]
