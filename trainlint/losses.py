@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
-from trainlint.loss_source import LOSSES, PLAIN_STEPS, LossUse, Step
+from trainlint.loss_source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, LossUse, Step
 from trainlint.ranges import Range, after, value_range
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _PLAIN: Final = ops.REARRANGEMENTS | {"getitem", "output", "narrow", "select", "index_select"}
 _MERGES: Final = frozenset({"cat", "stack"})
+# The layer that computes each function; the first where there are two.
+NAMES: Final = {kind: name for name, kind in reversed(LOSS_CLASSES.items())}
 CROSS_ENTROPIES: Final = frozenset({"cross_entropy", "nll_loss"})
 REGRESSIONS: Final = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 
@@ -70,7 +72,8 @@ class LossCall:
     `kind` is its name in `torch.nn.functional`; `scores` the node of the tensor that it judges, `path`
     that tensor's place in the model's output (None inside the forward). `where` is the place that
     chose the loss: a node of the graph, a place in the file, or None. `steps` are made on the way by
-    the file, the one next to the loss first. `certain` is False where it is only the file's one loss.
+    the file, the one next to the loss first. `certain` is False where it is only the file's one loss;
+    `layer` tells that it was written as a layer, `nn.CrossEntropyLoss()`.
     """
 
     kind: str
@@ -80,6 +83,7 @@ class LossCall:
     node: Node | None = None
     steps: tuple[Step, ...] = ()
     certain: bool = True
+    layer: bool = False
     function: Callable[..., Any] | None = field(default=None, repr=False)
 
 
@@ -102,7 +106,11 @@ class Losses:
 
         The last is a layer with weights, an operation on several tensors, or one that is not known.
         """
-        return tuple(_links(self.graph, call))
+        return tuple(_links(self.graph, call.scores, call.steps))
+
+    def links_to(self, node: Node) -> tuple[Link, ...]:
+        """The same for an output whose loss is not known."""
+        return tuple(_links(self.graph, node, ()))
 
     def range(self, call: LossCall) -> Range | None:
         """The bounds of the values that the loss gets, where they can be told."""
@@ -120,10 +128,23 @@ class Losses:
             return shape[-1]  # flattened, or with the classes moved: they come last in the output
         return shape[1] if len(shape) > 1 else shape[0]
 
+    def target_range(self) -> Range | None:
+        """The least and largest of the given targets."""
+        low, high = getattr(self.targets, "min", None), getattr(self.targets, "max", None)
+        if low is None or high is None or not self.targets.numel():
+            return None
+        return Range(float(low()), float(high()))
+
     def place(self, call: LossCall) -> str:
-        """`cross_entropy (line 41)`, for messages."""
+        """`CrossEntropyLoss (line 41)` as the user wrote it, for messages."""
         where = self.graph.place(call.where) if hasattr(call.where, "op") else call.where
-        return call.kind if where is None else f"{call.kind} (line {where.row})"
+        name = NAMES[call.kind] if self._is_layer(call) else call.kind or "the loss"
+        return name if where is None else f"{name} (line {where.row})"
+
+    def _is_layer(self, call: LossCall) -> bool:
+        if call.node is not None:
+            return self.graph.layer(call.node) is not None
+        return call.layer and call.kind in NAMES
 
 
 def losses_of(graph: Graph, recipe: Recipe, given: Given | None = None) -> Losses:
@@ -158,9 +179,16 @@ def _losses_outside(graph: Graph, recipe: Recipe, given: Given | None) -> list[L
         outputs = _outputs(graph)
         if len(outputs) == 1 and (recipe.explicit or not recipe.others):
             path, node = next(iter(outputs.items()))
+            layer = hasattr(given.function, "forward")
             return [
                 LossCall(
-                    given.kind, node, given.site, path, steps=given.steps, function=given.function
+                    given.kind,
+                    node,
+                    given.site,
+                    path,
+                    steps=given.steps,
+                    layer=layer,
+                    function=given.function,
                 )
             ]
     return list(found.values())
@@ -184,7 +212,15 @@ def _call_of(
     if found is None:
         return None
     path, node = found
-    return LossCall(use.kind, node, use.site, path, steps=trace.steps, certain=certain)
+    return LossCall(
+        use.kind,
+        node,
+        use.site,
+        path,
+        steps=trace.steps,
+        certain=certain,
+        layer=use.made is not None,
+    )
 
 
 def _element(graph: Graph, element: tuple[str, ...]) -> tuple[str, Node] | None:
@@ -229,11 +265,11 @@ def _names_of_inner_models(graph: Graph) -> frozenset[str]:
 # ---------------------------------------------------------------------- the way to the last layer
 
 
-def _links(graph: Graph, call: LossCall) -> Iterator[Link]:
-    for step in call.steps:
+def _links(graph: Graph, scores: Node, steps: Sequence[Step]) -> Iterator[Link]:
+    for step in steps:
         if step.name not in PLAIN_STEPS:
             yield Link(step.name, step.site, None)
-    node: Node | None = call.scores
+    node: Node | None = scores
     while node is not None and node.op == "call_function":
         name = graph.name(node)
         if name in _PLAIN:

@@ -1,0 +1,245 @@
+"""ACT004 output-activation-mismatch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Link,
+    LossCall,
+    Losses,
+    Range,
+    Severity,
+    SourceEdits,
+    ops,
+    rule,
+    without_activation,
+)
+
+RECTIFIERS = ("relu", "relu6")
+BOUNDED = {"sigmoid": 1.0, "hardsigmoid": 1.0, "tanh": 2.0, "softsign": 2.0}
+# What turns scores into probabilities, in the model or inside the loss.
+NORMALIZERS = ("log_softmax", "softmax", "sigmoid", "logsigmoid", "log")
+CLASSIFIERS = (
+    "cross_entropy",
+    "nll_loss",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy",
+)
+WITH_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
+REGRESSIONS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+
+@rule("ACT004", severity=Severity.WARNING, since="0.1", explains=["dead-units"])
+def output_activation_mismatch(
+    graph: Graph, losses: Losses, edits: SourceEdits
+) -> Iterator[Finding]:
+    """The last activation keeps the scores from where the loss wants them.
+
+    Softmax and sigmoid turn any real scores into probabilities, and the loss needs their full range. A
+    ReLU before them keeps every score ≥ 0. A class whose unit is negative for all samples then gets no
+    gradient at all, since the ReLU's slope is 0 there; among two classes the better one can win by its
+    score only, never by the other's being low; and a sigmoid behind a ReLU never answers below 1/2, so
+    that a negative sample costs at least log 2.
+
+    A tanh or sigmoid before cross entropy keeps the scores within a width R (2 or 1), and with C
+    classes the loss above log(1 + (C − 1)·e⁻ᴿ): 0.80 or 1.46 for ten classes. A ReLU, sigmoid or tanh on
+    the output of a regression is reported where targets are known and lie outside of its range; a ReLU
+    without known targets is only mentioned.
+
+    Not reported: an activation with a scale or a pooling behind it (10·tanh(z), the averaged ReLU maps of
+    Network in Network and SqueezeNet), and outputs whose loss is not known, unless they go through
+    a softmax anyway.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(784, 128)
+            self.fc2 = nn.Linear(128, 10)
+
+        def forward(self, x):
+            x = F.relu(self.fc1(x.flatten(1)))
+            return F.relu(self.fc2(x))
+
+
+    def train(model, loader, optimizer):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(784, 128)
+            self.fc2 = nn.Linear(128, 10)
+
+        def forward(self, x):
+            x = F.relu(self.fc1(x.flatten(1)))
+            return self.fc2(x)
+
+
+    def train(model, loader, optimizer):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## When to ignore it
+    When the bound is meant: scores that are counts, or evidence of a Dirichlet distribution.
+
+    ## Fix safety
+    Unsafe: the outputs lie elsewhere afterwards. What reads them with `argmax` sees the same order
+    where they were positive.
+
+    ## References
+    Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2 (output units, and why a rectified
+    output stops learning at negative values). Averaged ReLU maps: Lin et al. 2013, arXiv:1312.4400,
+    section 3.2; Iandola et al. 2016, arXiv:1602.07360.
+    """
+    known = False
+    for call in losses.calls:
+        links = losses.links(call)
+        if call.kind in CLASSIFIERS:
+            known = True
+            yield from _on_scores(graph, losses, edits, call, links)
+        elif call.kind in REGRESSIONS:
+            known = True
+            yield from _on_regression(graph, losses, edits, call, links)
+    if not known and len(graph.outputs) == 1:
+        links = losses.links_to(graph.outputs[0])
+        if len(links) > 1 and links[0].name in ("softmax", "log_softmax"):
+            yield from _rectified(graph, edits, links[1:], f"the {links[0].name} behind it", None)
+
+
+def _on_scores(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
+) -> Iterator[Finding]:
+    rest = links
+    while rest and rest[0].name in NORMALIZERS and call.kind not in WITH_LOGITS:
+        rest = rest[1:]
+    if rest and rest[0].name == "log_softmax":
+        rest = rest[1:]
+    yield from _rectified(graph, edits, rest, losses.place(call), call)
+    if not rest or rest[0].name not in BOUNDED or call.kind not in WITH_LOGITS:
+        return
+    if call.kind == "cross_entropy" or "sigmoid" not in rest[0].name:  # two sigmoids are LOS003
+        yield _squashed(graph, losses, edits, call, rest[0])
+
+
+def _rectified(
+    graph: Graph, edits: SourceEdits, links: tuple[Link, ...], loss: str, call: LossCall | None
+) -> Iterator[Finding]:
+    """A ReLU directly behind a layer with weights, or behind its normalisation."""
+    if len(links) < 2 or links[0].name not in RECTIFIERS:
+        return
+    link, before = links[0], links[1]
+    name = before.name
+    if name not in ops.NORMALIZATIONS and (
+        before.node is None or not graph.is_weighted(before.node)
+    ):
+        return
+    binary = call is not None and call.kind.startswith("binary")
+    cost = (
+        "no probability falls below 1/2, and a negative sample costs at least log 2 = 0.69"
+        if binary
+        else "a class whose score is negative for all samples gets no gradient, and none can be ruled out"
+    )
+    yield Finding(
+        f"{link.name} keeps the scores for {loss} at 0 or above: {cost}",
+        where=link.where,
+        evidence={"activation": link.name, "loss": call.kind if call is not None else None},
+        fixes=[
+            without_activation(graph, edits, link, title=f"remove this {link.name}: raw scores")
+        ],
+        confidence=Confidence.CERTAIN if call is None or call.certain else Confidence.LIKELY,
+        fault=("before-loss", link.where),
+        affects=[node for node in (link.node, before.node) if node is not None],
+    )
+
+
+def _squashed(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, link: Link
+) -> Finding:
+    width = BOUNDED[link.name]
+    classes = losses.classes(call) or 2
+    floor = math.log(1 + (classes - 1) * math.exp(-width))
+    span = f"[{1 - width:g}, 1]"
+    if call.kind == "cross_entropy":
+        formula = f"log(1 + {classes - 1}·e⁻{_power(width)})"
+        cost = f"with {classes} classes the loss cannot fall below {formula} = {floor:.2f}"
+    else:
+        floor = math.log(1 + math.exp(-1.0))
+        cost = f"the probabilities stay within [0.27, 0.73], and the loss above {floor:.2f}"
+    return Finding(
+        f"{link.name} keeps the scores for {losses.place(call)} within {span}: {cost}",
+        where=link.where,
+        evidence={"activation": link.name, "loss": call.kind, "least_loss": round(floor, 4)},
+        fixes=[
+            without_activation(graph, edits, link, title=f"remove this {link.name}: raw scores")
+        ],
+        confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
+        fault=("before-loss", link.where),
+        affects=[call.scores],
+    )
+
+
+def _power(width: float) -> str:
+    return {1.0: "¹", 2.0: "²"}[width]
+
+
+def _on_regression(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
+) -> Iterator[Finding]:
+    if not links or links[0].name not in (*RECTIFIERS, *BOUNDED, "softmax"):
+        return
+    link, bounds, targets = links[0], losses.range(call), losses.target_range()
+    fix = without_activation(graph, edits, link, title=f"remove this {link.name}: a linear output")
+    certainty = Confidence.CERTAIN if call.certain else Confidence.LIKELY
+    if bounds is not None and targets is not None and not targets.within(*bounds):
+        yield Finding(
+            f"the targets of {losses.place(call)} reach from {targets.low:.3g} to {targets.high:.3g}, and "
+            f"{link.name} keeps the outputs {_interval(bounds)}: the rest can never be met",
+            where=link.where,
+            evidence={
+                "activation": link.name,
+                "loss": call.kind,
+                "targets": [targets.low, targets.high],
+            },
+            fixes=[fix, Fix("or scale the targets into that range")],
+            confidence=certainty,
+            fault=("before-loss", link.where),
+            affects=[call.scores],
+        )
+    elif targets is None and link.name in RECTIFIERS:
+        yield Finding(
+            f"{link.name} keeps the outputs for {losses.place(call)} at 0 or above: targets below 0 are "
+            "never met, and an output that is negative for all samples gets no gradient",
+            where=link.where,
+            evidence={"activation": link.name, "loss": call.kind},
+            fixes=[fix, Fix("or softplus, where targets are positive: its slope is never 0")],
+            severity=Severity.INFO,
+            confidence=Confidence.POSSIBLE,
+            fault=("before-loss", link.where),
+        )
+
+
+def _interval(bounds: Range) -> str:
+    return (
+        f"≥ {bounds.low:g}"
+        if math.isinf(bounds.high)
+        else f"within [{bounds.low:g}, {bounds.high:g}]"
+    )
