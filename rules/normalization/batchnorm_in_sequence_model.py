@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from trainlint.rule import (
     Fix,
     Graph,
     Severity,
+    SourceEdits,
     axis_after,
     batch_norms,
     ops,
@@ -19,7 +21,7 @@ from trainlint.rule import (
 
 
 @rule("NRM003", severity=Severity.WARNING, since="0.1")
-def batchnorm_in_sequence_model(graph: Graph) -> Iterator[Finding]:
+def batchnorm_in_sequence_model(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """BatchNorm normalises the tokens of sequences whose length varies.
 
     BatchNorm takes one mean and variance for each channel over all samples and positions of the batch.
@@ -29,8 +31,9 @@ def batchnorm_in_sequence_model(graph: Graph) -> Iterator[Finding]:
     LayerNorm takes them over the features of one token, whatever the batch and the length.
 
     It is a warning where token ids run through attention or a recurrent layer. For other sequences,
-    which may well be of one length (windows of a sensor), it is advice. BatchNorm behind a convolution,
-    over images, and over one vector a sample is not meant.
+    which may well be of one length (windows of a sensor), it is advice, and nothing where a table of
+    positions fixes the length. BatchNorm behind a convolution, over images, and over one vector a
+    sample is not meant.
 
     ## Bad
     ```python
@@ -72,7 +75,8 @@ def batchnorm_in_sequence_model(graph: Graph) -> Iterator[Finding]:
     for time series.
 
     ## Fix safety
-    No edit is made: LayerNorm expects the features on the last axis, and learns another function.
+    Unsafe: another function is learnt. An edit is made where the tokens are flattened to (tokens,
+    features); elsewhere the transposes around the BatchNorm must go too.
 
     ## References
     Seed B, section 1.3. Ba, Kiros & Hinton 2016, arXiv:1607.06450, section 1; Shen et al. 2020,
@@ -85,39 +89,63 @@ def batchnorm_in_sequence_model(graph: Graph) -> Iterator[Finding]:
     tokens = _behind(graph, [node for node in graph.calls("embedding") if _looks_up(graph, node)])
     mixed = _behind(graph, mixers)
     for norm in batch_norms(graph):
-        if _over_tokens(graph, norm) and (norm in mixed or _behind(graph, [norm]) & set(mixers)):
+        if not _over_tokens(graph, norm) or _only_convolved(graph, norm):
+            continue
+        if norm not in mixed and not _behind(graph, [norm]) & set(mixers):
+            continue
+        if norm in tokens or not _has_one_length(graph, norm):
             found[norm in tokens].append(norm)
     for of_text, norms in found.items():
         if norms:
-            yield _finding(graph, norms, of_text=of_text, mixer=mixers[0])
+            yield _finding(graph, edits, norms, of_text=of_text, mixer=mixers[0])
 
 
-def _finding(graph: Graph, norms: list[Any], *, of_text: bool, mixer: Any) -> Finding:
+def _finding(
+    graph: Graph, edits: SourceEdits, norms: list[Any], *, of_text: bool, mixer: Any
+) -> Finding:
     norm = norms[0]
-    shape = graph.shape(norm) or ()
-    per_position = _per_position(graph, norm)
-    each = "position" if per_position else "feature"
-    more = f" ({len(norms)} of them)" if len(norms) > 1 else ""
+    each = "position" if _per_position(graph, norm) else "feature"
+    more = f" ({len(norms)} such layers)" if len(norms) > 1 else ""
     cost = (
         "padding and length change them from batch to batch"
         if of_text
         else "if the sequences differ in length, padding changes them from batch to batch"
     )
-    width = f"nn.LayerNorm({shape[1]})" if not per_position and len(shape) > 1 else "nn.LayerNorm"
     return Finding(
         f"{graph.label(norm)} takes one mean and variance a {each} over all tokens of the "
         f"batch{more}: {cost}",
         where=norm,
         evidence={
-            "shape": list(shape),
+            "shape": list(graph.shape(norm) or ()),
             "modules": list(dict.fromkeys(graph.label(other) for other in norms)),
             "sequence_layer": graph.label(mixer),
         },
-        fixes=[Fix(f"{width} over the features of each token, without the transposes")],
+        fixes=[_fix(graph, edits, norm, norms)],
         severity=Severity.WARNING if of_text else Severity.INFO,
         confidence=Confidence.LIKELY if of_text else Confidence.POSSIBLE,
         affects=norms,
     )
+
+
+def _fix(graph: Graph, edits: SourceEdits, norm: Any, norms: list[Any]) -> Fix:
+    """LayerNorm; as an edit where the features already stand last, so that nothing else changes."""
+    layer, shape = graph.layer(norm), graph.shape(norm) or ()
+    if _per_position(graph, norm):
+        return Fix("LayerNorm over the features of each token")
+    name = f"nn.LayerNorm({shape[1]})"
+    if len(shape) > 2:
+        return Fix(f"{name} on (batch, length, features), without the transposes")
+    together = {id(module) for module in graph.built_together(norm)}
+    if layer is None or not together <= {id(graph.layer(other)) for other in norms}:
+        return Fix(f"{name} over the features of each token")
+
+    def layer_norm(call: ast.Call, source: str) -> str | None:
+        plain = len(call.args) == 1 and not call.keywords
+        old, new = "nn.BatchNorm1d(", "nn.LayerNorm("
+        return new + source.removeprefix(old) if plain and source.startswith(old) else None
+
+    title = f"{name} over the features of each token"
+    return edits.replaced_calls([(graph.constructed(norm), layer_norm)], title=title)
 
 
 def _mixers(graph: Graph) -> list[Any]:
@@ -163,10 +191,10 @@ def _behind(graph: Graph, nodes: list[Any]) -> set[Any]:
 
 
 def _over_tokens(graph: Graph, norm: Any) -> bool:
-    """Whether the BatchNorm's statistics run over the positions of sequences, outside of convolutions."""
+    """Whether the BatchNorm's statistics run over the positions of sequences."""
     shape = graph.shape(norm)
     source, passed = graph.producer(norm)
-    if shape is None or source is None or graph.name(source) in ops.CONVOLUTIONS:
+    if shape is None or source is None:
         return False
     if len(shape) == 3:
         return shape[2] > 1
@@ -179,6 +207,48 @@ def _over_tokens(graph: Graph, norm: Any) -> bool:
         and len(before) == 3
         and axis_after(graph, source, 2, passed) == 1
         and before[1] > 1
+    )
+
+
+def _only_convolved(graph: Graph, norm: Any) -> bool:
+    """Whether the BatchNorm belongs to convolutions: no other layer stands right before it."""
+    kinds: set[str] = set()
+    stack, seen = graph.varying_inputs(norm), set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = graph.name(node)
+        if graph.is_weighted(node) or name == "embedding" or name in ops.ATTENTION | ops.RECURRENT:
+            kinds.add(name)
+        else:
+            stack.extend(graph.varying_inputs(node))
+    return bool(kinds) and kinds <= ops.CONVOLUTIONS
+
+
+def _has_one_length(graph: Graph, norm: Any) -> bool:
+    """Whether the sequence is an image's, or a table of positions fixes how long it is."""
+    stack, seen = [norm], {norm}
+    while stack:
+        node = stack.pop()
+        name = graph.name(node)
+        if name in ("conv2d", "conv3d"):
+            return True
+        if name == "add" and _adds_table(graph, node):
+            return True
+        new = [source for source in graph.varying_inputs(node) if source not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return False
+
+
+def _adds_table(graph: Graph, node: Any) -> bool:
+    """Whether a whole tensor of (length, features) is added, not the part that the input asks for."""
+    shape = graph.shape(node) or ()
+    return len(shape) >= 3 and any(
+        source.op == "get_attr" and (graph.shape(source) or ())[-2:] == shape[-2:]
+        for source in node.all_input_nodes
     )
 
 

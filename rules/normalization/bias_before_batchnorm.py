@@ -89,13 +89,15 @@ def bias_before_batchnorm(graph: Graph, edits: SourceEdits) -> Iterator[Finding]
         return
     layers = list(dict.fromkeys(graph.label(node) for node in found))
     count = sum(bias.tensor.numel() for bias in {b.name: b for b in found.values()}.values())
+    shown = ", ".join(layers[:2]) + (", …" if len(layers) > 2 else "")
     what = (
-        f"the bias of {layers[0]}"
+        f"the bias of {shown} is subtracted by its BatchNorm"
         if len(layers) == 1
-        else f"the biases of {len(layers)} layers ({', '.join(layers[:2])}, …)"
+        else f"the biases of {len(layers)} layers ({shown}) are subtracted by their BatchNorms"
     )
+    cost = f"{count} parameters get" if count > 1 else "1 parameter gets"
     yield Finding(
-        f"BatchNorm subtracts {what} again: {count} parameters without a gradient",
+        f"{what}: {cost} no gradient",
         where=next(iter(found)),
         evidence={"modules": layers, "parameters": count},
         fixes=[_fix(graph, edits, list(found))],

@@ -29,8 +29,9 @@ def dropout_before_batchnorm(graph: Graph, *, least: float = 0.1) -> Iterator[Fi
     Dropout keeps a value with probability q = 1 − p and divides it by q. The mean stays, the variance
     does not: with mean c and variance v, training shows (c² + v)/q − c², eval mode v. BatchNorm stores
     the first as running variance and divides the second by it, so that in eval mode its outputs shrink
-    by √(v/((c² + v)/q − c²)), at mean zero √q: 0.71 for p = 0.5. A layer between them passes most of
-    the shift on. Accuracy in eval mode then falls behind what training shows.
+    by √(v/((c² + v)/q − c²)). That is √q at mean zero, 0.71 for p = 0.5, and less for any other mean. A
+    layer between them passes most of the shift on. Accuracy in eval mode falls behind what training
+    shows.
 
     A dropout with a smaller share than `least` counts only right before the BatchNorm.
 
@@ -86,11 +87,12 @@ def dropout_before_batchnorm(graph: Graph, *, least: float = 0.1) -> Iterator[Fi
     norm, dropout, layers = max(found, key=lambda item: (-item[2], dropped_share(graph, item[1])))
     share = dropped_share(graph, dropout)
     through = " through one layer" if layers else ""
+    bound = "about" if layers else "at least"
     more = f" ({len(found)} such places)" if len(found) > 1 else ""
-    spread = f"up to 1/(1−p) = {1 / (1 - share):.3g} times" if share < 1 else "nothing like"
+    times = f"{bound} 1/(1−p) = {1 / (1 - share):.3g} times" if share < 1 else "nothing like"
     yield Finding(
         f"{graph.label(dropout)} (p={share:g}) feeds {graph.label(norm)}{through}: the variance it "
-        f"stores is {spread} that of eval mode{more}",
+        f"stores is {times} that of eval mode{more}",
         where=dropout,
         evidence={
             "p": share,

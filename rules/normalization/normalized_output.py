@@ -9,6 +9,7 @@ from typing import Any
 from trainlint.rule import Confidence, Finding, Fix, Graph, Losses, Severity, SourceEdits, ops, rule
 
 PROBABILITIES = {"sigmoid", "softmax", "log_softmax", "logsigmoid"}
+NORMS = ops.NORMALIZATIONS - {"local_response_norm"}
 BETWEEN = ops.REARRANGEMENTS | ops.SPATIAL
 CLASSIFIES = {
     "cross_entropy",
@@ -21,7 +22,12 @@ REGRESSES = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 
 @rule("NRM006", severity=Severity.WARNING, since="0.1")
 def normalized_output(
-    graph: Graph, edits: SourceEdits, losses: Losses | None, *, narrow: int = 16
+    graph: Graph,
+    edits: SourceEdits,
+    losses: Losses | None,
+    *,
+    narrow: int = 16,
+    narrow_map: int = 4,
 ) -> Iterator[Finding]:
     """The model's last layer is normalised, so that its scores cannot say what they should.
 
@@ -31,9 +37,10 @@ def normalized_output(
     in eval mode on running statistics. LayerNorm fixes the mean and the spread of each sample's scores
     instead: the largest softmax probability is bounded, and of a single output nothing is left but β.
 
-    Reported are outputs that are scores: judged by a classification loss, turned into probabilities, or
-    at most `narrow` wide. Wider ones may be features: embeddings and projections (ArcFace, SimSiam) end
-    in a BatchNorm on purpose, backbones and residual streams in a norm. Those are not reported.
+    Reported are outputs that are scores: judged by a classification loss, turned into probabilities, at
+    most `narrow` wide, or maps and images of at most `narrow_map` channels. Wider ones may be features:
+    embeddings and projections (ArcFace, SimSiam) end in a BatchNorm on purpose, backbones and residual
+    streams in a norm. Those are not reported, nor what a loss on features judges.
 
     ## Bad
     ```python
@@ -71,23 +78,19 @@ def normalized_output(
     Seed B, section 1.3: normalisation belongs between a layer and its activation. Radford et al. 2016,
     arXiv:1511.06434, section 3, leaves it out at the generator's output.
     """
-    judged = _judged(losses)
-    for output in graph.outputs:
-        norm, activation = _last_norm(graph, output)
+    judged = {} if losses is None else {call.scores: call.kind for call in losses.calls}
+    for scores in dict.fromkeys([*judged, *graph.outputs]):
+        norm, activation = _last_norm(graph, scores)
         if norm is None:
             continue
         layer, _ = graph.producer(norm)
         if layer is None or not graph.is_weighted(layer) or graph.feeds_weights(norm):
             continue
         width = _width(graph, norm)
-        if width is None or not _is_score(judged.get(output), activation, width, narrow):
-            continue
-        yield _finding(graph, edits, norm, layer, width, sure=output in judged)
-
-
-def _judged(losses: Losses | None) -> dict[Any, str]:
-    """The kind of the loss that judges each output, where one is known."""
-    return {} if losses is None else {call.scores: call.kind for call in losses.calls}
+        limit = narrow if len(graph.shape(norm) or ()) == 2 else narrow_map
+        loss = judged.get(scores)
+        if width is not None and _is_score(loss, activation, is_narrow=width <= limit):
+            yield _finding(graph, edits, norm, layer, width, sure=loss is not None)
 
 
 def _last_norm(graph: Graph, output: Any) -> tuple[Any, str]:
@@ -95,7 +98,7 @@ def _last_norm(graph: Graph, output: Any) -> tuple[Any, str]:
     node, activation = output, ""
     while node is not None and node.op == "call_function":
         name = graph.name(node)
-        if name in ops.NORMALIZATIONS:
+        if name in NORMS:
             return node, activation
         if name in PROBABILITIES | {"tanh"}:
             activation = name
@@ -105,10 +108,10 @@ def _last_norm(graph: Graph, output: Any) -> tuple[Any, str]:
     return None, activation
 
 
-def _is_score(loss: str | None, activation: str, width: int, narrow: int) -> bool:
+def _is_score(loss: str | None, activation: str, *, is_narrow: bool) -> bool:
     if loss in CLASSIFIES or activation in PROBABILITIES:
         return True
-    return (loss is None or loss in REGRESSES) and width <= narrow
+    return (loss is None or loss in REGRESSES) and is_narrow
 
 
 def _width(graph: Graph, norm: Any) -> int | None:
@@ -126,15 +129,16 @@ def _finding(
 ) -> Finding:
     by_batch = graph.name(norm) == "batch_norm"
     cost = (
-        "each has a fixed mean and spread over the batch, whatever the samples"
+        "the batch gets a fixed mean and spread of scores, whatever its samples"
         if by_batch
-        else "every sample's outputs have the same mean and spread"
+        else "every sample gets scores of one mean and spread"
     )
     outputs = f"{width} outputs" if width > 1 else "one output"
     return Finding(
         f"{graph.label(norm)} normalises the model's {outputs} behind {graph.label(layer)}: {cost}",
         where=norm,
         evidence={"layer": graph.label(layer), "outputs": width},
+        fault=("normalized output", id(norm)),
         fixes=[_fix(graph, edits, norm)],
         confidence=Confidence.CERTAIN if sure else Confidence.LIKELY,
         affects=[norm, layer],

@@ -30,8 +30,9 @@ def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
     was trained. γ and β are shared as well. Activations have no state and may be shared; a BatchNorm
     belongs to one place.
 
-    Where the layer in front is shared along with it, the whole block is used twice, as in a siamese
-    network, over the levels of a pyramid or over time. That is a choice, and not reported.
+    Where the layer in front or the layer behind is shared along with it, the whole block is used twice,
+    as in a siamese network, over the levels of a pyramid or over time. That is a choice, and not
+    reported.
 
     ## Bad
     ```python
@@ -81,8 +82,10 @@ def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
         if keeps_statistics(graph, norm):
             calls.setdefault(graph.argument(norm, "running_mean"), []).append(norm)
     for norms in calls.values():
-        layers = {_weights(graph, norm): _layer(graph, norm) for norm in norms}
-        if len(norms) < 2 or len(layers) < 2 or None in layers:
+        before = {norm: _layer(graph, norm) for norm in norms}
+        layers = {_weights(graph, layer): layer for layer in before.values() if layer is not None}
+        feeds = {_feeds(graph, norm) for norm in norms}
+        if len(layers) < 2 or (len(feeds) == 1 and feeds != {frozenset()}):
             continue
         names = [graph.label(layer) for layer in layers.values()]
         yield Finding(
@@ -102,7 +105,7 @@ def _title(graph: Graph, norm: Any, count: int) -> str:
     if layer is None:
         return "running statistics of its own for each"
     features = getattr(layer, "num_features", "…")
-    each = ", ".join(f"{name}{number}" for number in range(1, min(count, 3) + 1))
+    each = ", ".join(f"{name}_{number}" for number in range(1, min(count, 3) + 1))
     return f"one each: {each}{', …' if count > 3 else ''} = nn.{type(layer).__name__}({features})"
 
 
@@ -116,11 +119,8 @@ def _layer(graph: Graph, norm: Any) -> Any:
     return None
 
 
-def _weights(graph: Graph, norm: Any) -> frozenset[Any] | None:
-    """What makes that layer's weight: also a normalised weight is computed anew at each call."""
-    layer = _layer(graph, norm)
-    if layer is None:
-        return None
+def _weights(graph: Graph, layer: Any) -> frozenset[Any]:
+    """What makes a layer's weight: a normalised weight is computed anew at each call."""
     leaves, stack = set(), [graph.argument(layer, "weight")]
     while stack:
         node = stack.pop()
@@ -128,3 +128,13 @@ def _weights(graph: Graph, norm: Any) -> frozenset[Any] | None:
             leaves.add(node)
         stack.extend(node.all_input_nodes)
     return frozenset(leaves)
+
+
+def _feeds(graph: Graph, norm: Any) -> frozenset[Any]:
+    """The weights of the layers that take what the BatchNorm gives."""
+    return frozenset(
+        leaf
+        for node in graph.consumers(norm, THROUGH)
+        if graph.is_weighted(node)
+        for leaf in _weights(graph, node)
+    )
