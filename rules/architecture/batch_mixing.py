@@ -1,0 +1,291 @@
+"""ARC006 batch-mixing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Influence,
+    Mixing,
+    Severity,
+    SourceEdits,
+    Spot,
+    ops,
+    rule,
+)
+
+# Constructors of torch.nn that take batch_first, and count time along the first axis without it.
+TIME_FIRST = {"LSTM", "GRU", "RNN", "MultiheadAttention", "Transformer"}
+TIME_FIRST |= {"TransformerEncoderLayer", "TransformerDecoderLayer"}
+SIMILARITIES = {"matmul", "einsum", "cdist", "cosine_similarity", "linear"}
+# Routing: what is chosen for one sample leaves less room for the others.
+CHOICES = {"topk", "sort", "argsort", "cumsum", "kthvalue"}
+STATISTICS = {
+    "mean",
+    "sum",
+    "std",
+    "var",
+    "var_mean",
+    "std_mean",
+    "amax",
+    "amin",
+    "norm",
+    "logsumexp",
+}
+STATISTICS |= {"max", "min", "median", "linalg_norm", "linalg_vector_norm"}
+
+
+@rule("ARC006", severity=Severity.ERROR, since="0.1", explains=["causal-leak"])
+def batch_mixing(
+    graph: Graph, influence: Influence, edits: SourceEdits, *, shift: float = 1e-5
+) -> Iterator[Finding]:
+    """One sample's output depends on another sample's input.
+
+    The samples of a batch are drawn independently, and the loss of one is meant to teach the model
+    about that one: L = 1/B · Σ l(f(xᵢ), yᵢ). If f(xᵢ) also reads xⱼ, the model learns from whoever
+    happens to stand next to a sample, the loss may even fall (the labels of neighbours leak in through
+    ∂lᵢ/∂xⱼ ≠ 0), and at inference, with other neighbours or none, the answers change. It raises no
+    error: the shapes fit. The usual causes are a `reshape` or `view` where a `transpose` was meant, a
+    recurrent or attention layer without `batch_first=True`, a softmax or mean over axis 0, and
+    normalising by the mean of the whole batch.
+
+    trainlint runs the model in eval mode on three samples, and runs it again with two of them replaced:
+    the outputs of the third must stay. A backward from these outputs to the inputs of the others
+    measures the same as a gradient; what is computed under `no_grad` or through `.item()` shows only in
+    the outputs. `shift` is the least movement, relative to the outputs' scale, that counts: regrouped
+    sums make up to 1e-7 in sound models. Where it moved, two more runs find the operation behind
+    which no element belongs to one sample any more.
+
+    Silent: outputs without a sample axis (a loss, a similarity matrix), batch statistics that
+    BatchNorm keeps, or that are appended as a feature map, similarities between the samples of a flat
+    batch, routing by choice of the largest, graphs whose edges index the samples, and models whose
+    second axis holds independent samples as well: these count time along the first.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(8, 32)  # time is axis 0 here, and axis 1 in what follows
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x):
+            out, _ = self.lstm(x)
+            return self.head(out[:, -1])
+
+
+    example_inputs = torch.randn(4, 12, 8)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(8, 32, batch_first=True)
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x):
+            out, _ = self.lstm(x)
+            return self.head(out[:, -1])
+
+
+    example_inputs = torch.randn(4, 12, 8)
+    ```
+
+    ## When to ignore it
+    When samples shall see each other: attention across a batch, a set as a batch, statistics over it.
+
+    ## Fix safety
+    `batch_first=True` is unsafe: another axis becomes time. The other remedies are shown without edits.
+
+    ## References
+    PyTorch, nn.LSTM and nn.MultiheadAttention: shapes with and without `batch_first`. Statistics of a
+    batch on purpose: Ioffe & Szegedy 2015, arXiv:1502.03167; Karras et al. 2018, arXiv:1710.10196,
+    section 3 (minibatch standard deviation). Seed B, section 1.3, sets BatchNorm against LayerNorm.
+    """
+    mixing = influence.mixing
+    if mixing is None or mixing.shift <= shift or _is_meant(graph, influence, mixing):
+        return
+    spot = mixing.spot
+    sequence = _is_flat_sequence(graph, mixing)
+    yield Finding(
+        f"{_reason(graph, mixing)}: a sample's output moves by {_percent(mixing.shift)} "
+        "when only the other samples change, so the model learns from a sample's neighbours",
+        where=None if spot is None else spot.where,
+        module=None if spot is None else spot.module,
+        evidence={
+            "shift": mixing.shift,
+            "gradient_of_others": mixing.gradient,
+            "samples": influence.batch,
+            "operation": None if spot is None else spot.name,
+            "mixed_by": None if mixing.mixer is None else mixing.mixer.name,
+        },
+        fixes=[_fix(graph, edits, mixing)],
+        severity=Severity.INFO if sequence else Severity.ERROR,
+        confidence=Confidence.CERTAIN if mixing.gradient else Confidence.LIKELY,
+        affects=[s.node for s in (spot, mixing.mixer) if s is not None and s.node is not None],
+    )
+
+
+# ---------------------------------------------------------------------- by design
+
+
+def _is_meant(graph: Graph, influence: Influence, mixing: Mixing) -> bool:
+    mixer = mixing.mixer
+    if not mixing.reaches_axis_1:
+        return True
+    if mixer is None:
+        return False
+    if mixer.name == "batch_norm" or mixer.name in CHOICES:
+        return True
+    batch = influence.batch
+    compares = mixer.name in SIMILARITIES and (mixer.result or ())[-2:] == (batch, batch)
+    attends = mixer.name in ops.ATTENTION
+    if (compares or attends) and _is_flat(graph):
+        return True  # attention across samples, or one sequence without a batch
+    return mixer.name in STATISTICS | {"sub"} and _is_appended(graph, mixer)
+
+
+def _is_flat(graph: Graph) -> bool:
+    """Whether all inputs are rows: of samples, or of one sequence."""
+    shapes = [graph.shape(node) for node in graph.nodes if node.op == "placeholder"]
+    return all(shape is not None and len(shape) <= 2 for shape in shapes) and not any(
+        graph.name(node) == "embedding" for node in graph.calls_in_order
+    )
+
+
+def _is_flat_sequence(graph: Graph, mixing: Mixing) -> bool:
+    """Whether a recurrent layer reads the rows of a flat batch as the steps of one sequence."""
+    mixer = mixing.mixer
+    return (
+        mixer is not None
+        and mixer.name in ops.RECURRENT
+        and not mixer.name.endswith("_cell")
+        and _is_flat(graph)
+    )
+
+
+def _is_appended(graph: Graph, mixer: Spot) -> bool:
+    """Whether the statistic becomes a feature beside the others before any weight sees it."""
+    if mixer.node is None:
+        return False
+    for node in graph.unavoidable(mixer.node):
+        if graph.name(node) in ("cat", "concat") and len(graph.varying_inputs(node)) > 1:
+            return True
+        if graph.is_weighted(node) or graph.name(node) == "matmul":
+            return False
+    return False
+
+
+# ---------------------------------------------------------------------- words
+
+
+def _reason(graph: Graph, mixing: Mixing) -> str:
+    spot = mixing.spot
+    if spot is None:
+        return "samples of a batch are mixed"
+    if _is_flat_sequence(graph, mixing):
+        return f"{spot.label} reads the rows of the batch as the steps of one sequence"
+    if mixing.is_lost:
+        before, after = _shapes(graph, spot)
+        way = f" from {_shown(before)} to {_shown(after)}" if before and after else ""
+        return f"{spot.label}{way} tears the samples apart"
+    if _takes_time_first(graph, spot):
+        return f"{spot.label} has batch_first=False and runs along axis 0, where the samples are"
+    axis = _axis(spot)
+    if axis is not None:
+        return f"{spot.label} runs over axis {axis}, the samples of the batch"
+    if spot.name in STATISTICS:
+        return f"{spot.label} is taken over all samples of the batch"
+    return f"{spot.label} mixes the samples of a batch"
+
+
+def _percent(shift: float) -> str:
+    return f"{shift:.0%}" if 0.01 <= shift < 10 else f"{shift:.1g} of its size"
+
+
+def _shown(dims: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, dims))})"
+
+
+def _shapes(graph: Graph, spot: Spot) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Of the operation's data and result, with the user's own batch where that is known."""
+    if spot.node is not None:
+        data = graph.data(spot.node)
+        return None if data is None else graph.shape(data), graph.shape(spot.node)
+    return (spot.shapes[0] if spot.shapes else None), spot.result
+
+
+def _axis(spot: Spot) -> int | None:
+    """The axis that the operation was told to run over, if it is the first."""
+    if spot.name in ("softmax", "log_softmax", *STATISTICS, "flip", "roll", "cummax"):
+        axis = spot.arguments.get("dim", spot.arguments.get("1"))
+        rank = len(spot.shapes[0]) if spot.shapes else 0
+        if isinstance(axis, int) and not isinstance(axis, bool) and axis in (0, -rank):
+            return 0
+    return None
+
+
+def _takes_time_first(graph: Graph, spot: Spot) -> bool:
+    owner = None if spot.node is None else graph.operation(spot.node).owner
+    return (spot.name in ops.RECURRENT or spot.name in ops.ATTENTION) and (
+        getattr(owner, "batch_first", True) is False
+    )
+
+
+def _fix(graph: Graph, edits: SourceEdits, mixing: Mixing) -> Fix:
+    spot = mixing.spot
+    if spot is None:
+        return Fix("keep axis 0 for the samples in every reshape, transpose, softmax and mean")
+    if _is_flat_sequence(graph, mixing):
+        return Fix("x.unsqueeze(1) and batch_first=True for one step a sample, or an nn.Linear")
+    if mixing.is_lost:
+        before, after = _shapes(graph, spot)
+        if before and after and sorted(before) == sorted(after) and len(before) > 1:
+            order = _permutation(before, after)
+            return Fix(f"move the axes with x.permute({order}); {spot.name} only cuts memory anew")
+        return Fix(f"keep the samples on axis 0: x.{spot.name}(x.shape[0], ...)")
+    if spot.node is not None and _takes_time_first(graph, spot):
+        title = f"batch_first=True in {spot.label}"
+        return edits.replaced_calls([(graph.place(spot.node), _batch_first)], title=title)
+    if _axis(spot) is not None:
+        return Fix(f"{spot.name} over the features of each sample: dim=-1")
+    if spot.name in STATISTICS or not mixing.gradient:
+        return Fix(
+            "take statistics of each sample: x.mean(dim=tuple(range(1, x.dim())), keepdim=True), or "
+            "a layer that keeps running ones (nn.BatchNorm)"
+        )
+    return Fix("keep axis 0 for the samples up to this line")
+
+
+def _permutation(before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    left = list(range(len(before)))
+    order: list[int] = []
+    for size in after:
+        axis = next(axis for axis in left if before[axis] == size)
+        left.remove(axis)
+        order.append(axis)
+    return ", ".join(map(str, order))
+
+
+def _batch_first(call: ast.Call, source: str) -> str | None:
+    name: Any = call.func.attr if isinstance(call.func, ast.Attribute) else None
+    name = call.func.id if isinstance(call.func, ast.Name) else name
+    known = {keyword.arg for keyword in call.keywords}
+    if (
+        name not in TIME_FIRST
+        or "batch_first" in known
+        or None in known
+        or not source.endswith(")")
+    ):
+        return None
+    inside = source[:-1].rstrip()
+    comma = "" if inside.endswith((",", "(")) else ","
+    return f"{inside}{comma} batch_first=True)"

@@ -1,0 +1,188 @@
+"""ARC009 causal-leak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Influence,
+    Leak,
+    Losses,
+    Severity,
+    rule,
+)
+
+
+@rule("ARC009", severity=Severity.WARNING, since="0.1")
+def causal_leak(
+    graph: Graph, influence: Influence, losses: Losses | None, *, shift: float = 1e-5
+) -> Iterator[Finding]:
+    """A model that predicts the next token sees it.
+
+    A causal model factors p(x) = ∏ p(xₜ | x₁ … xₜ₋₁): the output at t must not depend on x at t + 1 or
+    later, which is its own target. One attention without its mask, one convolution padded on both
+    sides, one mean over time is enough to break that: the loss falls towards 0, since the answer
+    stands in the input, and generation, where the future does not exist yet, is nonsense.
+
+    trainlint differentiates the outputs of the first half of a sequence by its second half, in eval
+    mode: the gradient must be zero. Then it changes the later positions and measures how far the
+    earlier outputs move (`shift` is the least that counts, relative to their scale); the first
+    operation whose early positions move is named. It speaks up only where the model claims to be causal:
+    some of the attention operations that this input reaches first has a triangular mask, or the
+    loss compares the outputs with the same sequence one step later. Encoders, which see everything,
+    are silent, and so are inputs that reach masks only behind a cross-attention.
+
+    ## Bad
+    ```python
+    class Attention(nn.Module):
+        def __init__(self, causal=False):
+            super().__init__()
+            self.qkv = nn.Linear(32, 96)
+            self.causal = causal
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+
+
+    class TinyGPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(50, 32)
+            self.first = Attention(causal=True)
+            self.second = Attention()
+            self.head = nn.Linear(32, 50)
+
+        def forward(self, ids):
+            x = self.embed(ids)
+            x = x + self.first(x)
+            x = x + self.second(x)
+            return self.head(x)
+
+
+    example_inputs = torch.randint(0, 50, (2, 16))
+    ```
+
+    ## Good
+    ```python
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(32, 96)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+    class TinyGPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(50, 32)
+            self.first = Attention()
+            self.second = Attention()
+            self.head = nn.Linear(32, 50)
+
+        def forward(self, ids):
+            x = self.embed(ids)
+            x = x + self.first(x)
+            x = x + self.second(x)
+            return self.head(x)
+
+
+    example_inputs = torch.randint(0, 50, (2, 16))
+    ```
+
+    ## When to ignore it
+    When some layers may look ahead by design, as in a prefix language model.
+
+    ## Fix safety
+    Shown without an edit: which mask is meant depends on the attention.
+
+    ## References
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 (illegal connections are masked with -∞).
+    Causal convolutions: van den Oord et al. 2016, arXiv:1609.03499, section 2.1.
+    """
+    leak = influence.leak
+    if leak is None or (leak.shift is not None and leak.shift <= shift):
+        return
+    by_loss = losses is not None and _predicts_next(graph, losses, leak)
+    if not by_loss and not (leak.causal and leak.shift is not None):
+        return
+    spot = leak.spot or next(iter(leak.open), None)
+    label = "the model" if spot is None else spot.label
+    claim = (
+        "the loss asks for the next token"
+        if by_loss
+        else f"{len(leak.causal)} of {len(leak.causal) + len(leak.open)} attentions have a causal mask"
+    )
+    moved = (
+        f"they move by {leak.shift:.1%} when these change" if leak.shift else "measured by gradient"
+    )
+    yield Finding(
+        f"{label} lets earlier positions see later ones ({moved}), though {claim}: the model reads its "
+        "own targets, and cannot generate",
+        where=graph.outputs[0] if spot is None and graph.outputs else spot and spot.where,
+        module=None if spot is None else spot.module,
+        evidence={
+            "shift": leak.shift,
+            "gradient_of_later_positions": leak.gradient,
+            "positions": leak.positions,
+            "attentions_with_mask": len(leak.causal),
+            "attentions_without": len(leak.open),
+        },
+        fixes=[_fix(spot.name if spot is not None else "")],
+        confidence=Confidence.CERTAIN if leak.shift else Confidence.LIKELY,
+        affects=[s.node for s in (spot, *leak.open) if s is not None and s.node is not None],
+    )
+
+
+def _fix(name: str) -> Fix:
+    if name == "scaled_dot_product_attention":
+        return Fix("F.scaled_dot_product_attention(q, k, v, is_causal=True)")
+    if name == "multi_head_attention_forward":
+        return Fix(
+            "pass attn_mask=nn.Transformer.generate_square_subsequent_mask(length) and is_causal=True"
+        )
+    if name.startswith("conv"):
+        return Fix("pad on the left only: F.pad(x, ((kernel - 1) * dilation, 0)), and padding=0")
+    return Fix(
+        "before the softmax: scores.masked_fill(torch.ones(T, T).triu(1).bool(), float('-inf')), in "
+        "every layer"
+    )
+
+
+def _predicts_next(graph: Graph, losses: Losses, leak: Leak) -> bool:
+    """Whether some cross entropy has the input's own later tokens for targets."""
+    source = next(
+        (n for n in graph.nodes if n.op == "placeholder" and n.target == leak.input), None
+    )
+    if source is None:
+        return False
+    for call in losses.of("cross_entropy", "nll_loss"):
+        if call.node is not None and _is_shifted(graph, call.node, source):
+            return True
+    ids, targets = graph.operation(source).tensor, losses.targets
+    if ids is None or getattr(targets, "shape", None) != ids.shape or ids.dim() != 2:
+        return False
+    return not bool((ids == ids.flatten()[0]).all()) and bool((targets[:, :-1] == ids[:, 1:]).all())
+
+
+def _is_shifted(graph: Graph, loss: Any, source: Any) -> bool:
+    """Whether the loss's target is the input without its first positions."""
+    node: Any = loss.kwargs.get("target", loss.args[1] if len(loss.args) > 1 else None)
+    while hasattr(node, "all_input_nodes") and node.op == "call_function":
+        if graph.name(node) == "getitem" and _starts_later(node.args[1]):
+            return bool(node.args[0] is source)
+        node = node.all_input_nodes[0] if node.all_input_nodes else None
+    return False
+
+
+def _starts_later(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, slice) and part.start == 1 for part in parts)

@@ -1,0 +1,1 @@
+"""GEN: training against evaluation, overfitting."""

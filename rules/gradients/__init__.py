@@ -1,0 +1,1 @@
+"""GRD: gradients, and values that are no numbers."""

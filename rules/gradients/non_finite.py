@@ -1,0 +1,160 @@
+"""GRD003 non-finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import Confidence, Finding, Fix, Graph, NonFinite, Severity, Signal, ops, rule
+
+# What an operation cannot take, and what to write instead.
+CURES = {
+    "log": (
+        "log of a number ≤ 0",
+        "log_softmax or logsigmoid on the logits, or x.clamp_min(1e-8).log()",
+    ),
+    "log2": ("log of a number ≤ 0", "x.clamp_min(1e-8).log2()"),
+    "log10": ("log of a number ≤ 0", "x.clamp_min(1e-8).log10()"),
+    "log1p": ("log1p of a number ≤ -1", "clamp its argument above -1 + 1e-8"),
+    "sqrt": ("√ at or below 0, where its slope 1/(2√x) is infinite", "(x + 1e-8).sqrt()"),
+    "rsqrt": ("1/√ at or below 0", "(x + 1e-8).rsqrt()"),
+    "div": ("division by 0", "x / (y + 1e-8), or y.clamp_min(1e-8)"),
+    "reciprocal": ("division by 0", "x.clamp_min(1e-8).reciprocal()"),
+    "pow": ("a power with an infinite value or slope at 0", "x.clamp_min(1e-8) ** p"),
+    "norm": ("a norm at 0, where it has no slope", "(x.square().sum(-1) + 1e-8).sqrt()"),
+    "linalg_norm": ("a norm at 0", "(x.square().sum(-1) + 1e-8).sqrt()"),
+    "linalg_vector_norm": ("a norm at 0", "(x.square().sum(-1) + 1e-8).sqrt()"),
+    "cdist": (
+        "a distance of 0, where it has no slope",
+        "(x - y).square().sum(-1).add(1e-8).sqrt()",
+    ),
+    "exp": ("overflow", "subtract the maximum first, or clamp the exponent: x.clamp(max=20).exp()"),
+    "expm1": ("overflow", "clamp the exponent: x.clamp(max=20)"),
+    "softmax": ("a row of which every entry is masked", "keep one entry of each row unmasked"),
+    "scaled_dot_product_attention": (
+        "a query whose keys are all masked",
+        "keep one key of each query unmasked",
+    ),
+    "acos": ("slope infinite at ±1", "x.clamp(-1 + 1e-6, 1 - 1e-6).acos()"),
+    "asin": ("slope infinite at ±1", "x.clamp(-1 + 1e-6, 1 - 1e-6).asin()"),
+    "atanh": ("infinite at ±1", "x.clamp(-1 + 1e-6, 1 - 1e-6).atanh()"),
+    "logit": ("infinite at 0 and 1", "torch.logit(x, eps=1e-6)"),
+    "std": (
+        "the spread of a single or of equal values",
+        "(x.var(dim, correction=0) + 1e-8).sqrt()",
+    ),
+    "var": ("the variance of a single value", "x.var(dim, correction=0)"),
+    "mean": ("the mean of nothing", "leave empty selections out"),
+    "atan2": ("no slope at (0, 0)", "torch.atan2(y, x + 1e-8)"),
+    "binary_cross_entropy": ("probabilities of exactly 0 or 1", "binary_cross_entropy_with_logits"),
+    "normalize": ("a vector of length 0", "F.normalize(x, eps=1e-6)"),
+}
+CURES["multi_head_attention_forward"] = CURES["scaled_dot_product_attention"]
+CURES["true_divide"] = CURES["div"]
+GROWTH = (
+    "smaller weights at this point, or a normalisation before it: the numbers grow without bound"
+)
+# The largest number of float16 is 65504: above that a product overflows.
+HALF = 65504.0
+
+
+@rule(
+    "GRD003", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off", "constant-output"]
+)
+def non_finite(graph: Graph, signal: Signal) -> Iterator[Finding]:
+    """An operation makes NaN or infinity in the first forward or backward pass.
+
+    log 0 = -∞, 0/0 and ∞ - ∞ are NaN, and NaN spreads: one of them in a gradient makes every weight that
+    it reaches NaN at the next step, and the model is lost. Some operations are fine forwards and not
+    backwards: d√x/dx = 1/(2√x) is infinite at 0, and 0·∞ from a masked branch is NaN, so that even
+    `torch.where(x > 0, x.sqrt(), 0)` poisons the weights.
+
+    trainlint runs one forward and backward on the real weights. If the loss or a gradient is not finite it
+    runs again, looks at every operation's operands and result, and names the first that turned finite
+    operands into something else, with the range of what it was given. Infinities that hide attention
+    scores are no fault. Where trainlint made the inputs up, an operation right on the input, with no
+    weights in between, is not held against the model: log of a made-up negative number says nothing.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(16, 32)
+            self.fc2 = nn.Linear(32, 4)
+
+        def forward(self, x):
+            h = self.fc1(x)
+            h = torch.where(h > 0, h.sqrt(), torch.zeros_like(h))  # NaN behind `where` still counts
+            return self.fc2(h)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(16, 32)
+            self.fc2 = nn.Linear(32, 4)
+
+        def forward(self, x):
+            h = self.fc1(x).clamp_min(1e-6).sqrt()
+            return self.fc2(h)
+    ```
+
+    ## When to ignore it
+    Never where the inputs are real ones; with made-up inputs, where they lie outside of the data's range.
+
+    ## Fix safety
+    Shown without an edit: which ε suits depends on the scale of the values.
+
+    ## References
+    Goldberg 1991, What every computer scientist should know about floating-point arithmetic. PyTorch,
+    frequently asked questions on gradients of `where`. Seed A, problem 3 (NaN from exploding gradients).
+    """
+    bad = signal.non_finite
+    if bad is None or (not signal.given and not _behind_weights(graph, bad.node)):
+        return
+    name = graph.name(bad.node)
+    reason, cure = CURES.get(name, ("", ""))
+    what = "NaN" if bad.value == "nan" else "infinity"
+    if bad.backward:
+        said = f"the gradient of {graph.label(bad.node)} is {what} at finite values"
+    else:
+        said = f"{graph.label(bad.node)} makes {what} of finite values"
+    low_high = "" if bad.inputs is None else f" between {bad.inputs[0]:.4g} and {bad.inputs[1]:.4g}"
+    yield Finding(
+        f"{said}{low_high}{f' ({reason})' if reason else ''}: the first step makes every weight that "
+        "it reaches NaN",
+        where=bad.node,
+        evidence={
+            "value": bad.value,
+            "backward": bad.backward,
+            "inputs": None if bad.inputs is None else [float(bound) for bound in bad.inputs],
+            "operation": name,
+        },
+        fixes=[Fix(_cure(bad, cure))],
+        confidence=Confidence.CERTAIN if signal.given else Confidence.LIKELY,
+        affects=[bad.node],
+    )
+
+
+def _cure(bad: NonFinite, cure: str) -> str:
+    if bad.inputs is not None and max(map(abs, bad.inputs)) > HALF:
+        return GROWTH
+    return cure or "an ε where it divides, takes a root or a logarithm, or clamp its argument"
+
+
+def _behind_weights(graph: Graph, node: Any) -> bool:
+    """Whether weights stand between the inputs and the operation: then its range is the model's own."""
+    stack, seen = list(node.all_input_nodes), set(node.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        name = graph.name(source)
+        if graph.is_weighted(source) or name in ops.RECURRENT or name in ("matmul", "embedding"):
+            return True
+        for other in source.all_input_nodes:
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return False

@@ -1,0 +1,187 @@
+"""INI007 saturated-at-init."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Graph,
+    Parameter,
+    Severity,
+    Signal,
+    SourceEdits,
+    ops,
+    rule,
+)
+
+FLAT = {"sigmoid": 4, "tanh": 2}
+SLOPE = {"sigmoid": 0.25, "tanh": 1.0}
+FILLS = {"normal_", "uniform_", "constant_", "trunc_normal_"}
+GATED = {"mul", "lerp", "where", "matmul", "addcmul"}
+# A weight this many times larger than Xavier's is what drives the units; else it is the input.
+TOO_LARGE = 2.0
+
+
+@rule(
+    "INI007",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["shrinking-init", "vanishing-gradient"],
+)
+def saturated_at_init(
+    graph: Graph, signal: Signal, edits: SourceEdits, *, share: float = 0.5
+) -> Iterator[Finding]:
+    """Most units of a sigmoid or tanh sit in the flat part before training begins.
+
+    For z = wᵀx the variance is Var z = n·Var w·E[x²]. With w drawn from N(0, 1) and n = 100 inputs of
+    variance 1, z has a standard deviation of 10, and tanh'(z) = 1 − tanh²(z) is practically 0 for almost
+    every unit: the gradient that arrives is multiplied by that slope, so the layer and all before it
+    start without one. Xavier's initialisation, Var w = 2/(n_in + n_out), keeps z near 1, where both
+    functions still have a slope.
+
+    trainlint counts the inputs beyond |z| > 4 for a sigmoid (slope below 7% of its largest, ¼) and
+    |z| > 2 for tanh (below 7% of 1) over one forward of up to 16 samples on the real weights; `share` is
+    the share of them that counts as most. Gates, whose result multiplies something else, and outputs
+    are silent: both may well start shut. Where the inputs are the user's own and the weights are not
+    too large, the inputs are.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(100, 80)
+            self.fc2 = nn.Linear(80, 10)
+            nn.init.normal_(self.fc1.weight)
+
+        def forward(self, x):
+            return self.fc2(torch.tanh(self.fc1(x)))
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(100, 80)
+            self.fc2 = nn.Linear(80, 10)
+            nn.init.xavier_normal_(self.fc1.weight, gain=nn.init.calculate_gain("tanh"))
+
+        def forward(self, x):
+            return self.fc2(torch.tanh(self.fc1(x)))
+    ```
+
+    ## When to ignore it
+    When units shall be near binary from the start, as in hard attention or spiking networks.
+
+    ## Fix safety
+    Unsafe: the model starts from other values.
+
+    ## References
+    Glorot & Bengio 2010, equation 16 and section 3 (saturation of tanh and sigmoid). Seed B, section
+    1.1 (its tanh example) and 1.3 (normalising before the activation).
+    """
+    for node in graph.calls(*FLAT):
+        site = signal.of(node)
+        if site is None or site.saturated is None or site.saturated <= share:
+            continue
+        if graph.is_live(node) and graph.feeds_weights(node) and not _is_gate(graph, node):
+            yield _finding(graph, signal, edits, node, site.saturated)
+
+
+def _is_gate(graph: Graph, node: Any) -> bool:
+    """Whether the result multiplies other data, as it is or as 1 - g."""
+    for user in graph.consumers(node, ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS):
+        if graph.name(user) in GATED and len(graph.varying_inputs(user)) > 1:
+            return True
+    return False
+
+
+def _finding(
+    graph: Graph, signal: Signal, edits: SourceEdits, node: Any, saturated: float
+) -> Finding:
+    name = graph.name(node)
+    producer, _ = graph.producer(node, ops.REARRANGEMENTS | {"add", "output"})
+    weight = _weight(graph, producer)
+    ratio = None if weight is None else _against_xavier(weight)
+    by_weights = ratio is not None and (ratio > TOO_LARGE or not signal.given)
+    before = signal.of(producer) if producer is not None else None
+    size = f" (z has an RMS of {before.rms:.3g})" if before is not None else ""
+    cause = f"; {weight.name} is {ratio:.3g} times Xavier's" if by_weights and weight else ""
+    return Finding(
+        f"{saturated:.0%} of the units of {graph.label(node)} are beyond |z| > {FLAT[name]}{size}, where "
+        f"its slope is below 7% of its largest: hardly any gradient passes{cause}",
+        where=_where(weight, node) if by_weights else node,
+        module=graph.operation(producer if by_weights and producer else node).module,
+        evidence={
+            "saturated": round(saturated, 4),
+            "beyond": FLAT[name],
+            "rms": None if before is None else before.rms,
+            "weight_over_xavier": ratio,
+        },
+        fixes=_fixes(edits, name, weight if by_weights else None),
+        affects=[other for other in (node, producer) if other is not None],
+    )
+
+
+def _weight(graph: Graph, producer: Any) -> Parameter | None:
+    """The weight matrix that made the activation's inputs."""
+    if producer is None or not graph.is_weighted(producer):
+        return None
+    return next((p for p in graph.parameters_of(producer) if p.tensor.dim() > 1), None)
+
+
+def _fans(weight: Parameter) -> tuple[int, int]:
+    field = weight.tensor[0, 0].numel()
+    return weight.tensor.shape[1] * field, weight.tensor.shape[0] * field
+
+
+def _against_xavier(weight: Parameter) -> float:
+    """The weights' RMS over that of Xavier's initialisation."""
+    rms = math.sqrt(float(weight.tensor.detach().float().square().mean()))
+    expected = math.sqrt(2 / sum(_fans(weight)))
+    return rms / expected
+
+
+def _where(weight: Parameter | None, node: Any) -> Any:
+    """The call that filled the weight, else the activation."""
+    seen = None if weight is None else weight.initialization
+    return node if seen is None else seen[1]
+
+
+def _fixes(edits: SourceEdits, name: str, weight: Parameter | None) -> list[Fix]:
+    normalise = Fix(f"BatchNorm or LayerNorm before the {name}: it brings z back to variance 1")
+    if weight is None:
+        return [Fix("normalise the inputs to mean 0 and variance 1"), normalise]
+    gain = f', gain=nn.init.calculate_gain("{name}")'
+    fan_in, fan_out = _fans(weight)
+    title = (
+        f"nn.init.xavier_normal_({_as_code(weight.name)}{gain}): "
+        f"σ = √(2/({fan_in} + {fan_out})) = {math.sqrt(2 / (fan_in + fan_out)):.3g} times the gain"
+    )
+    seen = weight.initialization
+    if seen is None or seen[0] not in FILLS:
+        return [Fix(title), normalise]
+    return [edits.replaced_calls([(seen[1], _rewriter(gain))], title=title), normalise]
+
+
+def _as_code(name: str) -> str:
+    """`self.layers[0].weight` for layers.0.weight."""
+    return "self." + re.sub(r"\.(\d+)", r"[\1]", name)
+
+
+def _rewriter(gain: str) -> Any:
+    def rewrite(call: ast.Call, source: str) -> str | None:
+        match = re.match(r"([\w.]*?)(?:normal_|uniform_|constant_|trunc_normal_)\s*\(", source)
+        if match is None or not match[1].endswith("init.") or not call.args:
+            return None
+        own_gain = gain.replace("nn.init.", match[1])
+        return f"{match[1]}xavier_normal_({ast.unparse(call.args[0])}{own_gain})"
+
+    return rewrite
