@@ -14,7 +14,8 @@ import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, wraps
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -169,19 +170,45 @@ class Initializations:
 
     def __init__(self) -> None:
         self._by_storage: dict[int, tuple[str, Site]] = {}
+        self._declared: dict[int, tuple[weakref.ref[Any], str, Site | None, Any, Any]] = {}
 
-    def note(self, tensor: torch.Tensor, function: str, site: Site | None) -> None:
-        """Remember that `function`, called at `site`, filled `tensor`."""
-        if site is None or tensor.is_meta:
+    def note(
+        self,
+        tensor: torch.Tensor,
+        function: str,
+        site: Site | None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Remember that `function`, called at `site` with these further arguments, filled `tensor`."""
+        if tensor.is_meta:  # it has no storage of its own, but what it was to hold is declared
+            held = weakref.ref(tensor)
+            self._declared[id(tensor)] = (held, function, site, args, dict(kwargs or {}))
+            return
+        if site is None:
             return
         # `p.data.zero_()` writes through an alias, so the address of the storage is the key.
         self._by_storage[tensor.untyped_storage().data_ptr()] = (function, site)
 
     def of(self, parameter: torch.Tensor) -> tuple[str, Site] | None:
         """(function name, site) of the last fill of this parameter, or None."""
+        if parameter.is_meta:
+            noted = self._declared.get(id(parameter))
+            if noted is None or noted[0]() is not parameter or noted[2] is None:
+                return None
+            return noted[1], noted[2]
         with contextlib.suppress(Exception):  # lazy, fake and wrapped tensors have no storage
             return self._by_storage.get(parameter.untyped_storage().data_ptr())
         return None
+
+    def declared(
+        self, parameter: torch.Tensor
+    ) -> tuple[str, tuple[Any, ...], Mapping[str, Any]] | None:
+        """(function, further arguments) that would have filled a tensor without values, or None."""
+        noted = self._declared.get(id(parameter))
+        if noted is None or noted[0]() is not parameter:
+            return None
+        return noted[1], noted[3], noted[4]
 
 
 INITIALIZATIONS: Final = Initializations()
@@ -212,8 +239,9 @@ def recording() -> Iterator[None]:
             result = function(*args, **kwargs)
             tensor = args[0] if args else kwargs.get("tensor")
             if isinstance(tensor, Tensor):
+                options = {key: value for key, value in kwargs.items() if key != "tensor"}
                 with contextlib.suppress(Exception):
-                    INITIALIZATIONS.note(tensor, name, calling_site(2))
+                    INITIALIZATIONS.note(tensor, name, calling_site(2), args[1:], options)
             return result
 
         return fill
