@@ -1,6 +1,6 @@
 """How trainlint fares on architectures that nobody here wrote, and on awkward modules of our own.
 
-    python -m benchmarks.zoo [--only PATTERN] [--jobs N] [--json FILE]
+    python -m benchmarks.zoo [--only PATTERN] [--jobs N] [--json FILE] [--findings]
 
 For each model of `zoo_library` and `zoo_awkward`, in a process of its own:
 
@@ -12,6 +12,8 @@ For each model of `zoo_library` and `zoo_awkward`, in a process of its own:
 * untouched: parameters, buffers, gradients, attributes and random states as before;
 * five faults injected into random layers: whether one capture names all of them;
 * time of the capture as a ratio to one eager forward and backward in the same process.
+
+`--findings` asks for the findings alone, advice included, which is much faster.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import contextlib
 import copy
 import fnmatch
+import functools
 import io
 import itertools
 import json
@@ -186,6 +189,29 @@ def seconds_of(run: Callable[[], Any]) -> float:
         run()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def only_findings(entry: Entry) -> Row:
+    """The findings on the given inputs, or on synthesised ones where none are known."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    random.seed(0)
+    row: Row = {"name": entry.name}
+    with recording(), single_node_functions(), quiet():
+        model = entry.build().train()
+        inputs = None
+        if entry.inputs is not None:
+            torch.manual_seed(1)
+            inputs = Inputs(*entry.inputs(), "given", given=True)
+        analysis = analyze(model, inputs, target="zoo", settings=Settings(tuple(all_rules())))
+    row["status"] = analysis.result.status
+    row["reason"] = analysis.result.reason
+    row["notes"] = analysis.result.notes
+    row["all"] = [
+        f"{raw.reported.severity} {raw.reported.code} {raw.reported.module}: {raw.reported.message}"
+        for raw in analysis.findings
+    ]
+    return row
 
 
 def measure(entry: Entry) -> Row:
@@ -388,16 +414,37 @@ def out_of_time(*_: Any) -> None:
     raise TimeoutError(f"more than {SECONDS_PER_MODEL} s")
 
 
-def measured(name: str) -> Row:
+def measured(name: str, take: Callable[[Entry], Row] = measure) -> Row:
     """One row, whatever happens."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     entry = next(entry for entry in all_entries() if entry.name == name)
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(SECONDS_PER_MODEL)
     try:
-        return measure(entry)
+        return take(entry)
     except Exception:
         return {"name": name, "crash": traceback.format_exc()[-1500:]}
+
+
+def findings(rows: list[Row]) -> Iterator[str]:
+    """How many models each rule speaks of, and every finding above advice."""
+    yield f"models {len(rows)}; analysed {sum(row.get('status') == 'ok' for row in rows)}"
+    for row in rows:
+        if row.get("status") != "ok":
+            crash = row.get("crash", "").strip().splitlines()[-1:]
+            yield f"  not analysed {row['name']}: {row.get('reason') or crash}"
+        for note in row.get("notes", ()):
+            yield f"  note {row['name']}: {note}"
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        for severity, code in {tuple(text.split()[:2]) for text in row.get("all", ())}:
+            counts[code, severity] = counts.get((code, severity), 0) + 1
+    for (code, severity), count in sorted(counts.items()):
+        yield f"{code} {severity}: {count} models"
+    for row in rows:
+        for text in row.get("all", ()):
+            if not text.startswith("info"):
+                yield f"  {row['name']}: {text}"
 
 
 def summary(rows: list[Row]) -> Iterator[str]:  # noqa: C901 - one paragraph a question
@@ -471,18 +518,20 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="names, with * and ?")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--json", type=Path, help="write all rows there")
+    parser.add_argument("--findings", action="store_true", help="only the findings, with advice")
     options = parser.parse_args()
     names = [e.name for e in all_entries() if fnmatch.fnmatch(e.name, options.only)]
     rows: list[Row] = []
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
-        for row in pool.imap_unordered(measured, names):
+        take = functools.partial(measured, take=only_findings if options.findings else measure)
+        for row in pool.imap_unordered(take, names):
             rows.append(row)
             print(f"\r{len(rows)}/{len(names)} {row['name']:<60.60}", end="", file=sys.stderr)
     rows.sort(key=lambda row: names.index(row["name"]))
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1, default=str))
     print(file=sys.stderr)
-    for line in summary(rows):
+    for line in findings(rows) if options.findings else summary(rows):
         print(line)
 
 

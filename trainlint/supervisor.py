@@ -361,7 +361,7 @@ def _serve(workers: int, parent: int) -> None:
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     # All that a child needs, once; nothing here may run a tensor operation.
-    import sympy  # noqa: F401 (what torch's meta functions import at their first use)
+    import sympy  # type: ignore[import-untyped]  # noqa: F401 (torch's meta functions want it)
     import torch  # noqa: F401
 
     import trainlint.influence
