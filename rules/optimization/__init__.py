@@ -1,0 +1,1 @@
+"""OPT: what training is set to."""

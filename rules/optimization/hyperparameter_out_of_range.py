@@ -1,0 +1,163 @@
+"""OPT010 hyperparameter-out-of-range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainlint.rule import Confidence, Finding, Fix, Graph, Safety, Severity, SourceEdits, ops, rule
+
+NORMS = ops.NORMALIZATIONS - {"local_response_norm"}
+USUAL_EPS = 1e-5
+USUAL_MOMENTUM = 0.1
+# Below, float32 holds a zero or a number without all of its digits.
+LEAST_EPS = 1.2e-38
+
+
+@rule("OPT010", severity=Severity.WARNING, since="0.1")
+def hyperparameter_out_of_range(
+    graph: Graph, edits: SourceEdits, *, largest_momentum: float = 0.9, largest_eps: float = 1e-2
+) -> Iterator[Finding]:
+    """A normalisation layer is built with a momentum or an ε that is outside of what works.
+
+    PyTorch's momentum m is the weight of the *new* batch: r ← (1 − m)·r + m·(this batch), by default
+    0.1. Keras and others weigh the old value, r ← m·r + (1 − m)·(this batch), by default 0.99. With
+    their 0.99 here, the running statistics remember about 1/m = 1 batch, so that eval mode normalises by
+    whatever the last batch happened to be; what was meant is 1 − m. With m = 0 they never change.
+
+    ε stands in y = (x − μ)/√(σ² + ε) to keep a channel without variance finite. With ε = 0 such a
+    channel, as a dead unit has one, is 0/0, NaN. A large ε wins over σ²: with ε = 64 inputs of variance 1
+    leave the layer with a deviation of 1/√65 = 0.12. The second argument of BatchNorm is ε, not a
+    width: `nn.BatchNorm1d(32, 64)` is such a layer.
+
+    A momentum counts from `largest_momentum` on, an ε from `largest_eps`. `momentum=None`, the average
+    of all batches, and layers that keep no running statistics are let be; `momentum=1`, the last batch
+    alone, is advice, since few-shot learning does so on purpose. Layers that a library builds with
+    values of its own are not looked at.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3, bias=False)
+            self.bn = nn.BatchNorm2d(16, momentum=0.99, eps=1e-3)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x):
+            x = torch.relu(self.bn(self.conv(x)))
+            return self.head(x.mean((2, 3)))
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3, bias=False)
+            self.bn = nn.BatchNorm2d(16, momentum=0.01, eps=1e-3)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x):
+            x = torch.relu(self.bn(self.conv(x)))
+            return self.head(x.mean((2, 3)))
+    ```
+
+    ## When to ignore it
+    Where the running statistics are never used, or are loaded and must not change.
+
+    ## Fix safety
+    Unsafe: the model's outputs in eval mode change, with another ε also those in training. An edit is
+    made where the value stands in the call as a number.
+
+    ## References
+    Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2. PyTorch, `torch.nn.BatchNorm2d`, the note
+    on momentum; Keras, `BatchNormalization`.
+    """
+    seen: set[Any] = set()
+    for node in graph.calls(*NORMS):
+        layer, site = graph.layer(node), graph.constructed(node)
+        if layer is None or site is None or site.project is not site or site.key in seen:
+            continue
+        seen.add(site.key)
+        momentum, eps = getattr(layer, "momentum", None), getattr(layer, "eps", None)
+        # Without running statistics the momentum has no part.
+        if isinstance(momentum, (int, float)) and getattr(layer, "running_mean", None) is not None:
+            if momentum >= largest_momentum:
+                yield _large_momentum(graph, edits, node, float(momentum))
+            elif momentum == 0 and _is_fresh(layer):
+                yield _no_momentum(graph, edits, node)
+        if isinstance(eps, (int, float)) and (eps < LEAST_EPS or eps >= largest_eps):
+            yield _eps(graph, edits, node, float(eps))
+
+
+def _is_fresh(layer: Any) -> bool:
+    """Whether the running statistics are still those of the constructor, mean 0 and variance 1."""
+    mean, variance = layer.running_mean, layer.running_var
+    return not mean.is_meta and not bool(mean.any()) and bool((variance == 1).all())
+
+
+def _large_momentum(graph: Graph, edits: SourceEdits, node: Any, momentum: float) -> Finding:
+    last_alone = momentum == 1
+    usual = USUAL_MOMENTUM if momentum >= 1 else float(f"{1 - momentum:.6g}")
+    what = (
+        "the running statistics are those of the last batch alone"
+        if last_alone
+        else f"PyTorch weighs the new batch by it, so the running statistics remember about "
+        f"{1 / momentum:.2f} batches"
+    )
+    return Finding(
+        f"{graph.label(node)} has momentum={momentum:g}: {what}, and eval mode normalises by them",
+        where=node,
+        evidence={"momentum": momentum, "batches_remembered": 1 / momentum},
+        fixes=[_set(graph, edits, node, "momentum", momentum, usual)],
+        severity=Severity.INFO if last_alone else Severity.WARNING,
+        confidence=Confidence.POSSIBLE if last_alone else Confidence.LIKELY,
+    )
+
+
+def _no_momentum(graph: Graph, edits: SourceEdits, node: Any) -> Finding:
+    return Finding(
+        f"{graph.label(node)} has momentum=0: its running statistics stay at mean 0 and variance 1, "
+        "and eval mode normalises by them",
+        where=node,
+        evidence={"momentum": 0.0},
+        fixes=[_set(graph, edits, node, "momentum", 0.0, USUAL_MOMENTUM)],
+        confidence=Confidence.LIKELY,
+    )
+
+
+def _eps(graph: Graph, edits: SourceEdits, node: Any, eps: float) -> Finding:
+    small = eps < LEAST_EPS
+    cost = (
+        "a channel without variance becomes 0/0 = NaN"
+        if small
+        else f"inputs of variance 1 leave it with a deviation of {(1 + eps) ** -0.5:.2g}, "
+        f"and a deviation below {eps**0.5:.2g} is not normalised"
+    )
+    return Finding(
+        f"{graph.label(node)} has eps={eps:g}: {cost}",
+        where=node,
+        evidence={"eps": eps},
+        fixes=[_set(graph, edits, node, "eps", eps, USUAL_EPS)],
+        confidence=Confidence.CERTAIN if small or eps >= 1 else Confidence.LIKELY,
+    )
+
+
+def _set(
+    graph: Graph, edits: SourceEdits, node: Any, name: str, current: float, value: float
+) -> Fix:
+    """The usual value, as an edit where torch's own constructor is called with a number."""
+    layer = graph.layer(node)
+    kind = type(layer)
+    own = kind.__module__.startswith("torch.")
+    position = 2 if name == "momentum" or kind.__name__ == "GroupNorm" else 1
+    return edits.argument(
+        graph.constructed(node) if own else None,
+        position,
+        name,
+        value,
+        current=current,
+        title=f"{name}={value:g}",
+        safety=Safety.UNSAFE,
+    )
