@@ -18,7 +18,7 @@ import contextlib
 import copy
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol
@@ -261,6 +261,11 @@ class _Tracer:
         self.bind(tensor, node)
         return node
 
+    def bound(self, value: Any) -> torch.fx.Node | None:
+        """The node whose whole result the value is, if that is known."""
+        entry = self._bound.get(id(value))
+        return entry[0] if entry is not None and not entry[1] else None
+
     def _item(self, node: torch.fx.Node, path: tuple[Any, ...], tensor: Tensor) -> torch.fx.Node:
         source: Operation = node.meta["operation"]
         for depth, key in enumerate(path, start=1):
@@ -405,7 +410,9 @@ class _Capture(TorchFunctionMode):
                 self._materialize(module, args, kwargs)
                 if isinstance(module, torch.jit.ScriptModule):
                     return self._opaque_module(module, args, kwargs, original)
-                return original(module, *args, **kwargs)
+                result = original(module, *args, **kwargs)
+                self._note_returned(result)
+                return result
             except Exception as error:
                 return self._repair_module(module, args, kwargs, error)
             finally:
@@ -624,6 +631,19 @@ class _Capture(TorchFunctionMode):
             # The twin was written, the real tensor was not: from now on the twin is the truth.
             self._tracer.note_write(written, node)
             self._overwritten.add(id(target._base if target._is_view() else target))
+
+    def _note_returned(self, result: Any) -> None:
+        """Note at which call the caller of a module got a value; outer modules come later and count."""
+        if len(self._stack) < 2 or self._silent:
+            return
+        alone = isinstance(result, Tensor)
+        parts = result.values() if isinstance(result, dict) else result
+        for part in [result] if alone else parts if isinstance(parts, Collection) else ():
+            node = self._tracer.bound(part)
+            if node is not None:
+                operation = node.meta["operation"]
+                operation.is_part |= not alone
+                operation.returned = calling_site(3, _RUN) if alone else None
 
     def _note_reading(self, name: str, args: tuple[Any, ...]) -> None:
         """If the call hands a value to Python or numpy, no gradient can follow it."""

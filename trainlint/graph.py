@@ -58,11 +58,21 @@ class Operation:
     index_range: tuple[int, int] | None = None
     escape: str = ""
     escape_site: Site | None = None
+    returned: Site | None = None
+    is_part: bool = False
 
     def derived(self, name: str, shape: TensorShape | None) -> Operation:
         """The same place in the user's code, another result."""
         return replace(
-            self, name=name, shape=shape, error=None, in_place=False, index_range=None, escape=""
+            self,
+            name=name,
+            shape=shape,
+            error=None,
+            in_place=False,
+            index_range=None,
+            escape="",
+            returned=None,
+            is_part=False,
         )
 
 

@@ -159,8 +159,11 @@ class Reachability:
 def dead_ends(graph: Graph) -> list[tuple[Node, frozenset[Node]]]:
     """(last operation, all operations) of each branch that nobody uses, neither outside nor inside.
 
-    Values that a module keeps, or that became Python numbers, were used.
+    Values that a module keeps, or that became Python numbers, were used. Where no input leads to an
+    output, the graph does not show the way that there may be.
     """
+    if not any(node.op == "placeholder" and graph.is_live(node) for node in graph.nodes):
+        return []
     roots = [n for n in graph.nodes if n.op == "output" or graph.operation(n).escape]
     used: set[Node] = set()
     stack = list(roots)
@@ -195,14 +198,14 @@ def _dead_ancestors(node: Node, used: set[Node]) -> Iterator[Node]:
 class HiddenWeights:
     """Trainable parameters that take part in the forward but are not among the model's.
 
-    `node` is their first use. `module` is the outermost module that they belong to, as far as it could be
-    found in a list, tuple, dict or object that the registered module `holder` (at `path`) keeps under
-    `attribute`, of type `container`; those four are empty where the weights are hidden elsewhere.
+    `node` is their first use. Where they were found in what the registered module `holder` (at `path`)
+    keeps under `attribute`, a `container` such as a list, all of that attribute are taken together, and
+    `modules` are the outermost modules there that own them; else those four are empty.
     """
 
     node: Node
     tensors: tuple[torch.Tensor, ...] = field(repr=False)
-    module: torch.nn.Module | None = None
+    modules: tuple[torch.nn.Module, ...] = ()
     holder: torch.nn.Module | None = None
     path: str = ""
     attribute: str = ""
@@ -210,37 +213,31 @@ class HiddenWeights:
 
 
 def hidden_weights(graph: Graph) -> list[HiddenWeights]:
-    """The parameters that are trained with autograd on but that no optimizer is given."""
+    """The parameters that are used with autograd on but that no optimizer is given."""
     from torch import nn
 
     owned = {id(tensor) for tensor in (*graph.model.parameters(), *graph.model.buffers())}
-    places = {id(tensor): place for place in _hiding_places(graph.model) for tensor in place[0]}
-    groups: dict[Any, list[tuple[torch.Tensor, Node]]] = {}
+    used: dict[int, tuple[torch.Tensor, Node]] = {}
     for leaf in graph.nodes:
         tensor = graph.operation(leaf).tensor if leaf.op == "get_attr" else None
         if not isinstance(tensor, nn.Parameter) or id(tensor) in owned or not tensor.requires_grad:
             continue
         uses = [u for u in leaf.users if graph.is_live(u) and graph.operation(u).grad_enabled]
-        if not uses:
-            continue
-        place = places.get(id(tensor))
-        owner = graph.operation(uses[0]).owner
-        key = id(place[1]) if place is not None and place[1] is not None else id(owner)
-        groups.setdefault(key, []).append((tensor, uses[0]))
-    found = []
-    for group in groups.values():
-        tensors = tuple(tensor for tensor, _ in group)
-        place = places.get(id(tensors[0]))
-        rest = place[1:] if place is not None else ()
-        found.append(HiddenWeights(group[0][1], tensors, *rest))
-    return found
+        if uses:
+            used[id(tensor)] = (tensor, uses[0])
+    found = list(_kept_in_attributes(graph.model, used)) if used else []
+    rest: dict[int, list[tuple[torch.Tensor, Node]]] = {}
+    for tensor, node in used.values():  # in a closure, a global, a module made by the forward
+        rest.setdefault(id(graph.operation(node).owner), []).append((tensor, node))
+    return found + [
+        HiddenWeights(group[0][1], tuple(tensor for tensor, _ in group)) for group in rest.values()
+    ]
 
 
-_Place = tuple[list[Any], Any, Any, str, str, str]
-
-
-def _hiding_places(model: torch.nn.Module) -> Iterator[_Place]:
-    """(parameters, module, holder, path, attribute, container) of what attributes hold unregistered."""
+def _kept_in_attributes(
+    model: torch.nn.Module, used: dict[int, tuple[torch.Tensor, Node]]
+) -> Iterator[HiddenWeights]:
+    """Those of `used` that modules of the model hold past their registers; they are taken out of it."""
     from torch import nn
 
     registered = {id(module) for module in model.modules()}
@@ -248,12 +245,22 @@ def _hiding_places(model: torch.nn.Module) -> Iterator[_Place]:
         for attribute, value in vars(holder).items():
             if attribute in ("_parameters", "_buffers", "_modules"):
                 continue
-            kind = type(value).__name__
+            modules: list[nn.Module] = []
+            mine: list[tuple[torch.Tensor, Node]] = []
             for part in _parts(value, 4):
-                if isinstance(part, nn.Parameter):
-                    yield [part], None, holder, path, attribute, kind
-                elif isinstance(part, nn.Module) and id(part) not in registered:
-                    yield list(part.parameters()), part, holder, path, attribute, kind
+                if id(part) in registered:
+                    continue
+                own = list(part.parameters()) if isinstance(part, nn.Module) else [part]
+                taken = [used.pop(id(tensor)) for tensor in own if id(tensor) in used]
+                mine += taken
+                if taken and isinstance(part, nn.Module):
+                    modules.append(part)
+            if mine:
+                tensors = tuple(tensor for tensor, _ in mine)
+                kind = type(value).__name__
+                yield HiddenWeights(
+                    mine[0][1], tensors, tuple(modules), holder, path, attribute, kind
+                )
 
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:

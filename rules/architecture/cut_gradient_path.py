@@ -207,7 +207,7 @@ def _finding(
     names = [parameter.name for parameter in starved]
     what = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more parameters"
     return Finding(
-        f"{spelled} cuts off {what}, {share:.0%} of the model: no gradient reaches "
+        f"{spelled} cuts off {what}, {share:.1%} of the model: no gradient reaches "
         f"{'it' if len(names) == 1 else 'them'}, so {'it stays' if len(names) == 1 else 'they stay'} "
         "as initialised",
         where=place if place is not None else cut.node,

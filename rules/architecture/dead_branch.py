@@ -7,27 +7,27 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from trainlint.rule import (
-    Confidence,
     Finding,
     Fix,
     Graph,
     Severity,
-    SourceEdits,
     dead_ends,
     heavy,
     ops,
     rule,
+    source_of,
 )
 
 WRITES = frozenset(
     "setitem copy index_add index_copy index_put index_fill scatter scatter_add masked_scatter fill "
     "zero seen_through module_error".split()
 )
+BARE, ASSIGNED = "bare", "assigned"
 SEVERAL_RESULTS = ops.PARTS | {"topk", "max", "min", "sort", "unique", "median", "mode", "aminmax"}
 
 
 @rule("ARC010", severity=Severity.WARNING, since="0.1", explains=["no-gradient", "unused-module"])
-def dead_branch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
+def dead_branch(graph: Graph) -> Iterator[Finding]:
     """The forward computes something with weights and then throws it away.
 
     A value that leads to no output adds nothing to the loss: the weights on that branch get no
@@ -36,8 +36,8 @@ def dead_branch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     line of its own changes nothing, and the layer is missing from the model although the code seems to
     use it. Or a skip connection was computed and never added.
 
-    A call that stands on a line of its own is reported whatever it costs; any other branch only if a
-    product with weights, a convolution or an embedding is in it.
+    Reported where the source drops the value plainly: a call on a line of its own, or a variable that
+    nothing reads afterwards and that a product with weights, a convolution or an embedding leads to.
 
     ## Bad
     ```python
@@ -76,8 +76,9 @@ def dead_branch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     ```
 
     ## When to ignore it
-    If the value goes to a list outside of the model, or the branch is there for another mode. What a
-    module keeps as an attribute, or what is read as a Python number, counts as used.
+    If the call is made for a side effect, a hook for instance. Not reported: what a module keeps as an
+    attribute, what is read as a Python number, one of several results, and a variable that other code
+    of the function reads, for other inputs or in another mode.
 
     ## Fix safety
     Only shown: where the value belongs is the author's decision.
@@ -88,18 +89,16 @@ def dead_branch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """
     parameters = {parameter.node: parameter for parameter in graph.parameters}
     for end, branch in dead_ends(graph):
-        if not _is_a_value(graph, end):
-            continue
-        bare = _is_bare(graph, edits, end)
+        how, source = _how_it_is_dropped(graph, end) if _is_a_value(graph, end) else ("", "")
         costly = heavy(graph, branch)
-        if not costly and not (bare and graph.layer(end) is None):
+        if not how or not (costly or (how == BARE and _is_meant_to_return(graph, end))):
             continue
         idle = [
             parameter
             for node, parameter in parameters.items()
             if node is not None and node.users and all(user in branch for user in node.users)
         ]
-        yield _finding(graph, end, branch, costly, idle, bare)
+        yield _finding(graph, end, branch, costly, idle, how, source)
 
 
 def _is_a_value(graph: Graph, end: Any) -> bool:
@@ -122,13 +121,82 @@ def _writes_into_its_input(node: Any) -> bool:
     return bool(node.kwargs.get("inplace")) or True in [arg for arg in node.args if arg is True]
 
 
-def _is_bare(graph: Graph, edits: SourceEdits, end: Any) -> bool:
-    """Whether the call is a statement of its own, so that nothing can follow from its result."""
-    site = graph.operation(end).site
-    text = None if site is None else edits.text(site.filename)
+def _is_meant_to_return(graph: Graph, end: Any) -> bool:
+    """Called for its result alone: a function, or a layer that keeps no statistics."""
+    if graph.layer(end) is None:
+        return True
+    return graph.name(end) in ops.ACTIVATIONS | ops.DROPOUTS | {"layer_norm", "group_norm"}
+
+
+# ---------------------------------------------------------------------- what the source does with it
+
+
+def _how_it_is_dropped(graph: Graph, end: Any) -> tuple[str, str]:
+    """How the source plainly drops the value, and the call; empty where it may be used on another way."""
+    operation = graph.operation(end)
+    site = operation.returned or operation.site
+    text = None if site is None or operation.is_part else source_of(site.filename)
     call = None if text is None or site is None else text.call_at(site)
     statement = None if text is None or call is None else text.statement_of(call)
-    return isinstance(statement, ast.Expr) and statement.value is call
+    if text is None or call is None or statement is None:
+        return "", ""
+    source = ast.unparse(call.func)
+    if isinstance(statement, ast.Expr) and statement.value is call:
+        return BARE, source
+    if not isinstance(statement, ast.Assign) or statement.value is not call:
+        return "", ""
+    names = {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    if len(names) != len(statement.targets) or _is_read_later(text.tree, statement, names):
+        return "", ""
+    return ASSIGNED, source
+
+
+def _is_read_later(tree: Any, statement: ast.stmt, names: set[str]) -> bool:
+    """Whether a later statement of the function reads one of the names before it is set anew."""
+    function = _innermost_function(tree, statement)
+    if function is None:
+        return True
+    block = next(
+        (
+            body
+            for node in ast.walk(function)
+            for body in (getattr(node, "body", None), getattr(node, "orelse", None))
+            if isinstance(body, list) and statement in body
+        ),
+        None,
+    )
+    for later in block[block.index(statement) + 1 :] if block is not None else []:
+        if _reads(later, names):
+            return True
+        if isinstance(later, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id in names for target in later.targets
+        ):
+            return False
+    if block is function.body:
+        return False
+    return any(
+        _reads(node, names) for node in ast.walk(function) if node is not statement
+    )  # at the end of a branch or a loop: what comes next is not followed
+
+
+def _innermost_function(tree: Any, statement: ast.stmt) -> Any:
+    found = None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and any(
+            part is statement for part in ast.walk(node)
+        ):
+            found = node
+    return found
+
+
+def _reads(node: ast.AST, names: set[str]) -> bool:
+    return any(
+        isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load) and part.id in names
+        for part in ast.walk(node)
+    )
+
+
+# ---------------------------------------------------------------------- what is said
 
 
 def _finding(
@@ -137,22 +205,22 @@ def _finding(
     branch: Collection[Any],
     costly: list[Any],
     idle: list[Any],
-    bare: bool,
+    how: str,
+    source: str,
 ) -> Finding:
     operation = graph.operation(end)
     share = graph.share_of_parameters(idle)
-    label = graph.label(end)
     cost = (
-        f"; {len(idle)} parameters, {share:.0%} of the model, get no gradient"
+        f"; {len(idle)} parameters, {share:.1%} of the model, get no gradient"
         if idle
         else f"; {len(branch)} operations for nothing"
         if len(branch) > 1
         else ""
     )
-    what = "returns a new tensor, which is not assigned" if bare else "is computed and never used"
+    what = "is not assigned" if how == BARE else "is assigned and never read"
     return Finding(
-        f"the result of {label} {what}{cost}",
-        where=operation.site or end,
+        f"the result of {source}(...) {what}{cost}",
+        where=operation.returned or operation.site or end,
         module=operation.module,
         evidence={
             "operations": len(branch),
@@ -160,8 +228,7 @@ def _finding(
             "parameters": [parameter.name for parameter in idle],
             "share_of_parameters": round(share, 4),
         },
-        fixes=[Fix("assign it: x = ..." if bare else "use the result, or remove the branch")],
-        confidence=Confidence.CERTAIN if bare else Confidence.LIKELY,
+        fixes=[Fix("assign it: x = ..." if how == BARE else "use it, or remove the branch")],
         starved=share,
         affects=list(branch),
     )

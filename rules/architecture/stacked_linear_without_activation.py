@@ -49,8 +49,8 @@ def stacked_linear_without_activation(graph: Graph, edits: SourceEdits) -> Itera
     network of linear layers alone, however deep, is a linear regression. Reshapes, dropout, average
     pooling, BatchNorm and arithmetic with constants do not change that, for they are linear as well.
 
-    It is a warning where both layers mix over a width that is no bottleneck; pairs with a 1x1 convolution,
-    which are often meant, are advice.
+    It is a warning where both layers mix over a width that is no bottleneck. Pairs with a 1x1 convolution,
+    or a linear layer whose result is laid out as a map, are often meant: advice.
 
     ## Bad
     ```python
@@ -137,6 +137,7 @@ def _is_meant(graph: Graph, pair: Pair) -> bool:
         or _is_patch_embedding(graph, pair)
         or _is_factorized_kernel(graph, pair)
         or _follows_attention(graph, pair.first)
+        or _leads_to_attention(graph, pair.second)
     )
 
 
@@ -186,11 +187,21 @@ def _is_factorized_kernel(graph: Graph, pair: Pair) -> bool:
 def _follows_attention(graph: Graph, node: Any) -> bool:
     """The first is attention's output projection: it belongs to the product before it."""
     source, _ = graph.producer(node, ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS)
-    if source is None or source.op != "call_function":
-        return False
-    name = graph.name(source)
-    product = name in ("matmul", "einsum") and len(graph.varying_inputs(source)) > 1
-    return product or name in ops.ATTENTION
+    return source is not None and _is_attention(graph, source)
+
+
+def _leads_to_attention(graph: Graph, node: Any) -> bool:
+    """The second is a projection to queries, keys or values: linear by design."""
+    # Content and position are added or concatenated before they are compared.
+    through = ops.REARRANGEMENTS | ops.PARTS | ops.DROPOUTS | {"add", "cat"}
+    users = graph.consumers(node, through)
+    return bool(users) and all(_is_attention(graph, user) for user in users)
+
+
+def _is_attention(graph: Graph, node: Any) -> bool:
+    if graph.name(node) in ops.ATTENTION:
+        return True
+    return graph.name(node) in ("matmul", "einsum") and len(graph.varying_inputs(node)) > 1
 
 
 def _is_shared_or_frozen(graph: Graph, pair: Pair, uses: Counter[Any]) -> bool:
@@ -241,6 +252,8 @@ def _finding(graph: Graph, edits: SourceEdits, pair: Pair) -> Finding:
     width_in, middle = _widths(graph, pair.first)
     _, width_out = _widths(graph, pair.second)
     first, second = graph.label(pair.first), graph.label(pair.second)
+    # A vector laid out as a map and then convolved, as GAN generators begin.
+    laid_out = graph.name(pair.first) == "linear" and graph.name(pair.second) != "linear"
     pointwise = any(kernel and max(kernel) == 1 for kernel in (_kernel(graph, pair.first),
                                                                _kernel(graph, pair.second)))  # fmt: skip
     return Finding(
@@ -254,7 +267,7 @@ def _finding(graph: Graph, edits: SourceEdits, pair: Pair) -> Finding:
             "between": [graph.name(node) for node in pair.between],
         },
         fixes=[_fix(graph, edits, pair)],
-        severity=Severity.INFO if pointwise else Severity.WARNING,
+        severity=Severity.INFO if pointwise or laid_out else Severity.WARNING,
         affects=[pair.first, pair.second],
     )
 

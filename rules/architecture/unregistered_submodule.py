@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -79,45 +80,53 @@ def unregistered_submodule(graph: Graph, edits: SourceEdits) -> Iterator[Finding
 
 
 def _is_hidden_on_purpose(graph: Graph, hidden: HiddenWeights) -> bool:
-    if hidden.module is not None and graph.model.training and not hidden.module.training:
+    if not hidden.modules:
+        return False
+    if graph.model.training and not any(module.training for module in hidden.modules):
         return True  # nobody's `model.eval()` reaches it: someone has set it to eval
     # An assignment would have registered a module: this one was put into `__dict__` past it.
-    return (
-        hidden.module is not None
-        and hidden.holder is not None
-        and (vars(hidden.holder).get(hidden.attribute) is hidden.module)
-    )
+    return vars(hidden.holder).get(hidden.attribute) is hidden.modules[0]
 
 
 def _finding(graph: Graph, edits: SourceEdits, hidden: HiddenWeights) -> Finding:
     count = sum(tensor.numel() for tensor in hidden.tensors)
-    owner = hidden.module if hidden.module is not None else graph.layer(hidden.node)
-    what = "a parameter" if owner is None else type(owner).__name__
-    where = f"self.{hidden.attribute}" if hidden.attribute else ""
-    holding = (
-        f"{what} in the {hidden.container} {where}" if hidden.container else f"{what} used here"
-    )
+    what, number = _what(graph, hidden)
+    held = f" in the {hidden.container} self.{hidden.attribute}" if hidden.attribute else ""
+    one = number == 1
     return Finding(
-        f"{holding} is not registered: its {count:,} weights are missing from model.parameters(), so "
-        "that no optimizer trains them and no checkpoint holds them",
+        f"{what}{held} {'is' if one else 'are'} not registered: {'its' if one else 'their'} {count:,} "
+        "weights are missing from model.parameters(), so that no optimizer trains them and no checkpoint "
+        "holds them",
         where=_place(graph, edits, hidden),
-        module=graph.operation(hidden.node).module if not hidden.attribute else hidden.path,
+        module=hidden.path if hidden.attribute else graph.operation(hidden.node).module,
         evidence={
             "weights": count,
+            "number": number,
             "attribute": hidden.attribute,
             "container": hidden.container,
-            "type": what,
         },
         fixes=[_fix(edits, hidden)],
         confidence=Confidence.CERTAIN if hidden.attribute else Confidence.LIKELY,
-        fault=("unregistered", hidden.path, hidden.attribute) if hidden.attribute else None,
         affects=[hidden.node],
     )
 
 
+def _what(graph: Graph, hidden: HiddenWeights) -> tuple[str, int]:
+    """What is hidden, in words, and how many of it."""
+    if hidden.modules:
+        kinds = Counter(type(module).__name__ for module in hidden.modules)
+        words = [f"{count} {kind}s" if count > 1 else kind for kind, count in kinds.items()]
+        return " and ".join(words), len(hidden.modules)
+    layer = graph.layer(hidden.node) if not hidden.attribute else None
+    if layer is not None:
+        return f"a {type(layer).__name__} used here", 1
+    number = len(hidden.tensors)
+    return (f"{number} parameters" if number > 1 else "a parameter"), number
+
+
 def _place(graph: Graph, edits: SourceEdits, hidden: HiddenWeights) -> Any:
     """The constructor of the outermost module that is not registered, else the assignment, else the use."""
-    site = construction_site(hidden.module) if hidden.module is not None else None
+    site = construction_site(hidden.modules[0]) if hidden.modules else None
     if site is not None:
         return site
     value = _assigned(edits, hidden)
@@ -136,7 +145,7 @@ def _place(graph: Graph, edits: SourceEdits, hidden: HiddenWeights) -> Any:
 
 
 def _fix(edits: SourceEdits, hidden: HiddenWeights) -> Fix:
-    wrappers = WRAPPERS if hidden.module is not None else PARAMETER_WRAPPERS
+    wrappers = WRAPPERS if hidden.modules else PARAMETER_WRAPPERS
     wrapper = wrappers.get(hidden.container) if _is_flat(hidden) else None
     if wrapper is None:
         return Fix("assign it to an attribute of the model in __init__, which registers it")
@@ -210,16 +219,13 @@ def _values_of(scope: ast.ClassDef, attribute: str) -> list[ast.expr]:
 
 def _nn_of(tree: ast.Module) -> str | None:
     """How the file names `torch.nn`."""
+    names: dict[str, str] = {}
     for node in tree.body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            for alias in node.names:
-                full = (
-                    f"{node.module}.{alias.name}"
-                    if isinstance(node, ast.ImportFrom)
-                    else alias.name
-                )
-                if full == "torch.nn" and (alias.asname or isinstance(node, ast.ImportFrom)):
-                    return alias.asname or alias.name
-                if full == "torch":
-                    return f"{alias.asname or alias.name}.nn"
-    return None
+        if isinstance(node, ast.Import):
+            names |= {alias.name: alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}": alias.asname or alias.name
+                      for alias in node.names}  # fmt: skip
+    if "torch.nn" in names:
+        return names["torch.nn"]
+    return f"{names['torch']}.nn" if "torch" in names else None

@@ -158,18 +158,18 @@ def _finding(graph: Graph, path: str, module: Any, *, is_named: bool) -> Finding
     count = sum(_size(parameter) for parameter in module.parameters())
     trained = [parameter for parameter in graph.parameters if parameter.name.startswith(f"{path}.")]
     share = graph.share_of_parameters(trained)
-    note = "; a method names it, so that other inputs or modes may use it" if is_named else ""
+    what = f"{path} ({type(module).__name__}, {count:,} weights)"
     return Finding(
-        f"{path} ({type(module).__name__}) is not used in the forward: its {count:,} weights get no "
-        f"gradient and keep their initial values{note}",
+        f"{what} takes no part in this forward; other inputs or another mode may use it"
+        if is_named
+        else f"{what} is not used in the forward: it gets no gradient and keeps its initial values",
         where=construction_site(module) or construction_site(graph.model),
         module=path,
         evidence={"weights": count, "share_of_parameters": round(share, 4), "named": is_named},
-        fixes=[Fix(f"use self.{path} in the forward, or remove it")],
+        fixes=[Fix(f"use {path} in the forward, or remove it")],
         severity=Severity.INFO if is_named else Severity.WARNING,
         confidence=Confidence.POSSIBLE if is_named else Confidence.CERTAIN,
         starved=0.0 if is_named else share,
-        affects=[],
     )
 
 

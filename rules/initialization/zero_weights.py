@@ -87,7 +87,9 @@ def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     if not zero or not graph.outputs or not graph.complete:
         return
     stuck_nodes, flow = stuck_weights(graph, zero)
-    stuck = [p for p in zero if p.node in stuck_nodes]
+    # What no gradient would reach with other values either is cut off, which is another fault.
+    reachable = ZeroFlow(graph, ()).learning
+    stuck = [p for p in zero if p.node in stuck_nodes and p.node in reachable]
     # Biases behind a stuck weight are stuck with it; the weights are the story.
     stuck = [p for p in stuck if _is_weight(p)] or stuck
     if stuck:
