@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import msgspec
@@ -17,6 +17,8 @@ from trainlint.config import FAIL_ON, Config, load_config
 from trainlint.errors import TrainlintError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trainlint.records import Report
 
 
@@ -191,15 +193,9 @@ def _write(
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
     try:
         if form == "text":
-            from rich.console import Console
-
             from trainlint.report.text import print_report
 
-            console = Console(file=stream, highlight=False, soft_wrap=False, emoji=False)
-            if not console.is_terminal:
-                console = Console(
-                    file=stream, highlight=False, emoji=False, width=_piped_width(), no_color=True
-                )
+            console = _console(stream)
             print_report(report, console, show_info=show_info, fail_on=config.fail_on)
         else:
             text = FORMATS[form](report)
@@ -208,6 +204,16 @@ def _write(
     finally:
         if output is not None:
             stream.close()
+
+
+def _console(stream: TextIO) -> Console:
+    """Colours on a terminal; else none, and a width that can be set."""
+    from rich.console import Console
+
+    console = Console(file=stream, highlight=False, soft_wrap=False, emoji=False)
+    if console.is_terminal:
+        return console
+    return Console(file=stream, highlight=False, emoji=False, width=_piped_width(), no_color=True)
 
 
 def _piped_width() -> int:
@@ -219,24 +225,28 @@ def _piped_width() -> int:
 
 @main.command()
 @click.argument("rule", shell_complete=_complete_rules)
-def explain(rule: str) -> None:
-    """Explain a rule, by code or name."""
-    from rich.console import Console
-    from rich.markdown import Markdown
+@click.option(
+    "--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text",
+    show_default=True, help="How to write it.",
+)  # fmt: skip
+@click.option(
+    "--example", type=click.Choice(["bad", "good"]), help="Only this example, as a file that runs."
+)
+def explain(rule: str, form: str, example: str | None) -> None:
+    """Explain a rule: what the fault does to training, the formula, examples, when to ignore it.
 
-    from trainlint.registry import find_rule
+    RULE is a code or name (saturating-stack). A family or prefix (ARC), or a word that names have in
+    common (dropout), lists its rules.
+    """
+    from trainlint.report import explanation
 
-    found = find_rule(rule)
-    console = Console(highlight=False)
-    console.print(f"[bold]{found.code}[/bold] {found.name} · {found.family} · {found.severity}")
-    console.print()
-    console.print(Markdown(found.documentation, code_theme="ansi_dark"))
-    if found.options:
-        console.print()
-        options = ", ".join(
-            f"{name.replace('_', '-')} = {value}" for name, value in found.options.items()
-        )
-        console.print(f"Options in \\[tool.trainlint.rules.{found.name}]: {options}")
+    found = explanation.rules_named(rule)
+    if example is not None:
+        click.echo(explanation.example(found, example), nl=False)
+    elif form == "text":
+        explanation.print_rules(found, _console(sys.stdout))
+    else:
+        click.echo(explanation.as_json(found) if form == "json" else explanation.as_markdown(found))
 
 
 @main.command()

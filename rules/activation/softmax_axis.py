@@ -11,6 +11,7 @@ from trainlint.rule import Finding, Fix, Graph, Safety, Severity, SourceEdits, V
 SOFTMAXES = ("softmax", "log_softmax", "softmin", "gumbel_softmax")
 # Without `dim`, torch takes axis 0 of tensors of these ranks, and axis 1 of all others.
 FIRST_AXIS_RANKS = (0, 1, 3)
+TURNING = ("transpose", "permute", "t", "get_T", "get_mT", "movedim", "matmul", "einsum")
 
 
 @rule("ACT003", severity=Severity.ERROR, since="0.1", explains=["batch-mixing", "constant-output"])
@@ -88,7 +89,7 @@ def _judged(graph: Graph, edits: SourceEdits, variants: Variants, node: Any) -> 
         return _constant(graph, node, source, dims, axis)
     size = variants.batch_size
     # The pre-test, since the variant costs a capture: that axis could be the batch at all.
-    if not size or dims[axis] != size or (axis == len(dims) - 1 > 0 and dims[0] == size):
+    if dims[axis] != size or (axis == len(dims) - 1 > 0 and not _is_turned(graph, node)):
         return None
     if variants.batch_axis(node) == axis:
         return _over_batch(graph, edits, variants, node, axis, stated)
@@ -109,6 +110,12 @@ def _axis(dims: tuple[int, ...], stated: int | None) -> int | None:
     if stated is None:
         return 0 if len(dims) in FIRST_AXIS_RANKS else 1
     return stated % len(dims)
+
+
+def _is_turned(graph: Graph, node: Any) -> bool:
+    """Whether the last axis, that of the features in most layers, may hold something else."""
+    source = graph.data(node)
+    return source is not None and graph.name(source) in TURNING
 
 
 # ---------------------------------------------------------------------- over the batch

@@ -83,10 +83,10 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     to be. Unsafe for an explicit `training=True`.
 
     ## References
-    Srivastava et al. 2014, "Dropout", section 4. Seed A, section on dropout (在测试或推理阶段，必须使用
-    完整的网络结构). Documentation of `torch.nn.functional.dropout` and `scaled_dot_product_attention`.
-    Monte Carlo dropout: Gal & Ghahramani 2016, arXiv:1506.02142. Prenet: Shen et al. 2017,
-    arXiv:1712.05884, section 2.2.
+    Srivastava et al. 2014, "Dropout", section 4. Seed A, section on dropout: in testing and inference
+    the whole network must be used. Documentation of `torch.nn.functional.dropout` and
+    `scaled_dot_product_attention`. Monte Carlo dropout: Gal & Ghahramani 2016, arXiv:1506.02142.
+    Tacotron's prenet: Shen et al. 2017, arXiv:1712.05884, section 2.2.
     """
     suspects = {
         site.key
@@ -160,9 +160,14 @@ def _asks_for_the_mode(edits: SourceEdits, site: Site, node: Any, graph: Graph) 
     call = _call(edits, site, node, graph)
     if call is not None:
         argument = _argument(call, graph, node)
-        return argument is not None and "self.training" in ast.unparse(argument)
-    # A library's: a function that never asks is worth a look.
-    return site.code is not None and "training" in site.code.co_names
+        if argument is not None and "self.training" in ast.unparse(argument):
+            return True
+        if not isinstance(argument, ast.Name):
+            return False
+    # It is handed the mode by its caller, or it is a library's: does either look at it?
+    forward = getattr(type(graph.operation(node).owner), "forward", None)
+    codes = (site.code, getattr(inspect.unwrap(forward), "__code__", None) if forward else None)
+    return any(code is not None and "training" in code.co_names for code in codes)
 
 
 def _is_on_purpose(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> bool:

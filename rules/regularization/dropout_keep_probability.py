@@ -58,7 +58,7 @@ def dropout_keep_probability(
 
     ## References
     Srivastava et al. 2014, "Dropout", sections 4 and 10 (there p is the probability to retain, 0.5 for
-    hidden units and 0.8 for inputs). Seed A, section on dropout (保留概率 p). `torch.nn.Dropout`.
+    hidden units and 0.8 for inputs). Seed A, section on dropout (p is what it keeps). `torch.nn.Dropout`.
     """
     seen: set[Any] = set()
     for node in graph.calls_in_order:
@@ -89,10 +89,13 @@ def _p(graph: Graph, node: Any) -> float | None:
 def _finding(graph: Graph, edits: SourceEdits, node: Any, p: float) -> Finding:
     keep = round(1 - p, 10)
     source, _ = graph.producer(node, ops.REARRANGEMENTS)
-    of_what = "what it gets" if source is None else f"what {graph.label(source)} gives"
+    of_what = "what it gets"
+    if source is not None:
+        name = graph.label(source)
+        of_what = name if source.op == "placeholder" else f"what {name} gives"
     if keep > 0:
         effect = (
-            f"drops {p:.0%} of {of_what} and scales the rest by {1 / keep:.3g}: noise of "
+            f"drops {100 * p:.4g}% of {of_what} and scales the rest by {1 / keep:.3g}: noise of "
             f"{p / keep:.2g}× the signal's power"
         )
         meant = f"{p:g} as a probability to keep is p={keep:g} in torch"
@@ -109,9 +112,9 @@ def _finding(graph: Graph, edits: SourceEdits, node: Any, p: float) -> Finding:
 
 
 def _fix(graph: Graph, edits: SourceEdits, node: Any, p: float, keep: float) -> Fix:
-    """P → 1 − p where the number stands in the call: dropout's own, or that of a larger layer."""
+    """Turn p into 1 − p where it stands in the call: dropout's own, or that of a larger layer."""
     is_layer = graph.layer(node) is not None
-    title = f"p={keep:g}: drop {keep:.0%}, keep {p:.0%}"
+    title = f"p={keep:g}: drop {100 * keep:.4g}%, keep {100 * p:.4g}%"
     anywhere = 1_000  # only by keyword
     for position, name in (
         (int(not is_layer), "p"),
