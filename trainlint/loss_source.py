@@ -399,8 +399,10 @@ class _Reader:
             return frozenset() if own is None else frozenset({own.name})
         if name is not None and (name in self._imports or name in self._functions):
             return None
-        names = {name} if name is not None and self._is_global(expression) else set()
         definitions = self._definitions(expression)
+        names = {name} if name is not None and self._is_global(expression) else set()
+        if definitions and all(definition.value is None for definition in definitions):
+            return frozenset()  # one of those that a loop goes through
         for definition in definitions:
             if definition.value is None:
                 continue
@@ -555,7 +557,7 @@ class _Reader:
         if function.name == "__init__":
             return isinstance(callee, ast.Name) and callee.id == owner.name
         if function.name == "forward":
-            return self._models(callee, 4) == frozenset({owner.name})
+            return owner.name in (self._models(callee, 4) or ())
         return isinstance(callee, ast.Attribute) and callee.attr == function.name
 
     # ------------------------------------------------------------------ the tree

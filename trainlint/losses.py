@@ -112,6 +112,14 @@ class Losses:
         """The same for an output whose loss is not known."""
         return tuple(_links(self.graph, node, ()))
 
+    @property
+    def sole(self) -> LossCall | None:
+        """The loss whose value the pulse measures, where that is one loss alone."""
+        if len({(call.path, call.node) for call in self.calls}) != 1:
+            return None
+        call = self.calls[0]
+        return call if call.path is not None or call.node in self.graph.outputs else None
+
     def range(self, call: LossCall) -> Range | None:
         """The bounds of the values that the loss gets, where they can be told."""
         bounds = value_range(self.graph, call.scores)

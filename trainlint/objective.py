@@ -28,6 +28,11 @@ _CLASSES: Final = frozenset({"cross_entropy", "nll_loss", "multi_margin_loss"})
 _BINARY: Final = frozenset(
     {"binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss"}
 )
+_FUSED: Final[dict[tuple[str, ...], str]] = {
+    ("log_softmax", "nll_loss"): "cross_entropy",
+    ("log_softmax", "cross_entropy"): "cross_entropy",
+    ("sigmoid", "binary_cross_entropy"): "binary_cross_entropy_with_logits",
+}
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,19 @@ def objective_of(losses: Losses) -> Objective | None:
 
 
 def _is_computable(call: LossCall) -> bool:
-    return call.function is not None or all(step.name in PLAIN_STEPS for step in call.steps)
+    return call.function is not None or _kind_on_scores(call) is not None
+
+
+def _kind_on_scores(call: LossCall) -> str | None:
+    """The one loss that amounts to the file's last activation and its loss together."""
+    activations = tuple(step.name for step in call.steps if step.name not in PLAIN_STEPS)
+    return _FUSED.get((*activations, call.kind)) if activations else call.kind or None
 
 
 def _function(call: LossCall) -> Callable[..., Any]:
     if call.function is not None:
         return call.function
-    function: Callable[..., Any] = getattr(nn.functional, call.kind)
+    function: Callable[..., Any] = getattr(nn.functional, str(_kind_on_scores(call)))
     return function
 
 

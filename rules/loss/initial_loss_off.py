@@ -1,0 +1,159 @@
+"""LOS010 initial-loss-off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    LossCall,
+    Losses,
+    Severity,
+    Signal,
+    rule,
+)
+
+# Where these stand before the loss, its value at the start is not the model's doing.
+SQUASHED = ("softmax", "sigmoid", "tanh", "relu")
+
+
+@rule("LOS010", severity=Severity.WARNING, since="0.1")
+def initial_loss_off(
+    graph: Graph, losses: Losses, signal: Signal, *, excess: float = 3.0, deficit: float = 0.5
+) -> Iterator[Finding]:
+    """Before any training, the cross entropy is far from that of a guess.
+
+    A model that knows nothing should say that all C classes are equally likely, which costs log C: 2.30
+    for 10 classes, 6.91 for 1000. If the loss starts far above, the scores are large although they mean
+    nothing: with scores of standard deviation s it starts near log C + s²/2. The first epochs then only
+    take the confident nonsense back (the loss curve looks like a hockey stick), with gradients that
+    are large for all the wrong reasons and a softmax that is saturated from the first step on.
+
+    Mostly the last layer's weights are too large: N(0, 1) in place of a width of 1/√n, an embedding of
+    unit variance that is also used as the output layer, or a stack before it in which values grow.
+
+    A loss that starts more than `excess` above log C is reported. Starting below `deficit` times log C is
+    mentioned where the targets are given: the model was trained before, or its inputs show the
+    answer. Without given inputs the values are those on normal numbers, and real data may be larger.
+
+    ## Bad
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(64, 128)
+            self.fc2 = nn.Linear(128, 10)
+            nn.init.normal_(self.fc2.weight)
+
+        def forward(self, x):
+            return self.fc2(F.relu(self.fc1(x)))
+
+
+    def train(model, loader, optimizer):
+        for features, labels in loader:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(features), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(64, 128)
+            self.fc2 = nn.Linear(128, 10)
+            nn.init.normal_(self.fc2.weight, std=0.01)
+
+        def forward(self, x):
+            return self.fc2(F.relu(self.fc1(x)))
+
+
+    def train(model, loader, optimizer):
+        for features, labels in loader:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(features), labels)
+            loss.backward()
+            optimizer.step()
+    ```
+
+    ## When to ignore it
+    When trained weights are loaded by another program, or the scores are meant to be sharp from the start,
+    as cosines times a fixed scale are.
+
+    ## Fix safety
+    Unsafe: the model starts from other weights. Its function space is the same.
+
+    ## References
+    Karpathy 2019, "A Recipe for Training Neural Networks" (verify the loss at initialisation). For normal
+    scores z ~ N(0, s²) and many classes, log Σ exp z − z_y is log C + s²/2 on average. Thresholds:
+    `benchmarks/initial_loss.py`.
+    """
+    call = losses.sole
+    if call is None or signal.objective != "loss" or call.kind not in ("cross_entropy", "nll_loss"):
+        return
+    classes = losses.classes(call)
+    names = [link.name for link in losses.links(call)]
+    if call.kind == "nll_loss":
+        names = names[1:] if names[:1] == ["log_softmax"] else ["softmax"]
+    if not classes or classes < 2 or not names or names[0] in SQUASHED:
+        return
+    expected = math.log(classes)
+    if signal.value > expected + excess:
+        yield _too_high(graph, losses, signal, call, classes)
+    elif losses.targets is not None and signal.value < deficit * expected:
+        yield _too_low(losses, signal, call, classes)
+
+
+def _too_high(
+    graph: Graph, losses: Losses, signal: Signal, call: LossCall, classes: int
+) -> Finding:
+    expected = math.log(classes)
+    spread = math.sqrt(2 * (signal.value - expected))
+    head = next(
+        (link.node for link in losses.links(call) if link.node and graph.is_weighted(link.node)),
+        None,
+    )
+    where = call.where if head is None else head
+    name = "the last layer" if head is None else graph.label(head)
+    return Finding(
+        f"before any training {losses.place(call)} is {signal.value:.3g}, and a guess among {classes} "
+        f"classes costs log {classes} = {expected:.3g}: scores of spread {spread:.1f} that mean "
+        "nothing have to be unlearnt first",
+        where=where,
+        evidence={
+            "loss": round(signal.value, 4),
+            "log_classes": round(expected, 4),
+            "classes": classes,
+            "score_spread": round(spread, 3),
+            "inputs_given": signal.given,
+        },
+        fixes=[
+            Fix(f"make the first weights of {name} {spread:.0f} times smaller, or more"),
+            Fix("or normalise what goes into it"),
+        ],
+        confidence=Confidence.LIKELY if signal.given else Confidence.POSSIBLE,
+        affects=[call.scores],
+    )
+
+
+def _too_low(losses: Losses, signal: Signal, call: LossCall, classes: int) -> Finding:
+    expected = math.log(classes)
+    return Finding(
+        f"before any training {losses.place(call)} is {signal.value:.3g}, below the {expected:.3g} of a "
+        f"guess among {classes} classes: trained weights, or inputs that show the answer",
+        where=call.where,
+        evidence={
+            "loss": round(signal.value, 4),
+            "log_classes": round(expected, 4),
+            "classes": classes,
+        },
+        severity=Severity.INFO,
+        confidence=Confidence.POSSIBLE,
+        affects=[call.scores],
+    )
