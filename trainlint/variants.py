@@ -7,7 +7,7 @@ it is made only when a rule asks. Imports torch late, since rules name the type.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
 from trainlint.graph import Graph
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from trainlint.inputs import Inputs
+
+
+# Along axis 0 these mix rows by an index.
+INDEXING: Final = frozenset("getitem index_add index_select scatter_add scatter_reduce".split())
 
 
 class Variants:
@@ -118,16 +122,42 @@ def _is_same_way(graph: Graph, larger: Graph) -> bool:
 
 
 def _varies_along_a_sequence(graph: Graph, larger: Graph) -> bool:
-    """Whether some layer runs along the axis that grew: then it holds time steps, not samples."""
+    """Whether some layer runs along the axis that grew: then it holds time steps or nodes, not samples."""
     for node, counterpart in zip(graph.nodes, larger.nodes, strict=True):
+        if node.op != "call_function":
+            continue
+        if _is_indexed_by_input(graph, node) and _differing_first(graph, larger, node, counterpart):
+            return True
         along = _sequence_axes(graph, node)
-        if along:
-            source, other = graph.data(node), larger.data(counterpart)
-            if source is None or other is None:
-                continue
+        source, other = graph.data(node), larger.data(counterpart)
+        if along and source is not None and other is not None:
             grown = _differing(graph.shape(source), larger.shape(other))
             if set(grown) & set(along):
                 return True
+    return False
+
+
+def _differing_first(graph: Graph, larger: Graph, node: Node, counterpart: Node) -> bool:
+    """Whether the first axis of the first operand has grown."""
+    here: Any = node.args[0]
+    there: Any = counterpart.args[0]
+    if not hasattr(here, "all_input_nodes"):
+        return False
+    return 0 in _differing(graph.shape(here), larger.shape(there))
+
+
+def _is_indexed_by_input(graph: Graph, node: Node) -> bool:
+    """Whether rows are looked up by a table that the model is given: the edges of a graph."""
+    name = graph.name(node)
+    if name not in INDEXING or len(node.args) < 2:
+        return False
+    axis = 0 if name == "getitem" else node.kwargs.get("dim", node.args[1])
+    for part in (*node.args[1:], *node.kwargs.values()) if axis == 0 else ():
+        source: Any = part
+        while hasattr(source, "all_input_nodes") and graph.name(source) in ops.PARTS:
+            source = graph.data(source)
+        if getattr(source, "op", "") == "placeholder" and not graph.is_floating(source):
+            return len(graph.shape(source) or ()) == 2
     return False
 
 
