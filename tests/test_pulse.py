@@ -56,9 +56,9 @@ def test_figures_are_those_of_the_real_run() -> None:
     assert (signal.batch, signal.objective, signal.given) == (8, "loss", True)
     assert signal.value == pytest.approx(output.square().mean().item())
     assert first.mean == pytest.approx(hidden.mean().item(), abs=1e-6)
-    assert first.std == pytest.approx(float(hidden.std(correction=0)), rel=1e-5)
-    assert first.rms == pytest.approx(float(hidden.square().mean().sqrt()), rel=1e-5)
-    assert first.spread == pytest.approx(float(hidden.std(0, correction=0).square().mean().sqrt()))
+    assert first.std == pytest.approx(hidden.std(correction=0).item(), rel=1e-5)
+    assert first.rms == pytest.approx(hidden.square().mean().sqrt().item(), rel=1e-5)
+    assert first.spread == pytest.approx(hidden.std(0, correction=0).square().mean().sqrt().item())
     assert first.gradient == pytest.approx(float(hidden.grad.norm()), rel=1e-5)
     assert relu.zero == pytest.approx(float((active == 0).float().mean()))
     for name, parameter in model.named_parameters():
@@ -349,9 +349,18 @@ def origin(*steps: Any) -> tuple[str, str, bool] | None:
 
 def test_the_first_operation_that_made_it_is_named() -> None:
     assert origin(torch.log, torch.exp, torch.relu) == ("log", "nan", False)
-    assert origin(lambda x: x * 1e30, torch.exp, torch.sin) == ("sin", "nan", False)
+    assert origin(lambda x: x * 1e30, torch.exp, torch.sin) == ("exp", "inf", False)
     assert origin(lambda x: x * 100, torch.exp, lambda x: x + 1) == ("exp", "inf", False)
     assert origin(lambda x: x - x, lambda x: x / x.sum(), torch.relu) == ("div", "nan", False)
+
+
+def test_an_infinity_is_blamed_for_the_nan_that_is_made_of_it() -> None:
+    assert origin(torch.relu, torch.log, nn.Linear(4, 4)) == ("log", "inf", False)
+    assert origin(lambda x: x.abs() / torch.relu(x), nn.LayerNorm(4)) == ("div", "inf", False)
+    # Here the infinity is a mask, and another operation makes the NaN.
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    steps = (lambda x: x + mask.log(), lambda x: x.softmax(-1), lambda x: (x - 2).sqrt())
+    assert origin(*steps) == ("sqrt", "nan", False)
 
 
 def test_a_gradient_that_is_not_finite_is_blamed_on_the_operation_whose_backward_made_it() -> None:

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 import torch
@@ -224,8 +224,7 @@ def _bytes_of(graph: Graph, node: Node) -> int:
 
 
 def on_device_of(model: nn.Module, inputs: Inputs) -> Inputs:
-    from dataclasses import replace
-
+    """The inputs as copies on the device of the model's parameters."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def placed(_: str, tensor: Tensor) -> Tensor:
@@ -416,8 +415,6 @@ class _Recorder(TorchFunctionMode):
 
     @staticmethod
     def with_origin(signal: Signal, origin: NonFinite | None) -> Signal:
-        from dataclasses import replace
-
         return replace(signal, non_finite=origin)
 
 
@@ -536,11 +533,11 @@ def _origin(
         _, value = objective_of(output, objective, seed)
     if finder.found is not None:
         return finder.found
-    if finder.infinite is not None and not bool(value.isfinite()):
-        return finder.infinite
+    if finder.infinities and not bool(value.isfinite()):
+        return finder.infinities[0]
     with contextlib.suppress(RuntimeError):
         _gradients(value, [p for p in model.parameters() if p.requires_grad], whole=False)
-    return finder.found or finder.infinite
+    return finder.found or next(iter(finder.infinities), None)
 
 
 class _Finder(TorchFunctionMode):
@@ -558,8 +555,9 @@ class _Finder(TorchFunctionMode):
             key = (graph.operation(node).module, graph.name(node))
             self._nodes[(*key, counts[key])] = node
             counts[key] += 1
+        self._graph = graph
         self.found: NonFinite | None = None
-        self.infinite: NonFinite | None = None
+        self.infinities: list[NonFinite] = []
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -598,18 +596,30 @@ class _Finder(TorchFunctionMode):
             return result
         with torch._C.DisableTorchFunction():
             if any(bool(t.isnan().any()) for t in made):
-                self.found = NonFinite(node, "nan", backward=False, inputs=ranges)
+                cause = None if bounded else self._infinity_before(node)
+                self.found = cause or NonFinite(node, "nan", backward=False, inputs=ranges)
             elif (
                 bounded
-                and self.infinite is None
                 and name not in _MASKS
+                and not self._graph.is_constant(node)
                 and any(bool(t.isinf().any()) for t in made)
             ):
-                self.infinite = NonFinite(node, "inf", backward=False, inputs=ranges)
+                self.infinities.append(NonFinite(node, "inf", backward=False, inputs=ranges))
             for tensor in sources:
                 if tensor.requires_grad and self.found is None:
                     self._watch(tensor, made, node, ranges)
         return result
+
+    def _infinity_before(self, node: Node) -> NonFinite | None:
+        """The operation that made the infinity of which this one makes a NaN."""
+        before: set[Node] = set()
+        stack = [node]
+        while stack:
+            for source in stack.pop().all_input_nodes:
+                if source not in before:
+                    before.add(source)
+                    stack.append(source)
+        return next((made for made in self.infinities if made.node in before), None)
 
     def _watch(
         self, tensor: Tensor, results: list[Tensor], node: Node, ranges: tuple[float, float] | None
