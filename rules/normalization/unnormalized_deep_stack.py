@@ -36,6 +36,8 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
         def __init__(self):
             super().__init__()
             self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(12))
+            for layer in self.layers:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             self.head = nn.Linear(16, 4)
 
         def forward(self, x):
