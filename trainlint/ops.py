@@ -109,6 +109,11 @@ ACTIVATIONS: Final = frozenset(
     "hardtanh softplus mish softsign logsigmoid softmax log_softmax glu rrelu clamp clamp_min "
     "threshold tanhshrink softshrink hardshrink".split()
 )
+# Of their operand, only shape, type and place matter.
+SHAPE_ONLY: Final = frozenset(
+    "zeros_like ones_like rand_like randn_like empty_like full_like new_zeros new_ones new_full "
+    "new_empty".split()
+)
 # The gradient ends here: the result does not vary with the input, or is cut off on purpose.
 NON_DIFFERENTIABLE: Final = frozenset(
     "detach argmax argmin argsort sign round floor ceil trunc get_data bernoulli multinomial "

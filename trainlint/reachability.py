@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
     from trainlint.graph import Graph, Parameter
 
-# Only the shape, type or place of their operand matters.
-_SHAPE_ONLY: Final = frozenset(
-    "zeros_like ones_like rand_like randn_like empty_like full_like new_zeros new_ones new_full "
-    "new_empty".split()
-)
 # Piecewise constant: autograd answers with zeros, not with None.
 ZERO_SLOPE: Final = frozenset("round sign floor ceil trunc heaviside".split())
 _COPIES: Final = frozenset({"detach", "get_data", "tensor", "new_tensor"})
@@ -103,7 +98,7 @@ class Reachability:
     # ------------------------------------------------------------------ details
 
     def _all_sources(self, node: Node) -> list[Node]:
-        return [] if self._graph.name(node) in _SHAPE_ONLY else node.all_input_nodes
+        return [] if self._graph.name(node) in ops.SHAPE_ONLY else node.all_input_nodes
 
     @staticmethod
     def _behind(roots: Iterable[Node], sources: Any) -> frozenset[Node]:
@@ -127,7 +122,7 @@ class Reachability:
             if node in self._read and node not in self._used:
                 return node
             for user in node.users:
-                if user in seen or user not in within or self._graph.name(user) in _SHAPE_ONLY:
+                if user in seen or user not in within or self._graph.name(user) in ops.SHAPE_ONLY:
                     continue
                 seen.add(user)
                 if user.op == "call_function" and node not in self.sources(user):

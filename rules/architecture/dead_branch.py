@@ -37,7 +37,7 @@ def dead_branch(graph: Graph) -> Iterator[Finding]:
     use it. Or a skip connection was computed and never added.
 
     Reported where the source drops the value plainly: a call on a line of its own, or a variable that
-    nothing reads afterwards and that a product with weights, a convolution or an embedding leads to.
+    nothing reads afterwards, if it holds the result of weights, an activation or a normalisation.
 
     ## Bad
     ```python
@@ -91,7 +91,7 @@ def dead_branch(graph: Graph) -> Iterator[Finding]:
     for end, branch in dead_ends(graph):
         how, source = _how_it_is_dropped(graph, end) if _is_a_value(graph, end) else ("", "")
         costly = heavy(graph, branch)
-        if not how or not (costly or (how == BARE and _is_meant_to_return(graph, end))):
+        if not how or not (costly or _is_called_for_its_result(graph, end, how)):
             continue
         idle = [
             parameter
@@ -121,9 +121,9 @@ def _writes_into_its_input(node: Any) -> bool:
     return bool(node.kwargs.get("inplace")) or True in [arg for arg in node.args if arg is True]
 
 
-def _is_meant_to_return(graph: Graph, end: Any) -> bool:
-    """Called for its result alone: a function, or a layer that keeps no statistics."""
-    if graph.layer(end) is None:
+def _is_called_for_its_result(graph: Graph, end: Any, how: str) -> bool:
+    """A step of the network that costs nothing: an activation or a normalisation without statistics."""
+    if how == BARE and graph.layer(end) is None:
         return True
     return graph.name(end) in ops.ACTIVATIONS | ops.DROPOUTS | {"layer_norm", "group_norm"}
 
@@ -146,6 +146,8 @@ def _how_it_is_dropped(graph: Graph, end: Any) -> tuple[str, str]:
     if not isinstance(statement, ast.Assign) or statement.value is not call:
         return "", ""
     names = {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    if any(name.startswith("_") for name in names):
+        return "", ""  # dropped on purpose
     if len(names) != len(statement.targets) or _is_read_later(text.tree, statement, names):
         return "", ""
     return ASSIGNED, source

@@ -8,6 +8,9 @@ from typing import Any
 
 from trainlint.rule import Finding, Fix, Graph, Severity, ops, rule
 
+CHANNELS_FIRST = (
+    ops.CONVOLUTIONS | ops.MAX_POOLS | ops.SPATIAL | {"batch_norm", "group_norm", "cat"}
+)
 BETWEEN = ops.REARRANGEMENTS | ops.DROPOUTS | ops.ACTIVATIONS - {"softmax", "log_softmax", "glu"}
 
 
@@ -85,11 +88,9 @@ def oversized_flatten(
         yield _finding(graph, node, flattened, weight, total)
 
 
-def _flattened_map(graph: Graph, node: Any) -> tuple[int, ...] | None:
-    """The shape (batch, channels, places...) of the map whose flattening the layer receives."""
-    if not graph.is_weighted(node):
-        return None
-    source = graph.data(node)
+def _flattened_map(graph: Graph, node: Any) -> Any:
+    """The map of shape (batch, channels, places...) whose flattening the layer receives."""
+    source = graph.data(node) if graph.is_weighted(node) else None
     while source is not None and source.op == "call_function":
         after = graph.shape(source)
         inner = graph.data(source)
@@ -97,31 +98,31 @@ def _flattened_map(graph: Graph, node: Any) -> tuple[int, ...] | None:
         if graph.name(source) in ("reshape", "flatten") and after and before:
             joined = len(after) < len(before) and after[-1] > before[-1]
             if len(before) >= 3 and joined and math.prod(before[2:]) > 1:
-                return before if before[0] * math.prod(before[1:]) == math.prod(after) else None
+                return inner
         if not graph.is_transparent(source, BETWEEN):
             return None
         source = inner
     return None
 
 
+def _pooling(graph: Graph, flattened: Any) -> tuple[str, int]:
+    """The average over all places of the map, and how many features it leaves."""
+    shape = graph.shape(flattened) or ()
+    maker, _ = graph.producer(flattened, BETWEEN)
+    if len(shape) == 3 and (maker is None or graph.name(maker) not in CHANNELS_FIRST):
+        return "x.mean(1)", shape[2]  # tokens: (batch, places, features)
+    return f"nn.AdaptiveAvgPool{len(shape) - 2}d(1)", shape[1]
+
+
 def _finding(
-    graph: Graph, node: Any, before: tuple[int, ...], weight: tuple[int, ...], total: int
+    graph: Graph, node: Any, flattened: Any, weight: tuple[int, ...], total: int
 ) -> Finding:
     count = math.prod(weight)
-    places = math.prod(before[2:])
+    before = graph.shape(flattened) or ()
     size = "x".join(map(str, before[1:]))
-    channels = before[1]
-    pooled = weight[0] * channels
+    pooling, features = _pooling(graph, flattened)
+    after = total - count + weight[0] * features
     label = graph.label(node)
-    rank = len(before) - 2
-    fixes = []
-    if channels * places == weight[1] and rank in (1, 2, 3):
-        fixes.append(
-            Fix(
-                f"nn.AdaptiveAvgPool{rank}d(1) before the flatten, and {channels} features into {label}: "
-                f"{total:,} parameters become {total - count + pooled:,}"
-            )
-        )
     return Finding(
         f"{label} holds {count:,} of {total:,} parameters ({count / total:.0%}), since it gets a "
         f"{size} map flattened: the likeliest place to overfit, and the size of the input is fixed",
@@ -131,8 +132,13 @@ def _finding(
             "weights": count,
             "parameters": total,
             "share": round(count / total, 4),
-            "weights_after_pooling": pooled,
+            "parameters_after_pooling": after,
         },
-        fixes=fixes,
+        fixes=[
+            Fix(
+                f"{pooling} in place of the flatten, and {features} features into {label}: "
+                f"{total:,} parameters become {after:,}"
+            )
+        ],
         affects=[node],
     )

@@ -98,13 +98,17 @@ def stacked_linear_without_activation(graph: Graph, edits: SourceEdits) -> Itera
     uses = Counter(
         graph.argument(node, "weight") for node in graph.calls_in_order if graph.is_weighted(node)
     )
+    seen: set[Any] = set()
     for second in graph.calls_in_order:
         if not graph.is_live(second) or not graph.is_weighted(second):
             continue
         pair = _pair_before(graph, second)
         if pair is None or _is_meant(graph, pair) or _is_shared_or_frozen(graph, pair, uses):
             continue
-        yield _finding(graph, edits, pair)
+        weights = tuple(graph.argument(node, "weight") for node in (pair.first, pair.second))
+        if weights not in seen:  # two towers, or the steps of a loop, share their layers
+            seen.add(weights)
+            yield _finding(graph, edits, pair)
 
 
 def _pair_before(graph: Graph, second: Any) -> Pair | None:
@@ -138,6 +142,8 @@ def _is_meant(graph: Graph, pair: Pair) -> bool:
         or _is_factorized_kernel(graph, pair)
         or _follows_attention(graph, pair.first)
         or _leads_to_attention(graph, pair.second)
+        or _is_code(graph, pair)
+        or _drives_a_state(graph, pair.second)
     )
 
 
@@ -145,7 +151,10 @@ def _is_used_otherwise(graph: Graph, pair: Pair) -> bool:
     """Something else than weighted operations takes the intermediate value as well."""
     chain = {pair.second, *pair.between}
     return any(
-        user not in chain and graph.is_live(user) and not graph.is_weighted(user)
+        user not in chain
+        and graph.is_live(user)
+        and not graph.is_weighted(user)
+        and graph.name(user) not in ops.SHAPE_ONLY
         for node in (pair.first, *pair.between)
         for user in node.users
     )
@@ -163,8 +172,9 @@ def _takes_a_part(graph: Graph, pair: Pair) -> bool:
 
 
 def _changes_resolution(graph: Graph, pair: Pair) -> bool:
-    """Learnt upsampling followed by a convolution that smooths it."""
-    return "transpose" in graph.name(pair.first) and max(_numbers(graph, pair.first, "stride")) > 1
+    """Learnt upsampling followed by a convolution that smooths it, at the same resolution."""
+    first, second = (max(_numbers(graph, node, "stride")) for node in (pair.first, pair.second))
+    return "transpose" in graph.name(pair.first) and first > 1 and second == 1
 
 
 def _is_patch_embedding(graph: Graph, pair: Pair) -> bool:
@@ -198,6 +208,29 @@ def _leads_to_attention(graph: Graph, node: Any) -> bool:
     return bool(users) and all(_is_attention(graph, user) for user in users)
 
 
+def _is_code(graph: Graph, pair: Pair) -> bool:
+    """The narrowest point of an autoencoder: a map small in all, which a transposed layer enlarges."""
+    data = graph.data(pair.first)
+    shapes = [graph.shape(node) for node in (data, pair.first, pair.second) if node is not None]
+    sizes = [math.prod(shape) for shape in shapes if shape is not None]
+    enlarges = "transpose" in graph.name(pair.second)
+    return enlarges and len(sizes) == 3 and sizes[1] < min(sizes[0], sizes[2])
+
+
+def _drives_a_state(graph: Graph, node: Any) -> bool:
+    """One of the summands in tanh(Wh + Ux): the input of a recurrent cell, or of a gate."""
+    for merge in graph.consumers(node):
+        if graph.name(merge) in ops.SHAPE_ONLY:
+            continue  # the first state, of this shape
+        others = [graph.producer(other)[0] for other in graph.varying_inputs(merge)]
+        weighted = [other for other in others if other is not None and graph.is_weighted(other)]
+        behind = graph.consumers(merge, ops.REARRANGEMENTS | ops.PARTS | {"add"})
+        squashed = bool(behind) and all(graph.name(u) in ("tanh", "sigmoid") for u in behind)
+        if graph.name(merge) != "add" or not squashed or not set(weighted) - {node}:
+            return False
+    return True
+
+
 def _is_attention(graph: Graph, node: Any) -> bool:
     if graph.name(node) in ops.ATTENTION:
         return True
@@ -206,10 +239,10 @@ def _is_attention(graph: Graph, node: Any) -> bool:
 
 def _is_shared_or_frozen(graph: Graph, pair: Pair, uses: Counter[Any]) -> bool:
     trained = {parameter.node for parameter in graph.parameters}
-    for node in (pair.first, pair.second):
-        weight = graph.argument(node, "weight")
-        if uses[weight] > 1:
-            return True
+    weights = [graph.argument(node, "weight") for node in (pair.first, pair.second)]
+    if uses[weights[0]] != uses[weights[1]]:
+        return True  # one of them also works elsewhere
+    for node, weight in zip((pair.first, pair.second), weights, strict=True):
         if weight.op == "get_attr" and weight not in trained:
             return True
         if weight.op != "get_attr" and not graph.parameters_of(node):
