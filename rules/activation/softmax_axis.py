@@ -86,7 +86,7 @@ def _judged(graph: Graph, edits: SourceEdits, variants: Variants, node: Any) -> 
     if axis is None:
         return None
     if dims[axis] == 1 and (source := _only_score(graph, node, len(dims), axis)) is not None:
-        return _constant(graph, node, source, dims, axis)
+        return _constant(graph, edits, node, source, axis, stated)
     size = variants.batch_size
     # The pre-test, since the variant costs a capture: that axis could be the batch at all.
     if dims[axis] != size or (axis == len(dims) - 1 > 0 and not _is_turned(graph, node)):
@@ -135,7 +135,7 @@ def _over_batch(
         f"{dims[axis]} samples compete, and a sample's own numbers do not sum to 1",
         where=node,
         evidence={"axis": axis, "shape": list(dims), "batch": dims[axis]},
-        fixes=[_other_axis(graph, edits, node, dims, axis, stated)],
+        fixes=[_other_axis(graph, edits, node, dims, (axis,), stated)],
         fault=("softmax", id(node)),
         affects=[node],
     )
@@ -147,7 +147,7 @@ def _implicit(graph: Graph, edits: SourceEdits, node: Any, dims: tuple[int, ...]
         "usually the batch",
         where=node,
         evidence={"axis": 0, "shape": list(dims)},
-        fixes=[_other_axis(graph, edits, node, dims, 0, None)],
+        fixes=[_other_axis(graph, edits, node, dims, (0,), None)],
         severity=Severity.WARNING,
         affects=[node],
     )
@@ -170,10 +170,11 @@ def _other_axis(
     edits: SourceEdits,
     node: Any,
     dims: tuple[int, ...],
-    axis: int,
+    wrong: tuple[int, ...],
     stated: int | None,
 ) -> Fix:
-    others = [other for other, length in enumerate(dims) if other != axis and length > 1]
+    """The axis of a sample's own numbers: channels of a map, else the last that holds several."""
+    others = [axis for axis, length in enumerate(dims) if axis not in wrong and length > 1]
     if not others:
         return Fix(
             "sigmoid, as each sample has one number; or give the layer before it more outputs"
@@ -221,11 +222,14 @@ def _only_score(graph: Graph, node: Any, rank: int, axis: int) -> Any:
     return source if axis == features and not is_routed else None
 
 
-def _constant(graph: Graph, node: Any, source: Any, dims: tuple[int, ...], axis: int) -> Finding:
+def _constant(
+    graph: Graph, edits: SourceEdits, node: Any, source: Any, axis: int, stated: int | None
+) -> Finding:
+    dims = graph.shape(node) or ()
+    result = "0" if graph.name(node) == "log_softmax" else "1"
     fixes = [Fix("sigmoid, for one score a sample")]
     if len(dims) > 2:
-        fixes = [Fix("dim=1: over the positions that the scores are for"), *fixes]
-    result = "0" if graph.name(node) == "log_softmax" else "1"
+        fixes = [_other_axis(graph, edits, node, dims, (0, axis), stated), *fixes]
     return Finding(
         f"{graph.label(node)} runs over axis {axis} of {dims}, a single number: the result is "
         f"always {result}, and {graph.label(source)} gets no gradient through it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -26,9 +27,17 @@ ATTENTION = "scaled_dot_product_attention"
 # Names and words by which people say that they mean it. Tacotron's prenet is never switched off.
 ON_PURPOSE = re.compile(
     r"monte[\W_]*carlo|\bmc\b|mc[\W_]*(drop|sampl|infer|forward|pass|pred)|bayes|uncertain|epistemic|"
-    r"ensemble|prenet|always[\W_]*(on|active)|(at|in|during|also)[\W_]+(test|inference|eval)",
+    r"prenet|always[\W_]*(on|active)",
     re.IGNORECASE,
 )
+ON_PURPOSE_AT_THE_CALL = re.compile(
+    r"(at|in|during|for)[\W_]+(test|inference|eval|predict)|on purpose|intention|deliberate",
+    re.IGNORECASE,
+)
+# What a mask by hand may be besides dropout: noise that the model learns to remove.
+CORRUPTION = re.compile(r"corrupt|denois|noise|mask|augment", re.IGNORECASE)
+COMPARISONS = ("lt", "le", "gt", "ge")
+SAME_MASK = ops.REARRANGEMENTS | {"div", "to", "type", "bool", "int"}
 
 
 @rule("REG002", severity=Severity.ERROR, since="0.1", explains=["random-in-eval"])
@@ -46,7 +55,8 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     Not reported: dropout that is a layer of its own (a subclass of nn.Dropout that stays on does so on
     purpose), and code that says what it is for (Monte Carlo, Bayesian, uncertainty, a prenet) in the
     name or docstring of a class or function, or in a comment at the call. An explicit `training=True`
-    is a warning, since it was written by someone who knew of the argument.
+    is a warning, since it was written by someone who knew of the argument; so is a mask by hand,
+    `x * (torch.rand_like(x) < keep) / keep`, that stands outside of an `if self.training`.
 
     ## Bad
     ```python
@@ -89,8 +99,8 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     Tacotron's prenet: Shen et al. 2017, arXiv:1712.05884, section 2.2.
     """
     suspects = {
-        site.key
-        for node in _dropping(graph)
+        site.key: node
+        for node in reversed([*_dropping(graph), *_masking(graph)])
         if (site := graph.operation(node).site) is not None
         # Only then is the capture in eval mode worth its time.
         and not _asks_for_the_mode(edits, site, node, graph)
@@ -99,16 +109,10 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     in_eval = variants.eval if suspects else None
     if in_eval is None:
         return
-    here = {
-        site.key: node
-        for node in reversed(list(_dropping(graph)))
-        if (site := graph.operation(node).site) is not None
-    }
-    for node in _dropping(in_eval):
+    for node in (*_dropping(in_eval), *_masking(in_eval)):
         site = in_eval.operation(node).site
         if site is not None and site.key in suspects and in_eval.is_live(node):
-            suspects.discard(site.key)
-            yield _finding(graph, edits, here[site.key], site)
+            yield _finding(graph, edits, suspects.pop(site.key), site)
 
 
 def _dropping(graph: Graph) -> Iterator[Any]:
@@ -117,6 +121,31 @@ def _dropping(graph: Graph) -> Iterator[Any]:
         is_on = graph.name(node) == ATTENTION or graph.argument(node, "training", True) is True
         if is_on and _p(graph, node) > 0 and not _is_layer_of_torch(graph, node):
             yield node
+
+
+def _masking(graph: Graph) -> Iterator[Any]:
+    """Draws of a random mask that multiplies what depends on an input: dropout by hand."""
+    for node in graph.calls("mul"):
+        if len(node.all_input_nodes) == 2:
+            for mask, data in itertools.permutations(node.all_input_nodes):
+                draw = _draw_behind(graph, mask)
+                if draw is not None and not graph.is_constant(data):
+                    yield draw
+
+
+def _draw_behind(graph: Graph, mask: Any) -> Any:
+    """The draw of a mask of zeros and ones with a fixed probability: `rand < p`, `bernoulli_(p)`."""
+    while mask.op == "call_function" and mask.all_input_nodes:
+        source, name = mask.all_input_nodes[0], graph.name(mask)
+        has_number = any(isinstance(value, float) for value in mask.args[1:])
+        if name in COMPARISONS:
+            return source if has_number and graph.name(source) in ("rand", "rand_like") else None
+        if name == "bernoulli":
+            return mask if has_number or graph.name(source) in ("full", "full_like") else None
+        if name not in SAME_MASK:
+            return None
+        mask = source
+    return None
 
 
 def _p(graph: Graph, node: Any) -> float:
@@ -171,14 +200,24 @@ def _asks_for_the_mode(edits: SourceEdits, site: Site, node: Any, graph: Graph) 
 
 
 def _is_on_purpose(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> bool:
-    return any(ON_PURPOSE.search(words) for words in _words(graph, edits, node, site))
+    names = " ".join(_names(graph, node, site))
+    text = edits.text(site.filename)
+    comments, documentation = "", ""
+    if text is not None:
+        rows = [row for row in (site.row - 1, site.row) if 0 < row <= len(text.lines)]
+        comments = " ".join(text.lines[row - 1].partition("#")[2] for row in rows)
+        documentation = (text.tree and ast.get_docstring(text.tree)) or ""
+    return bool(
+        ON_PURPOSE.search(f"{names} {comments} {documentation}")
+        or ON_PURPOSE_AT_THE_CALL.search(comments)
+        or (_is_by_hand(graph, node) and CORRUPTION.search(f"{names} {comments}"))
+    )
 
 
-def _words(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Iterator[str]:
-    """What the code around the call is called and says of itself."""
-    path = graph.operation(node).module
+def _names(graph: Graph, node: Any, site: Site) -> Iterator[str]:
+    """What the code around the call is called, and what it says of itself."""
     modules = dict(graph.model.named_modules())
-    parts = path.split(".") if path else []
+    parts = graph.operation(node).module.split(".")
     owners = [modules.get(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
     for owner in (*owners, graph.operation(node).owner):
         if owner is not None:
@@ -186,37 +225,55 @@ def _words(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Iterator[
             yield vars(type(owner)).get("__doc__") or ""
     if site.code is not None:
         yield site.code.co_name
-        constants = site.code.co_consts
+        constants = site.code.co_consts  # the docstring is the first
         yield constants[0] if constants and isinstance(constants[0], str) else ""
-    text = edits.text(site.filename)
-    if text is not None:
-        for row in (site.row - 1, site.row):
-            yield text.lines[row - 1].partition("#")[2] if 0 < row <= len(text.lines) else ""
-        yield inspect.cleandoc((text.tree and ast.get_docstring(text.tree)) or "")
+
+
+def _is_by_hand(graph: Graph, node: Any) -> bool:
+    return graph.name(node) not in ops.DROPOUTS | {ATTENTION}
 
 
 # ---------------------------------------------------------------------- the finding
 
 
 def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding:
+    if _is_by_hand(graph, node):
+        return _by_hand(graph, node)
     p = _p(graph, node)
     call = _call(edits, site, node, graph)
     argument = None if call is None else _argument(call, graph, node)
     is_attention = graph.name(node) == ATTENTION
     is_explicit = not is_attention and isinstance(argument, ast.Constant)
+    what = graph.name(node) if call is None else ast.unparse(call.func)
     ignores = "says training=True" if is_explicit else "does not ask for self.training"
     noun = "attention weights" if is_attention else "values"
+    fixes = [_fix(graph, edits, node, site, is_explicit)]
+    if not is_attention:
+        fixes.append(Fix("nn.Dropout, which asks by itself"))
     return Finding(
-        f"{graph.name(node)} {ignores}: in eval mode it still drops {p:.0%} of the {noun}, so that "
-        f"predictions are random and validation is worse than the model",
+        f"{what} {ignores}: in eval mode it still drops {100 * p:.4g}% of the {noun}, so that "
+        "predictions are random and validation looks worse than the model is",
         where=node,
         evidence={"p": p, "noise_to_signal": round(p / (1 - p), 4) if p < 1 else None},
-        fixes=[
-            _fix(graph, edits, node, site, is_explicit),
-            Fix("nn.Dropout, which asks by itself"),
-        ],
+        fixes=fixes,
         severity=Severity.WARNING if is_explicit or call is None else Severity.ERROR,
         confidence=Confidence.LIKELY if is_explicit else Confidence.CERTAIN,
+        affects=[node],
+    )
+
+
+def _by_hand(graph: Graph, node: Any) -> Finding:
+    return Finding(
+        f"a random mask, drawn by {graph.name(node)}, multiplies the values in eval mode too, so that "
+        "predictions are random and validation looks worse than the model is",
+        where=node,
+        evidence={"drawn_by": graph.name(node)},
+        fixes=[
+            Fix("draw and multiply under `if self.training:`"),
+            Fix("nn.Dropout, whose p is the probability to drop"),
+        ],
+        severity=Severity.WARNING,
+        confidence=Confidence.LIKELY,
         affects=[node],
     )
 

@@ -103,11 +103,17 @@ def _removed(graph: Graph, edits: SourceEdits, node: Any) -> Fix:
     """Identity for the layer, the argument for the call."""
     layer = graph.layer(node)
     title = "remove it"
+    site = graph.place(node)
     if layer is None:
-        return edits.replaced_calls([(graph.place(node), _first_argument)], title=title)
+        text = None if site is None else edits.text(site.filename)
+        call = None if text is None or site is None else text.call_at(site)
+        statement = None if text is None or call is None else text.statement_of(call)
+        if isinstance(statement, ast.Assign) and statement.value is call:
+            return Fix("remove this line")
+        return edits.replaced_calls([(site, _first_argument)], title=title)
     if len(graph.nodes_of_module.get(id(layer), ())) > 1 or len(graph.built_together(node)) > 1:
         return Fix(title)  # it works elsewhere as well
-    return edits.replaced_calls([(graph.place(node), _identity)], title=title)
+    return edits.replaced_calls([(site, _identity)], title=title)
 
 
 def _first_argument(call: ast.Call, source: str) -> str | None:
