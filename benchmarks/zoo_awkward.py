@@ -120,8 +120,8 @@ class BranchOnValue(nn.Module):
 
 
 @case(rows(2, 8))
-class WhileOnValue(nn.Module):
-    """Halves the state until its norm is small."""
+class WhileOnValueUnsound(nn.Module):
+    """Halves the state until its norm, that of the whole batch, is small."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,9 @@ class BranchOnAny(nn.Module):
 
 
 @case(rows(2, 8))
-class ItemScale(nn.Module):
+class ItemScaleUnsound(nn.Module):
+    """Scales by the spread of the whole batch, read back as a python number."""
+
     def __init__(self) -> None:
         super().__init__()
         self.net = mlp(8, 16, 4)
@@ -211,8 +213,8 @@ class NonzeroSelect(nn.Module):
 
 
 @case(rows(2, 16, 8))
-class BooleanMaskScatter(nn.Module):
-    """Refines only the rows chosen by a boolean mask and writes them back."""
+class BooleanMaskScatterUnsound(nn.Module):
+    """Refines only the rows above the median of the whole batch, and writes them back."""
 
     def __init__(self) -> None:
         super().__init__()

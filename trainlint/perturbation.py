@@ -63,7 +63,11 @@ _SAME: Final = 1e-7
 # Values of every step of three runs, in bytes: above that the line is not looked for.
 _MOST_TO_KEEP: Final = 1 << 30
 _MOST_ASKED: Final = 4
-_DRAWS: Final = 4
+_DRAWS: Final = 6
+# The first numbers of small seeds are much alike.
+_ANOTHER_SEED: Final = 123_456_789
+# They turn many inputs into one answer by design.
+_CHOICES: Final = ("argmin", "argmax", "round", "sign", "searchsorted", "bucketize", "multinomial")
 _ATTENTION: Final = frozenset(
     {"softmax", "scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention"}
 )
@@ -190,8 +194,10 @@ def _other(row: Tensor, everything: Tensor, generator: torch.Generator, gently: 
     if gently or row.numel() == 0:
         return row[order.argsort()] if row.dim() == 1 else row
     low, high = int(everything.min()), int(everything.max())
-    step = max(1, (high - low + 1) // 3)
-    return low + (row - low + step) % (high - low + 1)
+    drawn = torch.randint(low, high + 1, row.shape, generator=generator).to(row.device)
+    # Drawn one by one: a mere renaming of groups may change nothing.
+    other = low + (drawn - low + 1) % (high - low + 1)
+    return torch.where(drawn == row, other, drawn).to(row.dtype)
 
 
 # ---------------------------------------------------------------------- a run that is watched
@@ -374,10 +380,19 @@ class _Questions:
 
     def _first_pass(self) -> tuple[dict[str, Tensor], _Watch, tuple[Outputs, bool]]:
         """The run that all others are compared with, its inputs as leaves; whether it drew numbers."""
-        leaves: dict[str, Tensor] = {}
-        for slot in self._varying:
-            if not slot.is_ids:
-                leaves[slot.name] = slot.value.clone().requires_grad_(True)
+        leaves = {
+            slot.name: slot.value.clone().requires_grad_(True)
+            for slot in self._varying
+            if not slot.is_ids
+        }
+        try:
+            return self._watched_pass(leaves)
+        except RuntimeError:  # a forward that writes `out=...` refuses what has a gradient
+            return self._watched_pass({})
+
+    def _watched_pass(
+        self, leaves: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], _Watch, tuple[Outputs, bool]]:
         watch = _Watch(self._model)
         self._seed_all(self._seed)
         before = random_state()
@@ -427,7 +442,7 @@ class _Questions:
         terms = []
         for name, axis in axes.items():
             tensor = base[name]
-            if not tensor.requires_grad or (sequence and name not in sequence.outputs):
+            if not tensor.requires_grad or (sequence and name != sequence.output):
                 continue
             own = tensor.select(axis, _OWN)
             own = own[: sequence.positions] if sequence else own
@@ -611,8 +626,8 @@ class _Questions:
                 for name, axis in axes.items()
                 if axis == 0 and base[name].dim() == 3 and base[name].shape[1] == length
             ]
-            if outputs:
-                return _Sequence(slot, tuple(outputs), length // 2)
+            if outputs:  # what follows the first are inner states, such as an encoder's
+                return _Sequence(slot, outputs[0], length // 2)
         return None
 
     def _leak(
@@ -626,9 +641,10 @@ class _Questions:
         late = float(gradient[_OWN, positions:].sum())
         if late <= _LEAST_GRADIENT * (early + late) or early + late == 0:
             return None
-        causal, free = self._first_attentions(slot, watch)
+        causal, free = self._first_attentions(sequence, watch)
         shift, spot = None, None
-        if causal:
+        # Whoever computes a cross entropy over the sequence may ask for the next token.
+        if causal or any(True for _ in self._graph.calls("cross_entropy", "nll_loss")):
             shift, spot = self._confirmed_leak(sequence, base)
         return Leak(slot.name, positions, late / (early + late), shift, causal, free, spot)
 
@@ -637,11 +653,10 @@ class _Questions:
         slot, first = sequence.slot, sequence.positions
         length = slot.value.shape[1]
         changed, moved = self._run_with([slot], range(first, length), axis=1)
-        shift = 0.0
-        for name in sequence.outputs:
-            other = moved.get(name)
-            if other is not None and other.shape == base[name].shape:
-                shift = max(shift, _distance(base[name][:, :first], other[:, :first]))
+        output, other = base[sequence.output], moved.get(sequence.output)
+        if other is None or other.shape != output.shape:
+            return 0.0, None
+        shift = _distance(output[:, :first], other[:, :first])
         if shift <= _MOVED:
             return shift, None
         traced = self._trace([changed])
@@ -655,18 +670,21 @@ class _Questions:
         return shift, None
 
     def _first_attentions(
-        self, slot: _Slot, watch: _Watch
+        self, sequence: _Sequence, watch: _Watch
     ) -> tuple[tuple[Spot, ...], tuple[Spot, ...]]:
         """The attention that the input reaches first, with a triangular mask and without.
 
-        Behind a cross-attention an encoder's input meets the decoder's masks, which say nothing of it.
+        None where it does not stand in one stream with the output: behind a cross-attention an
+        encoder's input meets the decoder's masks, which say nothing of it.
         """
         nodes = nodes_by_key(self._graph)
         known = {
             nodes.get((attention.path, attention.name, attention.number)): attention
             for attention in watch.attentions
         }
-        stack = [n for n in self._graph.nodes if n.op == "placeholder" and n.target == slot.name]
+        stack = [
+            n for n in self._graph.nodes if n.op == "placeholder" and n.target == sequence.slot.name
+        ]
         seen = set(stack)
         reached: list[Node] = []
         while stack:
@@ -678,12 +696,30 @@ class _Questions:
                     reached.append(user)
                 else:
                     stack.append(user)
+        last = self._attentions_before(self._captured_outputs().get(sequence.output))
+        if not set(reached) <= last:
+            return (), ()  # an encoder: what it makes reaches the outputs through another attention
         spots: dict[bool, list[Spot]] = {True: [], False: []}
         for node in reached:
             attention = known.get(node)
             if attention is not None:
                 spots[attention.causal].append(_spot_of_node(self._graph, node))
         return tuple(spots[True]), tuple(spots[False])
+
+    def _attentions_before(self, output: Node | None) -> set[Node]:
+        """The attention from which the output can be reached without passing another."""
+        stack = [] if output is None else [output]
+        seen = set(stack)
+        found: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if self._is_attention(node):
+                found.add(node)
+                continue
+            fresh = [source for source in node.all_input_nodes if source not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return found
 
     def _is_attention(self, node: Node) -> bool:
         dims = self._graph.shape(node)
@@ -709,7 +745,12 @@ class _Questions:
 
     def _unused_features(self, slot: _Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
         """Columns of a table, or channels of an image, without any gradient."""
-        if slot.axis != 0 or slot.value.dim() not in (2, 4) or slot.value.shape[1] < 2:
+        if (
+            slot.is_ids
+            or slot.axis != 0
+            or slot.value.dim() not in (2, 4)
+            or slot.value.shape[1] < 2
+        ):
             return
         own = gradient[_OWN].reshape(slot.value.shape[1], -1).sum(1)
         silent = (own == 0).nonzero().flatten().tolist()
@@ -734,7 +775,7 @@ class _Questions:
                 return False
             with self._awake():
                 self._model.train()
-                seed = self._seed + 1
+                seed = self._seed + _ANOTHER_SEED
                 return not _differ(self._run(seed=seed), self._run(changed, seed=seed))
         except FactUnavailable:
             raise
@@ -771,7 +812,7 @@ class _Questions:
             for name in axes
             if name in captured and not self._graph.is_constant(captured[name])
         ]
-        if not names or not self._varying:
+        if not names or not self._varying or any(True for _ in self._graph.calls(*_CHOICES)):
             return None
         spreads = [_spread(base[name], axes[name]) for name in names]
         if any(spread is None or spread > _MOVED for spread in spreads):
@@ -784,7 +825,7 @@ class _Questions:
             for module in self._model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
-            others = self._run(seed=self._seed + 1)
+            others = self._run(seed=self._seed + _ANOTHER_SEED)
         finally:
             self._model.eval()
         again = [_spread(others[name], axes[name]) for name in names if name in others]
@@ -797,8 +838,8 @@ class _Questions:
 
     def _randomness(self, base: Outputs) -> Randomness | None:
         shift = 0.0
-        for seed in range(self._seed + 1, self._seed + 1 + _DRAWS):  # a rare event needs some tries
-            other = self._run(seed=seed)
+        for draw in range(1, 1 + _DRAWS):  # a rare event needs some tries
+            other = self._run(seed=self._seed + draw * _ANOTHER_SEED)
             shift = max((_distance(t, other.get(name)) for name, t in base.items()), default=0.0)
             if shift > _MOVED:
                 break
@@ -822,10 +863,10 @@ class _Questions:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """An input whose second axis its outputs keep, and how many of its positions count as early."""
+    """An input whose second axis an output keeps, and how many of its positions count as early."""
 
     slot: _Slot
-    outputs: tuple[str, ...]
+    output: str
     positions: int
 
 

@@ -41,7 +41,7 @@ STATISTICS = {
 STATISTICS |= {"max", "min", "median", "linalg_norm", "linalg_vector_norm"}
 
 
-@rule("ARC006", severity=Severity.ERROR, since="0.1", explains=["causal-leak"])
+@rule("ARC006", severity=Severity.ERROR, since="0.1", explains=["constant-output"])
 def batch_mixing(
     graph: Graph, influence: Influence, edits: SourceEdits, *, shift: float = 1e-5
 ) -> Iterator[Finding]:
@@ -143,8 +143,8 @@ def _is_meant(graph: Graph, influence: Influence, mixing: Mixing) -> bool:
         return True
     if mixer is None:
         return False
-    if mixer.name == "batch_norm" or mixer.name in CHOICES:
-        return True
+    if mixer.name == "batch_norm" or mixer.name in CHOICES or mixer.name.endswith("_loss"):
+        return True  # a loss in the middle is that of an inner training loop
     batch = influence.batch
     compares = mixer.name in SIMILARITIES and (mixer.result or ())[-2:] == (batch, batch)
     attends = mixer.name in ops.ATTENTION

@@ -33,9 +33,9 @@ def causal_leak(
     mode: the gradient must be zero. Then it changes the later positions and measures how far the
     earlier outputs move (`shift` is the least that counts, relative to their scale); the first
     operation whose early positions move is named. It speaks up only where the model claims to be causal:
-    some of the attention operations that this input reaches first has a triangular mask, or the
-    loss compares the outputs with the same sequence one step later. Encoders, which see everything,
-    are silent, and so are inputs that reach masks only behind a cross-attention.
+    most of the attention operations that this input reaches first have a triangular mask, or the loss
+    compares the outputs with the same sequence one step later. Encoders, which see everything, are
+    silent, and so are inputs that reach masks only behind a cross-attention.
 
     ## Bad
     ```python
@@ -55,13 +55,15 @@ def causal_leak(
             super().__init__()
             self.embed = nn.Embedding(50, 32)
             self.first = Attention(causal=True)
-            self.second = Attention()
+            self.second = Attention(causal=True)
+            self.third = Attention()
             self.head = nn.Linear(32, 50)
 
         def forward(self, ids):
             x = self.embed(ids)
             x = x + self.first(x)
             x = x + self.second(x)
+            x = x + self.third(x)
             return self.head(x)
 
 
@@ -112,7 +114,8 @@ def causal_leak(
     if leak is None or (leak.shift is not None and leak.shift <= shift):
         return
     by_loss = losses is not None and _predicts_next(graph, losses, leak)
-    if not by_loss and not (leak.causal and leak.shift is not None):
+    by_masks = len(leak.causal) > len(leak.open) and leak.shift is not None
+    if not by_loss and not by_masks:
         return
     spot = leak.spot or next(iter(leak.open), None)
     label = "the model" if spot is None else spot.label

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from trainlint.rule import Finding, Fix, Graph, Influence, Severity, rule
 
 
-@rule("ARC012", severity=Severity.WARNING, since="0.1")
+@rule("ARC012", severity=Severity.WARNING, since="0.1", explains=["input-without-influence"])
 def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
     """All samples of a batch get the same output.
 

@@ -88,7 +88,7 @@ def input_without_influence(graph: Graph, influence: Influence) -> Iterator[Find
 def _whole(graph: Graph, unused: Unused) -> Finding:
     name = _parameter(graph, unused.input)
     return Finding(
-        f"{name} {_shown(unused.shape)} changes no output: the model cannot learn from it",
+        f"{name}{_shown(unused.shape)} changes no output: the model cannot learn from it",
         where=_place(graph, name),
         evidence={"input": name, "shape": list(unused.shape)},
         fixes=[Fix(f"use {name} in the forward, or take it out of the signature and the data")],
@@ -119,7 +119,7 @@ def _users(node: Any) -> list[Any]:
 
 def _shown(shape: tuple[int, ...]) -> str:
     """Without the number of samples, which is the measurement's own."""
-    return f"(·{''.join(f', {size}' for size in shape[1:])})"
+    return f" (·, {', '.join(map(str, shape[1:]))})" if len(shape) > 1 else ""
 
 
 def _ranges(places: tuple[int, ...]) -> str:

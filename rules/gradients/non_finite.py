@@ -119,10 +119,14 @@ def non_finite(graph: Graph, signal: Signal) -> Iterator[Finding]:
     reason, cure = CURES.get(name, ("", ""))
     what = "NaN" if bad.value == "nan" else "infinity"
     if bad.backward:
-        said = f"the gradient of {graph.label(bad.node)} is {what} at finite values"
+        said = f"the backward of {graph.label(bad.node)} makes {what}"
     else:
-        said = f"{graph.label(bad.node)} makes {what} of finite values"
-    low_high = "" if bad.inputs is None else f" between {bad.inputs[0]:.4g} and {bad.inputs[1]:.4g}"
+        said = f"{graph.label(bad.node)} makes {what}"
+    low_high = (
+        ""
+        if bad.inputs is None
+        else f" from values between {bad.inputs[0]:.4g} and {bad.inputs[1]:.4g}"
+    )
     yield Finding(
         f"{said}{low_high}{f' ({reason})' if reason else ''}: the first step makes every weight that "
         "it reaches NaN",
