@@ -6,6 +6,8 @@ the codes that answer it, and a check by numbers that the fault is real. `inject
 candidate whose check passes. Nothing here uses trainlint.
 """
 
+# ruff: noqa: E501, SIM102, C901 - spellings of faults are written as their authors would
+
 from __future__ import annotations
 
 import ast
@@ -117,7 +119,9 @@ def never_learning(source: str, main: str, steps: int = 4) -> tuple[set[str], se
             generator = torch.Generator().manual_seed(3)
             targets = [torch.randn(t.shape, generator=generator) for t in outputs]
         model.zero_grad()
-        loss = sum((((t - g) ** 2).mean() for t, g in zip(outputs, targets, strict=True)), torch.zeros(()))
+        loss = sum(
+            (((t - g) ** 2).mean() for t, g in zip(outputs, targets, strict=True)), torch.zeros(())
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -140,7 +144,9 @@ def shaken(value: Any, rows: Any, seed: int = 9) -> Any:
         changed[rows] = value[rows] * 0.5 + noise[rows]
     else:
         other = torch.randint(0, int(value.max()) + 1, value.shape, generator=generator)
-        changed[rows] = torch.where(other[rows] == value[rows], (value[rows] + 1) % (int(value.max()) + 1), other[rows])
+        changed[rows] = torch.where(
+            other[rows] == value[rows], (value[rows] + 1) % (int(value.max()) + 1), other[rows]
+        )
     return changed
 
 
@@ -312,7 +318,9 @@ class Traced:
         for line in self.source.splitlines(keepends=True):
             self.offsets.append(self.offsets[-1] + len(line))
         self.parents = {
-            id(child): parent for parent in ast.walk(self.tree) for child in ast.iter_child_nodes(parent)
+            id(child): parent
+            for parent in ast.walk(self.tree)
+            for child in ast.iter_child_nodes(parent)
         }
         self.spots = self._spots()
         self._trace()
@@ -393,7 +401,9 @@ class Traced:
         return node
 
     def class_of(self, name: str) -> ast.ClassDef:
-        return next(n for n in ast.walk(self.tree) if isinstance(n, ast.ClassDef) and n.name == name)
+        return next(
+            n for n in ast.walk(self.tree) if isinstance(n, ast.ClassDef) and n.name == name
+        )
 
     def init_of(self, name: str) -> ast.FunctionDef | None:
         for node in self.class_of(name).body:
@@ -418,12 +428,16 @@ class Traced:
         """Expressions of the forward that gave a batch of floating-point activations of one width."""
         found = []
         for spot in self.spots:
-            if spot.function == "__init__" or not spot.tensors :
+            if spot.function == "__init__" or not spot.tensors:
                 continue
             if isinstance(self.parent(spot.node), (ast.Expr, ast.Starred)) or not spot.owner:
                 continue
             fits = all(
-                t.is_floating_point() and t.requires_grad and t.shape[:1] == (BATCH,) and t.dim() > 1
+                t.is_floating_point()
+                and t.requires_grad
+                and t.isfinite().all()
+                and t.shape[:1] == (BATCH,)
+                and t.dim() > 1
                 for t in spot.tensors
             )
             if fits and (not dims or all(t.dim() in dims for t in spot.tensors)):
@@ -435,7 +449,11 @@ class Traced:
         found = []
         for spot in self.spots:
             mine = [m for m in spot.modules if id(m) in self.paths and type(m) in kinds]
-            if mine and isinstance(spot.node, ast.Call) and re.match(r"(torch\.)?nn\.\w+\(", self.text(spot.node)):
+            if (
+                mine
+                and isinstance(spot.node, ast.Call)
+                and re.match(r"(torch\.)?nn\.\w+\(", self.text(spot.node))
+            ):
                 found.append(spot)
         return found
 
@@ -527,7 +545,7 @@ class Edits:
         return text.replace(MARK, ""), rows
 
 
-class Unfit(Exception):
+class Unfit(Exception):  # noqa: N818 - no error, an answer
     """This candidate cannot be made here."""
 
 
@@ -625,14 +643,14 @@ def rewritten(traced: Traced, spot: Spot, template: str, rng: random.Random) -> 
         and len(statement.targets) == 1
         and isinstance(statement.targets[0], ast.Name)
     )
-    if plain and rng.random() < 0.5:
+    if plain and (template.count("{}") > 1 or rng.random() < 0.5):
         name = statement.targets[0].id
         return edits.after(statement, f"{name} = {template.replace('{}', name)}")
     text = traced.text(node)
     if isinstance(node, ast.BinOp) or "\n" in text:
         text = f"({text})"
-    if template.count("{}") > 1 and len(text) > 60:
-        raise Unfit("too long to be repeated")
+    if template.count("{}") > 1:
+        raise Unfit("it would be computed twice")
     new = template.replace("{}", text)
     if isinstance(traced.parent(node), ast.BinOp):
         new = f"({new})"
@@ -695,7 +713,9 @@ def last_spots(traced: Traced) -> list[Spot]:
 def lines_of_module(traced: Traced, edits: Edits, path: str) -> None:
     """Where this module is constructed also counts as right."""
     for spot in traced.spots:
-        if isinstance(spot.node, ast.Call) and any(traced.paths.get(id(m)) == path for m in spot.modules):
+        if isinstance(spot.node, ast.Call) and any(
+            traced.paths.get(id(m)) == path for m in spot.modules
+        ):
             if re.match(r"(torch\.)?nn\.|[A-Z]", traced.text(spot.node)):
                 edits.mark(spot.node)
 
@@ -756,7 +776,10 @@ def stacked_linear(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         return len(linear_pairs(retraced(traced, source))) > known
 
     def neighbours(edits: Edits, number: int) -> Edits:
-        for other in [*traced.behind(number, TRANSPARENT | NORMS), *traced.ahead(number, TRANSPARENT | NORMS)]:
+        for other in [
+            *traced.behind(number, TRANSPARENT | NORMS),
+            *traced.ahead(number, TRANSPARENT | NORMS),
+        ]:
             lines_of_module(traced, edits, traced.calls[other].module)
         return edits
 
@@ -775,7 +798,9 @@ def stacked_linear(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                 edits = Edits(traced).replace(spot.node, "nn.Identity()")
             else:
                 edits = removed_element(traced, spot.node)
-            yield Candidate("activation module dropped", neighbours(edits, numbers[0]), real, ("ARC001",))
+            yield Candidate(
+                "activation module dropped", neighbours(edits, numbers[0]), real, ("ARC001",)
+            )
 
     def doubled() -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.constructors(nn.Linear)):
@@ -806,19 +831,33 @@ def wrong_width(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.constructors(nn.Linear, nn.Conv2d)):
             node = spot.node
             path = traced.path(spot)
-            numbers = [n for n, call in enumerate(traced.calls) if call.module == path and call.name in AFFINE]
+            numbers = [
+                n
+                for n, call in enumerate(traced.calls)
+                if call.module == path and call.name in AFFINE
+            ]
             if len(node.args) < 2 or not numbers:
                 continue
-            ahead = [o for n in numbers for o in traced.ahead(n, TRANSPARENT | SMOOTH | {"max_pool2d"})]
+            ahead = [
+                o for n in numbers for o in traced.ahead(n, TRANSPARENT | SMOOTH | {"max_pool2d"})
+            ]
             names = {traced.calls[o].name for o in ahead}
             if not names or not names <= AFFINE | NORMS:
                 continue
-            edits = Edits(traced).replace(node.args[1], f"{traced.text(node.args[1])} + 3").mark(node)
+            edits = (
+                Edits(traced).replace(node.args[1], f"{traced.text(node.args[1])} + 3").mark(node)
+            )
             for other in ahead:
                 lines_of_module(traced, edits, traced.calls[other].module)
             # A normalisation that gets the wrong number is NRM001: the same fault, met there first.
             codes = ("ARC002", "NRM001") if names & NORMS else ("ARC002",)
-            yield Candidate("wrong outputs", edits, lambda s: raises(s, traced.main), codes, ("ARC002", "NRM001"))
+            yield Candidate(
+                "wrong outputs",
+                edits,
+                lambda s: raises(s, traced.main),
+                codes,
+                ("ARC002", "NRM001"),
+            )
 
     yield from mixed(rng, own(), producers())
 
@@ -853,12 +892,16 @@ def unregistered(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         elif text.startswith("nn.ModuleDict("):
             yield Candidate("plain dict", edits.replace(node.value, inner), real, ("ARC003",))
         elif re.match(r"(torch\.)?nn\.|[A-Z]\w+\(", text):
-            wrapped, key = rng.choice([("[{}]", "[0]"), ("({},)", "[0]"), ('{"layer": {}}', '["layer"]')])
+            wrapped, key = rng.choice(
+                [("[{}]", "[0]"), ("({},)", "[0]"), ('{"layer": {}}', '["layer"]')]
+            )
             edits.replace(node.value, wrapped.replace("{}", text))
             uses = [
                 use
                 for use in ast.walk(traced.class_of(owner))
-                if isinstance(use, ast.Attribute) and use.attr == name and isinstance(use.ctx, ast.Load)
+                if isinstance(use, ast.Attribute)
+                and use.attr == name
+                and isinstance(use.ctx, ast.Load)
             ]
             for use in uses:
                 end = traced.end(use)
@@ -891,7 +934,9 @@ def unused(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             node = spot.node
             if not (isinstance(node, ast.Call) and len(node.args) == 1):
                 continue
-            if not traced.text(node.func).startswith("self.") or isinstance(node.args[0], ast.Starred):
+            if not traced.text(node.func).startswith("self.") or isinstance(
+                node.args[0], ast.Starred
+            ):
                 continue
             path = traced.calls[spot.calls[0]].module if spot.calls[0] >= 0 else ""
             edits = Edits(traced)
@@ -906,13 +951,17 @@ def unused(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         calls = [s for s in calls if re.fullmatch(r"self\.\w+", traced.text(s.node.func))]
         for spot in shuffled(rng, calls):
             for other in shuffled(rng, calls):
-                if other.owner != spot.owner or traced.text(other.node.func) == traced.text(spot.node.func):
+                if other.owner != spot.owner or traced.text(other.node.func) == traced.text(
+                    spot.node.func
+                ):
                     continue
                 edits = Edits(traced)
                 lines_of_module(traced, edits, traced.calls[spot.calls[0]].module)
                 edits.replace(spot.node.func, traced.text(other.node.func))
                 # Where a BatchNorm takes the place of another, it is also reused: NRM009.
-                yield Candidate("another called instead", edits, real, ("ARC004",), ("NRM009", "ARC001"))
+                yield Candidate(
+                    "another called instead", edits, real, ("ARC004",), ("NRM009", "ARC001")
+                )
 
     yield from mixed(rng, added(), bypassed(), confused())
 
@@ -1006,13 +1055,19 @@ def mixing(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                                 names = {traced.calls[c].name for c in made}
                                 if names & {"lstm", "gru", "multi_head_attention_forward"}:
                                     edits.mark(other.node)
-                        yield Candidate("batch_first dropped", edits, real, ("ARC006",), ("ARC009",))
+                        yield Candidate(
+                            "batch_first dropped", edits, real, ("ARC006",), ("ARC009",)
+                        )
 
     def flattening() -> Iterator[Candidate]:
         for spot in shuffled(rng, flat):
             text = traced.text(spot.node)
-            match = re.fullmatch(r"(\w+)\.(?:view|reshape)\((\w+)\.(?:size\(0\)|shape\[0\]), -1\)", text)
-            flatten = re.fullmatch(r"(?:torch\.flatten\((\w+), (?:start_dim=)?1\)|(\w+)\.flatten\(1\))", text)
+            match = re.fullmatch(
+                r"(\w+)\.(?:view|reshape)\((\w+)\.(?:size\(0\)|shape\[0\]), -1\)", text
+            )
+            flatten = re.fullmatch(
+                r"(?:torch\.flatten\((\w+), (?:start_dim=)?1\)|(\w+)\.flatten\(1\))", text
+            )
             found = match or flatten
             if found:
                 x = next(g for g in found.groups() if g)
@@ -1053,7 +1108,7 @@ def flatten(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             done = run(source, traced.main)
             return share > 0.6 * sum(p.numel() for p in done.model.parameters())
 
-        yield Candidate("flatten to Linear", edits, real, ("ARC007",), ("INI005",))
+        yield Candidate("flatten to Linear", edits, real, ("ARC007",), ("INI005", "ARC009"))
 
 
 def stack(kind: str, depth: int, activation: str, dims: int) -> str:
@@ -1098,23 +1153,85 @@ def saturating(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def real(source: str) -> bool:
         return slope(source, traced.main) < before - 1.3
 
-    also = ("INI003", "GRD001", "INI005", "NRM008", "INI007", "ARC012", "GRD003")
+    also = (
+        "INI003",
+        "GRD001",
+        "INI005",
+        "NRM008",
+        "INI007",
+        "ARC012",
+        "GRD003",
+        "ARC001",
+        "ARC011",
+    )
 
     def inserted() -> Iterator[Candidate]:
-        for _, edits, label in stacks(traced, rng, (4, 9), ["nn.Sigmoid()", "nn.Hardsigmoid()"], ""):
+        for _, edits, label in stacks(
+            traced, rng, (4, 9), ["nn.Sigmoid()", "nn.Hardsigmoid()"], ""
+        ):
             yield Candidate(label, edits, real, ("ARC008",), also)
 
     def swapped() -> Iterator[Candidate]:
         edits = Edits(traced)
+        if any(call.name in NORMS for call in traced.calls):
+            return  # a normalisation before each sigmoid keeps it alive
         for spot in traced.constructors(*ACTIVATION_MODULES):
             edits.replace(spot.node, "nn.Sigmoid()")
         for spot, _ in activations(traced):
             text = traced.text(spot.node.func)
             if re.fullmatch(r"F\.\w+|torch\.(relu|tanh)", text):
                 edits.replace(spot.node.func, rng.choice(["torch.sigmoid", "F.sigmoid"]))
-        yield Candidate("all activations to sigmoid", edits, real, ("ARC008",), also)
+        if len(edits.changes) >= 3:
+            yield Candidate("all activations to sigmoid", edits, real, ("ARC008",), also)
 
     yield from mixed(rng, swapped(), inserted())
+
+
+def with_next_token_loss(traced: Traced, edits: Edits) -> bool:
+    """Let the model return the loss of predicting each next token, where it has one input of tokens."""
+    if traced.sound.task != "tokens" or len(traced.inputs) != 1:
+        return False
+    forward_def = next(
+        n
+        for n in traced.class_of(traced.main).body
+        if isinstance(n, ast.FunctionDef) and n.name == "forward"
+    )
+    name, returned = forward_def.args.args[1].arg, forward_def.body[-1]
+    assert isinstance(returned, ast.Return)
+    if any(
+        isinstance(n, ast.Assign) and traced.text(n).startswith(f"{name} =")
+        for n in forward_def.body
+    ):
+        start = traced.start(forward_def.body[0])
+        edits.changes.append(
+            (start, start, f"targets = {name}\n{traced.indent(forward_def.body[0])}")
+        )
+        name = "targets"
+    pad, start = traced.indent(returned), traced.start(returned)
+    edits.changes.append((start, start + len("return"), "logits ="))
+    end = traced.end(returned)
+    loss = f"F.cross_entropy(logits[:, :-1].flatten(0, 1), {name}[:, 1:].flatten())"
+    edits.changes.append((end, end, f"\n{pad}loss = {loss}\n{pad}return loss"))
+    return True
+
+
+def lossy(real: Callable[[str], bool]) -> Callable[[str], bool]:
+    """The check of a source whose loss is taken off again."""
+
+    def check(source: str) -> bool:
+        return real(re.sub(r"(\n +)loss = [^\n]+\n +return loss", r"\1return logits", source))
+
+    return check
+
+
+def mark_attention(traced: Traced, edits: Edits, changed: int) -> None:
+    """Where a mask is made or used, and the attention itself, are honest places for a leak."""
+    words = re.compile(r"mask|softmax|attention|att @|pad\(|transformer\(|super\(\).forward")
+    for node in ast.walk(traced.tree):
+        plain = isinstance(node, ast.stmt) and not isinstance(node, (ast.ClassDef, ast.FunctionDef))
+        if plain and words.search(traced.text(node)) and traced.context(node)[1] != "__init__":
+            if traced.start(node) != changed:
+                edits.mark(node)
 
 
 @fault("ARC009")
@@ -1144,14 +1261,16 @@ def leak(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             if place >= 0:
                 edits = Edits(traced)
                 edits.changes.append((place, place + len(old), MARK + new))
-                # Anywhere in that function: the mask's making, its use, the attention itself.
-                for node in ast.walk(traced.tree):
-                    if isinstance(node, ast.stmt) and not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-                        around = traced.text(node)
-                        if re.search(r"mask|softmax|attention|att @|pad\(|transformer\(|super\(\).forward", around):
-                            if traced.context(node)[1] != "__init__" and not traced.start(node) == place:
-                                edits.mark(node)
-                yield Candidate(f"{old} → {new}", edits, real, ("ARC009",), ("ARC004", "ARC010"))
+                mark_attention(traced, edits, place)
+                label = "with loss: " if with_next_token_loss(traced, edits) else ""
+                if label:
+                    yield Candidate(
+                        f"{label}{old} → {new}",
+                        edits,
+                        lossy(real),
+                        ("ARC009",),
+                        ("ARC004", "ARC010"),
+                    )
 
     some = everywhere(traced, rng, [
         ("mean over time", "{} + {}.mean(1, keepdim=True)"),
@@ -1170,9 +1289,19 @@ def leak(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             for other in traced.spots:
                 if "self.rnn" in traced.text(other.node) and other.function == "forward":
                     edits.mark(other.node)
-            yield Candidate("bidirectional", edits, real, ("ARC009",))
+            if with_next_token_loss(traced, edits):
+                yield Candidate("with loss: bidirectional", edits, lossy(real), ("ARC009",))
 
-    yield from mixed(rng, masks(), some, bidirectional())
+    def told() -> Iterator[Candidate]:
+        for candidate in some:
+            if traced.sound.name in ("gpt", "llama", "transformer_nmt", "time_series_decoder"):
+                yield candidate  # its masks say that it is a causal model
+            elif with_next_token_loss(traced, candidate.edits):
+                candidate.real = lossy(real)
+                candidate.spelling = f"with loss: {candidate.spelling}"
+                yield candidate
+
+    yield from mixed(rng, masks(), told(), bidirectional())
 
 
 @fault("ARC010")
@@ -1196,7 +1325,9 @@ def dead_branch(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                 f"activated = F.relu({x})", f"normed = F.layer_norm({x}, {x}.shape[1:])",
                 f"gate = torch.sigmoid({x}.mean(-1, keepdim=True))", f"h_old = torch.tanh({x} * 2)",
             ])  # fmt: skip
-            yield Candidate("computed, unused", Edits(traced).after(statement, line), same, ("ARC010",))
+            yield Candidate(
+                "computed, unused", Edits(traced).after(statement, line), same, ("ARC010",)
+            )
 
     def branch() -> Iterator[Candidate]:
         for spot, statement, x in statements():
@@ -1206,7 +1337,13 @@ def dead_branch(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             edits = Edits(traced).after(statement, f"side = F.relu(self.side({x}))")
             edits.at_end_of_init(spot.owner, f"self.side = nn.Linear({width}, 8)")
             # A layer that ran for nothing may also be called an unused one.
-            yield Candidate("layer, result unused", edits, same, ("ARC010", "ARC004"), ("ARC010", "ARC004", "ARC005"))
+            yield Candidate(
+                "layer, result unused",
+                edits,
+                same,
+                ("ARC010", "ARC004"),
+                ("ARC010", "ARC004", "ARC005"),
+            )
 
     def forgotten() -> Iterator[Candidate]:
         for spot, statement, _ in statements():
@@ -1217,7 +1354,13 @@ def dead_branch(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                 one, two = run(source, traced.main), run(without, traced.main)
                 return all(torch.equal(a, b) for a, b in zip(one.outputs, two.outputs, strict=True))
 
-            yield Candidate("assignment forgotten", edits, real, ("ARC010", "ARC004"), ("ARC001", "ARC004", "ARC005", "ARC010"))
+            yield Candidate(
+                "assignment forgotten",
+                edits,
+                real,
+                ("ARC010", "ARC004"),
+                ("ARC001", "ARC004", "ARC005", "ARC010"),
+            )
 
     yield from mixed(rng, thrown(), branch(), forgotten())
 
@@ -1225,7 +1368,9 @@ def dead_branch(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
 @fault("ARC011")
 def no_influence(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     forward_def = next(
-        n for n in traced.class_of(traced.main).body if isinstance(n, ast.FunctionDef) and n.name == "forward"
+        n
+        for n in traced.class_of(traced.main).body
+        if isinstance(n, ast.FunctionDef) and n.name == "forward"
     )
     names = [a.arg for a in forward_def.args.args[1:]]
 
@@ -1246,24 +1391,39 @@ def no_influence(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     for number, (name, value) in enumerate(zip(names, traced.inputs, strict=True)):
         for other, (rival, second) in enumerate(zip(names, traced.inputs, strict=True)):
             if other != number and second.shape == value.shape and second.dtype == value.dtype:
-                choices.append(make(number, f"{name} = {rival}", slice(None), "overwritten by the other input"))
+                choices.append(
+                    make(number, f"{name} = {rival}", slice(None), "overwritten by the other input")
+                )
         if len(names) > 1:
-            choices.append(make(number, f"{name} = torch.zeros_like({name})", slice(None), "zeroed input"))
+            choices.append(
+                make(number, f"{name} = torch.zeros_like({name})", slice(None), "zeroed input")
+            )
         if value.is_floating_point() and value.dim() == 2 and value.shape[1] > 3:
             k = value.shape[1] - 2
             line = f"{name} = torch.cat([{name}[:, :{k}], torch.zeros_like({name}[:, {k}:])], 1)"
-            choices.append(make(number, line, (slice(None), slice(k, None)), "last features zeroed"))
+            choices.append(
+                make(number, line, (slice(None), slice(k, None)), "last features zeroed")
+            )
             line = f"{name} = {name} * (torch.arange({value.shape[1]}) > 1)"
             choices.append(make(number, line, (slice(None), slice(0, 2)), "first features masked"))
         if value.is_floating_point() and value.dim() == 3 and value.shape[-1] > 2:
             line = f"{name} = {name}[..., :1].expand_as({name})"
             choices.append(make(number, line, (..., slice(1, None)), "only the first feature"))
-        if value.is_floating_point() and value.dim() == 4 and value.shape[1] > 1 and value.shape[2] > 1:
+        if (
+            value.is_floating_point()
+            and value.dim() == 4
+            and value.shape[1] > 1
+            and value.shape[2] > 1
+        ):
             line = f"{name} = {name}[:, :1].expand_as({name})"
-            choices.append(make(number, line, (slice(None), slice(1, None)), "only the first channel"))
+            choices.append(
+                make(number, line, (slice(None), slice(1, None)), "only the first channel")
+            )
         if not value.is_floating_point() and value.dim() == 2:
             line = f"{name} = {name}[:, :1].expand_as({name})"
-            choices.append(make(number, line, (slice(None), slice(1, None)), "only the first token"))
+            choices.append(
+                make(number, line, (slice(None), slice(1, None)), "only the first token")
+            )
         if value.is_floating_point():
             line = f"{name} = torch.clamp({name}, 5.0, 6.0)"
             choices.append(make(number, line, slice(None), "clamped out of range"))
@@ -1279,7 +1439,7 @@ def constant_output(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
 
     # Without any influence of the inputs the outputs are constant and the inputs are without influence:
     # ARC011 is the same fault. One sample's values for all, or their mean, is also batch mixing (ARC006).
-    also = ("ARC011", "ARC006", "ARC005", "ARC004", "ARC010", "INI003", "GRD001", "ACT005")
+    also = ("ARC011", "ARC006", "ARC005", "ARC004", "ARC010", "INI003", "GRD001", "INI007")
     yield from everywhere(traced, rng, [
         ("times zero", "{} * 0"),
         ("zeros_like", "torch.zeros_like({})"),
@@ -1309,7 +1469,9 @@ def access(traced: Traced, path: str) -> str:
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 
 
-def filled(traced: Traced, rng: random.Random, lines: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Edits]]:
+def filled(
+    traced: Traced, rng: random.Random, lines: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, Edits]]:
     """One layer's weight filled at the end of the main class's `__init__`."""
     layers = [path for path, m in traced.model.named_modules() if isinstance(m, WEIGHTED) and path]
     for path in shuffled(rng, layers):
@@ -1339,7 +1501,9 @@ def zeros(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     ])  # fmt: skip
 
     def loops() -> Iterator[Candidate]:
-        for kinds in shuffled(rng, ["nn.Linear", "(nn.Conv2d, nn.Linear)", "(nn.Conv1d, nn.Conv2d)"]):
+        for kinds in shuffled(
+            rng, ["nn.Linear", "(nn.Conv2d, nn.Linear)", "(nn.Conv1d, nn.Conv2d)"]
+        ):
             text = (
                 f"for m in self.modules():\n    if isinstance(m, {kinds}):\n"
                 "        m.weight.data.zero_()\n        if m.bias is not None:\n            m.bias.data.zero_()"
@@ -1348,10 +1512,13 @@ def zeros(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             for path, module in traced.model.named_modules():
                 if isinstance(module, WEIGHTED):
                     lines_of_module(traced, edits, path)
-            yield Candidate("loop over all", edits, real, ("INI001",), ("ARC012", "ARC011", "INI003"))
+            yield Candidate(
+                "loop over all", edits, real, ("INI001",), ("ARC012", "ARC011", "INI003")
+            )
 
     singles = (
-        Candidate(label, edits, real, ("INI001",), ("ARC012", "ARC011", "INI003")) for label, edits in one
+        Candidate(label, edits, real, ("INI001",), ("ARC012", "ARC011", "INI003"))
+        for label, edits in one
     )
     yield from mixed(rng, singles, singles, loops())
 
@@ -1363,7 +1530,7 @@ def symmetric(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def real(source: str) -> bool:
         return bool(never_learning(source, traced.main)[1] - known)
 
-    also = ("INI003", "INI004", "INI007", "LOS010", "GRD002", "GRD001", "ARC012")
+    also = ("INI003", "INI004", "INI007", "LOS010", "GRD002", "GRD001", "ARC012", "ARC011")
     # One such layer alone is no lasting fault: the next layer's weights tell its units apart.
     one = filled(traced, rng, [
         ("ones_", "nn.init.ones_({}.weight)"),
@@ -1390,7 +1557,9 @@ def symmetric(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             yield Candidate(f"loop: {line}", edits, real, ("INI002",), also)
 
     def conditional() -> Iterator[Candidate]:
-        for kind, line in shuffled(rng, [("Linear", "nn.init.constant_(p, 0.05)"), ("Conv", "p.data.fill_(0.03)")]):
+        for kind, line in shuffled(
+            rng, [("Linear", "nn.init.constant_(p, 0.05)"), ("Conv", "p.data.fill_(0.03)")]
+        ):
             text = f"for n, p in self.named_parameters():\n    if p.dim() > 1:\n        {line}"
             edits = Edits(traced).at_end_of_init(traced.main, text)
             for path, module in traced.model.named_modules():
@@ -1426,7 +1595,9 @@ def badly_scaled(
     def inserted() -> Iterator[tuple[str, Edits]]:
         label, line = rng.choice(list(choices))
         init = f"for m in self.trunk:\n    if hasattr(m, 'weight'):\n        {line}"
-        for _, edits, kind in stacks(traced, rng, (6, 12), ["nn.ReLU()", "nn.Tanh()", "nn.GELU()"], init):
+        for _, edits, kind in stacks(
+            traced, rng, (6, 12), ["nn.ReLU()", "nn.Tanh()", "nn.GELU()"], init
+        ):
             yield f"stack {kind}: {label}", edits
 
     live = [all_layers(), inserted()]
@@ -1458,7 +1629,7 @@ def shrinking(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     for label, edits in badly_scaled(traced, rng, SMALL):
         yield Candidate(
             label, edits, lambda s: spread(s, traced.main) < before / 300, ("INI003",),
-            ("GRD001", "ARC012", "INI005", "NRM008", "ARC011"),
+            ("GRD001", "ARC012", "INI005", "NRM008", "ARC011", "ARC001", "LOS010"),
         )  # fmt: skip
 
 
@@ -1468,7 +1639,7 @@ def exploding(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     for label, edits in badly_scaled(traced, rng, LARGE):
         yield Candidate(
             label, edits, lambda s: spread(s, traced.main) > 300 * before, ("INI004",),
-            ("GRD002", "LOS010", "INI007", "INI005", "NRM008", "GRD003"),
+            ("GRD002", "LOS010", "INI007", "INI005", "NRM008", "GRD003", "ARC001"),
         )  # fmt: skip
 
 
@@ -1477,7 +1648,10 @@ def mismatched(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     choices = [
         ("nn.ReLU()", "nn.init.xavier_uniform_(m.weight)"),
         ("nn.ReLU(inplace=True)", "nn.init.xavier_normal_(m.weight)"),
-        ("nn.ReLU()", "nn.init.normal_(m.weight, 0, (2 / (m.weight.shape[0] + m.weight.shape[1])) ** 0.5)"),
+        (
+            "nn.ReLU()",
+            "nn.init.normal_(m.weight, 0, (2 / (m.weight.shape[0] + m.weight.shape[1])) ** 0.5)",
+        ),
         ("nn.Tanh()", "nn.init.kaiming_normal_(m.weight, nonlinearity='relu')"),
         ("nn.Sigmoid()", "nn.init.kaiming_uniform_(m.weight)"),
     ]
@@ -1490,7 +1664,7 @@ def mismatched(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             edits.mark(spot.node)
             yield Candidate(
                 f"{kind}: {line}", edits, lambda s: run(s, traced.main) is not None, ("INI005",),
-                ("INI003", "INI004", "GRD001", "NRM008", "ARC008", "ARC012", "INI007"),
+                ("INI003", "INI004", "GRD001", "NRM008", "ARC008", "ARC012", "INI007", "ARC001", "ARC011"),
             )  # fmt: skip
 
 
@@ -1500,7 +1674,9 @@ def never_applied(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
 
     def same(source: str) -> bool:
         after = built(source, traced.main)[0].state_dict()
-        return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+        return before.keys() == after.keys() and all(
+            torch.equal(before[k], after[k]) for k in before
+        )
 
     init = traced.init_of(traced.main)
     assert init is not None
@@ -1510,7 +1686,16 @@ def never_applied(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     )
 
     def methods() -> Iterator[Candidate]:
-        for name in shuffled(rng, ["_initialize_weights", "init_weights", "_init_weights", "reset_parameters", "weight_init"]):
+        for name in shuffled(
+            rng,
+            [
+                "_initialize_weights",
+                "init_weights",
+                "_init_weights",
+                "reset_parameters",
+                "weight_init",
+            ],
+        ):
             if name in traced.source:
                 continue
             end = traced.end(init.body[-1])
@@ -1519,11 +1704,11 @@ def never_applied(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             yield Candidate(f"{name} never called", edits, same, ("INI006",))
 
     def functions() -> Iterator[Candidate]:
-        for name, kind in shuffled(rng, [("weights_init_normal", "nn.Conv3d"), ("init_fn", "nn.Bilinear")]):
+        for name, kind in shuffled(
+            rng, [("weights_init_normal", "nn.Conv3d"), ("init_fn", "nn.Bilinear")]
+        ):
             first = next(n for n in traced.tree.body if isinstance(n, ast.ClassDef))
-            text = (
-                f"def {name}(m):\n    if isinstance(m, {kind}):\n        nn.init.xavier_uniform_(m.weight)\n\n"
-            )
+            text = f"def {name}(m):\n    if isinstance(m, {kind}):\n        nn.init.xavier_uniform_(m.weight)\n\n"
             edits = Edits(traced)
             start = traced.start(first)
             edits.changes.append((start, start, MARK + text + "\n"))
@@ -1535,7 +1720,11 @@ def never_applied(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             if isinstance(node, ast.Expr) and "self.apply(" in traced.text(node):
                 edits = Edits(traced).replace(node, "pass")
                 for other in ast.walk(traced.tree):
-                    if isinstance(other, ast.FunctionDef) and "init" in other.name and other.name != "__init__":
+                    if (
+                        isinstance(other, ast.FunctionDef)
+                        and "init" in other.name
+                        and other.name != "__init__"
+                    ):
                         if other.name in traced.text(node):
                             edits.mark(other)
                 yield Candidate("its apply removed", edits, lambda s: not same(s), ("INI006",))
@@ -1554,7 +1743,9 @@ def saturated(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             if name.endswith("squash.1"):
                 limit = limits[type(module).__name__.lower()]
                 module.register_forward_hook(
-                    lambda _, args, __, limit=limit: shares.append((args[0].abs() > limit).float().mean())
+                    lambda _, args, __, limit=limit: shares.append(
+                        (args[0].abs() > limit).float().mean()
+                    )
                 )
         forward(model, inputs, train=True)
         return bool(shares) and min(shares) > 0.65
@@ -1564,17 +1755,28 @@ def saturated(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         if 4 in dims and dims != {4}:
             continue
         layer = "nn.Conv2d({a}, {b}, 1)" if 4 in dims else "nn.Linear({a}, {b})"
-        one, two = layer.replace("{a}", "{c}").replace("{b}", "64"), layer.replace("{a}", "64").replace("{b}", "{c}")
+        one, two = (
+            layer.replace("{a}", "{c}").replace("{b}", "64"),
+            layer.replace("{a}", "64").replace("{b}", "{c}"),
+        )
         activation = rng.choice(["nn.Tanh()", "nn.Sigmoid()"])
         init = rng.choice(["nn.init.normal_(self.squash[0].weight, 0, {s})", "self.squash[0].weight.data.normal_(std={s})",
                            "self.squash[0].weight.data *= 40 * {s}"])  # fmt: skip
         init = init.replace("{s}", str(rng.choice([2, 5, 20])))
         try:
-            edits = with_layer(traced, spot, f"nn.Sequential({one}, {activation}, {two})", "squash", init)
+            edits = with_layer(
+                traced, spot, f"nn.Sequential({one}, {activation}, {two})", "squash", init
+            )
         except Unfit:
             continue
         # The same weights may be named as too large: the cause of the saturation.
-        yield Candidate(f"{activation} {init}", edits, real, ("INI007",), ("INI004", "GRD002", "LOS010"))
+        yield Candidate(
+            f"{activation} {init}",
+            edits,
+            real,
+            ("INI007",),
+            ("INI004", "GRD002", "LOS010", "ARC001"),
+        )
 
 
 # ---------------------------------------------------------------------- NRM
@@ -1606,13 +1808,23 @@ def norm_width(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def inserted() -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.hidden()):
             dims = {t.dim() for t in spot.tensors}
-            kind = {2: "nn.BatchNorm1d({c} + 2)", 3: "nn.LayerNorm({c} // 2)", 4: "nn.BatchNorm2d({c} * 2)"}
+            kind = {
+                2: "nn.BatchNorm1d({c} + 2)",
+                3: "nn.LayerNorm({c} // 2)",
+                4: "nn.BatchNorm2d({c} * 2)",
+            }
             if len(dims) == 1 and min(dims) in kind:
                 try:
                     edits = with_layer(traced, spot, kind[dims.pop()], "new_norm")
                 except Unfit:
                     continue
-                yield Candidate("inserted", edits, lambda s: raises(s, traced.main), ("NRM001",))
+                yield Candidate(
+                    "inserted",
+                    edits,
+                    lambda s: raises(s, traced.main),
+                    ("NRM001",),
+                    ("NRM006", "NRM009"),
+                )
 
     yield from mixed(rng, widths(), ranks(), inserted())
 
@@ -1640,7 +1852,11 @@ def norm_behind(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def nested() -> Iterator[Candidate]:
         for spot, _ in shuffled(rng, activations(traced)):
             inner = spot.node.args[0]
-            if isinstance(inner, ast.Call) and len(inner.args) == 1 and "bn" in traced.text(inner.func):
+            if (
+                isinstance(inner, ast.Call)
+                and len(inner.args) == 1
+                and "bn" in traced.text(inner.func)
+            ):
                 act, bn = traced.text(spot.node.func), traced.text(inner.func)
                 new = f"{bn}({act}({traced.text(inner.args[0])}))"
                 edits = Edits(traced).replace(spot.node, new)
@@ -1656,7 +1872,9 @@ def norm_behind(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             if spot.node not in items:
                 continue
             place = items.index(spot.node) + 1
-            if place < len(items) and re.match(r"nn\.(\w*ReLU\w*|GELU|SiLU|Tanh)\(", traced.text(items[place])):
+            if place < len(items) and re.match(
+                r"nn\.(\w*ReLU\w*|GELU|SiLU|Tanh)\(", traced.text(items[place])
+            ):
                 edits = Edits(traced).replace(spot.node, traced.text(items[place]))
                 edits.replace(items[place], traced.text(spot.node))
                 yield Candidate("swapped modules", edits, real, ("NRM002",))
@@ -1670,7 +1888,7 @@ def norm_behind(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                     edits = with_layer(traced, spot, kind[dims.pop()], "bn_after")
                 except Unfit:
                     continue
-                yield Candidate("inserted", edits, real, ("NRM002",))
+                yield Candidate("inserted", edits, real, ("NRM002",), ("NRM009", "NRM006"))
 
     yield from mixed(rng, nested(), listed(), inserted())
 
@@ -1704,6 +1922,14 @@ def norm_in_sequence(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
 def bias(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def real(source: str, path: str) -> bool:
         found = gradients(source, traced.main)
+        new = retraced(traced, source)
+        numbers = [
+            n for n, call in enumerate(new.calls) if call.module == path and call.name in AFFINE
+        ]
+        if not any(
+            new.calls[a].name == "batch_norm" for n in numbers for a in new.ahead(n, TRANSPARENT)
+        ):
+            return False
         own, weight = found.get(f"{path}.bias"), found.get(f"{path}.weight")
         return own is not None and weight is not None and own < 1e-4 * weight
 
@@ -1718,10 +1944,16 @@ def bias(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                     start = traced.source.rindex(",", 0, traced.start(word))
                     edits.changes.append((start, traced.end(word), ""))
                     edits.mark(spot.node)
-                yield Candidate("bias=False dropped", edits, lambda s, path=path: real(s, path), ("NRM005",))
+                yield Candidate(
+                    "bias=False dropped", edits, lambda s, path=path: real(s, path), ("NRM005",)
+                )
     for spot in shuffled(rng, traced.hidden(2, 4)):
         flat = all(t.dim() == 2 for t in spot.tensors)
-        layer = "nn.Linear({c}, {c}), nn.BatchNorm1d({c})" if flat else "nn.Conv2d({c}, {c}, 3, padding=1), nn.BatchNorm2d({c})"
+        layer = (
+            "nn.Linear({c}, {c}), nn.BatchNorm1d({c})"
+            if flat
+            else "nn.Conv2d({c}, {c}, 3, padding=1), nn.BatchNorm2d({c})"
+        )
         try:
             edits = with_layer(traced, spot, f"nn.Sequential({layer}, nn.ReLU())", "block_new")
         except Unfit:
@@ -1730,7 +1962,13 @@ def bias(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         if len(owned) == 1:
             path = next(p for p, m in traced.model.named_modules() if m is owned[0])
             full = f"{path}.block_new.0".lstrip(".")
-            yield Candidate("inserted block", edits, lambda s, full=full: real(s, full), ("NRM005",), ("ARC001",))
+            yield Candidate(
+                "inserted block",
+                edits,
+                lambda s, full=full: real(s, full),
+                ("NRM005",),
+                ("ARC001",),
+            )
 
 
 @fault("NRM006")
@@ -1772,7 +2010,12 @@ def dropout_before_norm(traced: Traced, rng: random.Random) -> Iterator[Candidat
             if spot.calls[0] >= 0 and traced.calls[spot.calls[0]].name == "batch_norm":
                 inner = spot.node.args[0]
                 text = traced.text(inner)
-                new = rng.choice([f"F.dropout({text}, 0.3, self.training)", f"F.dropout({text}, p=0.5, training=self.training)"])
+                new = rng.choice(
+                    [
+                        f"F.dropout({text}, 0.3, self.training)",
+                        f"F.dropout({text}, p=0.5, training=self.training)",
+                    ]
+                )
                 edits = Edits(traced).replace(inner, new)
                 lines_of_module(traced, edits, traced.calls[spot.calls[0]].module)
                 yield Candidate("dropout call", edits, real, ("NRM007",))
@@ -1780,7 +2023,9 @@ def dropout_before_norm(traced: Traced, rng: random.Random) -> Iterator[Candidat
     def modules() -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.constructors(nn.BatchNorm1d, nn.BatchNorm2d)):
             if isinstance(traced.parent(spot.node), (ast.List, ast.Call)):
-                edits = Edits(traced).replace(spot.node, f"nn.Dropout(0.25), {traced.text(spot.node)}")
+                edits = Edits(traced).replace(
+                    spot.node, f"nn.Dropout(0.25), {traced.text(spot.node)}"
+                )
                 yield Candidate("dropout module", edits, real, ("NRM007",))
 
     def inserted() -> Iterator[Candidate]:
@@ -1788,7 +2033,9 @@ def dropout_before_norm(traced: Traced, rng: random.Random) -> Iterator[Candidat
             flat = all(t.dim() == 2 for t in spot.tensors)
             norm = "nn.BatchNorm1d({c})" if flat else "nn.BatchNorm2d({c})"
             try:
-                edits = with_layer(traced, spot, f"nn.Sequential(nn.Dropout(0.4), {norm})", "regular")
+                edits = with_layer(
+                    traced, spot, f"nn.Sequential(nn.Dropout(0.4), {norm})", "regular"
+                )
             except Unfit:
                 continue
             yield Candidate("inserted", edits, real, ("NRM007",), ("NRM002", "NRM006"))
@@ -1798,10 +2045,18 @@ def dropout_before_norm(traced: Traced, rng: random.Random) -> Iterator[Candidat
 
 @fault("NRM008")
 def unnormalized(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
-    for _, edits, label in stacks(traced, rng, (16, 30), ["nn.ReLU()", "nn.LeakyReLU(0.1)", "nn.ELU()"], ""):
+    for _, edits, label in stacks(
+        traced, rng, (16, 30), ["nn.ReLU()", "nn.LeakyReLU(0.1)", "nn.ELU()"], ""
+    ):
+        for (
+            path,
+            module,
+        ) in traced.model.named_modules():  # the series may begin before what was added
+            if isinstance(module, WEIGHTED):
+                lines_of_module(traced, edits, path)
         yield Candidate(
             label, edits, lambda s: run(s, traced.main) is not None, ("NRM008",),
-            ("INI003", "INI004", "INI005", "GRD001", "ARC012"),
+            ("INI003", "INI004", "INI005", "GRD001", "ARC012", "ARC001", "ARC011"),
         )  # fmt: skip
 
 
@@ -1821,7 +2076,9 @@ def reused_norm(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             for two in shuffled(rng, spots):
                 if one.owner != two.owner or traced.width(one) != traced.width(two) or one is two:
                     continue
-                if one.tensors[0].dim() != two.tensors[0].dim() or not differ(one.tensors[0], two.tensors[0]):
+                if one.tensors[0].dim() != two.tensors[0].dim() or not differ(
+                    one.tensors[0], two.tensors[0]
+                ):
                     continue
                 kind = "nn.BatchNorm1d" if one.tensors[0].dim() == 2 else "nn.BatchNorm2d"
                 try:
@@ -1833,11 +2090,21 @@ def reused_norm(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                                 ("NRM009",), ("NRM002", "NRM006", "ARC001"))  # fmt: skip
 
     def confused() -> Iterator[Candidate]:
-        calls = [s for s in traced.hidden() if s.calls[0] >= 0 and traced.calls[s.calls[0]].name == "batch_norm"]
-        calls = [s for s in calls if isinstance(s.node, ast.Call) and re.fullmatch(r"self\.\w+", traced.text(s.node.func))]
+        calls = [
+            s
+            for s in traced.hidden()
+            if s.calls[0] >= 0 and traced.calls[s.calls[0]].name == "batch_norm"
+        ]
+        calls = [
+            s
+            for s in calls
+            if isinstance(s.node, ast.Call) and re.fullmatch(r"self\.\w+", traced.text(s.node.func))
+        ]
         for one in shuffled(rng, calls):
             for two in shuffled(rng, calls):
-                if one.owner == two.owner and traced.text(one.node.func) != traced.text(two.node.func):
+                if one.owner == two.owner and traced.text(one.node.func) != traced.text(
+                    two.node.func
+                ):
                     edits = Edits(traced).replace(two.node.func, traced.text(one.node.func))
                     lines_of_module(traced, edits, traced.calls[one.calls[0]].module)
                     yield Candidate("the other's name", edits, lambda s: run(s, traced.main, train=True) is not None,
@@ -1854,17 +2121,21 @@ def softmax_axis(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def over_batch(source: str) -> bool:
         calls = retraced(traced, source).calls
         return any(
-            "softmax" in c.name and c.outputs and torch.allclose(c.outputs[0].sum(0), torch.ones(()), atol=1e-4)
+            "softmax" in c.name
+            and c.outputs
+            and torch.allclose(c.outputs[0].sum(0), torch.ones(()), atol=1e-4)
             for c in calls
         )
 
     # A softmax over the batch is also a mixing of samples, and in a causal model may look like a leak.
-    also = ("ARC006", "ARC012", "ARC009", "ACT005", "INI003", "GRD001")
+    also = ("ARC006", "ARC012", "ARC009", "ACT005", "INI003", "GRD001", "ARC011")
 
     def existing() -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.spots):
             text = traced.text(spot.node)
-            if isinstance(spot.node, ast.Call) and re.match(r"(F\.softmax|nn\.Softmax|torch\.softmax)\(", text):
+            if isinstance(spot.node, ast.Call) and re.match(
+                r"(F\.softmax|nn\.Softmax|torch\.softmax)\(", text
+            ):
                 edits = Edits(traced).replace(spot.node, re.sub(r"dim=-?1", "dim=0", text))
                 for other in traced.spots:
                     if any(c >= 0 and "softmax" in traced.calls[c].name for c in other.calls):
@@ -1877,7 +2148,7 @@ def softmax_axis(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         ("torch.softmax 0", "torch.softmax({}, 0)"),
         ("nn.Softmax(0)", "nn.Softmax(0)({})"),
         ("nn.Softmax(dim=0)", "nn.Softmax(dim=0)({})"),
-        ("negative", "F.softmax({}, dim=-len({}.shape))"),
+        ("negative", "F.softmax({}, dim=-{}.dim())"),
         ("log_softmax", "F.log_softmax({}, 0)"),
     ][:6], traced.hidden(), over_batch, ("ACT003",), also)  # fmt: skip
     implicit = everywhere(traced, rng, [
@@ -1905,23 +2176,34 @@ def softmax_hidden(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         return any(
             call.name == "softmax"
             and any(new.calls[b].name in AFFINE for b in new.behind(n, TRANSPARENT | NORMS))
-            and any(new.calls[a].name in AFFINE for a in new.ahead(n, TRANSPARENT | NORMS | {"max_pool2d"}))
+            and any(
+                new.calls[a].name in AFFINE
+                for a in new.ahead(n, TRANSPARENT | NORMS | {"max_pool2d"})
+            )
             for n, call in enumerate(new.calls)
         )
 
     also = ("ARC008", "INI003", "GRD001", "ARC012")
+    if traced.sound.name in ("seq2seq", "squeeze_excite"):
+        return  # inside of attention scores and gates it may be meant
 
     def calls() -> Iterator[Candidate]:
         for spot, _ in shuffled(rng, activations(traced)):
             axis = "1" if all(t.dim() in (2, 4) for t in spot.tensors) else "-1"
-            new = rng.choice(["F.softmax({}, dim=%s)", "torch.softmax({}, %s)", "({}).softmax(%s)"]) % axis
-            edits = Edits(traced).replace(spot.node, new.replace("{}", traced.text(spot.node.args[0])))
+            new = (
+                rng.choice(["F.softmax({}, dim=%s)", "torch.softmax({}, %s)", "({}).softmax(%s)"])
+                % axis
+            )
+            edits = Edits(traced).replace(
+                spot.node, new.replace("{}", traced.text(spot.node.args[0]))
+            )
             yield Candidate("for an activation call", edits, real, ("ACT005",), also)
 
     def modules() -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.constructors(*ACTIVATION_MODULES)):
-            edits = Edits(traced).replace(spot.node, "nn.Softmax(dim=1)")
             path = traced.path(spot)
+            dims = {c.outputs[0].dim() for c in traced.calls if c.module == path and c.outputs}
+            edits = Edits(traced).replace(spot.node, f"nn.Softmax(dim={-1 if 3 in dims else 1})")
             for other in traced.spots:
                 if any(c >= 0 and traced.calls[c].module == path for c in other.calls):
                     edits.mark(other.node)
@@ -1944,9 +2226,9 @@ def keep_probability(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             yield Candidate("constructor", Edits(traced).replace(spot.node, new), real, ("REG001",))
 
     calls = everywhere(traced, rng, [
-        ("F.dropout", "F.dropout({}, %s, self.training)" % p),
-        ("F.dropout p=", "F.dropout({}, p=%s, training=self.training)" % p),
-        ("torch.dropout", "torch.dropout({}, %s, self.training)" % p),
+        ("F.dropout", f"F.dropout({{}}, {p}, self.training)"),
+        ("F.dropout p=", f"F.dropout({{}}, p={p}, training=self.training)"),
+        ("torch.dropout", f"torch.dropout({{}}, {p}, self.training)"),
     ], traced.hidden(), real, ("REG001",), ("NRM007", "REG003"))  # fmt: skip
 
     def layers() -> Iterator[Candidate]:
@@ -1992,9 +2274,14 @@ def dropout_output(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     for spot in shuffled(rng, last_spots(traced)):
         choice = rng.randrange(3)
         if choice == 0:
-            yield Candidate("layer", with_layer(traced, spot, "nn.Dropout(0.5)", "last_drop"), real, ("REG003",))
+            yield Candidate(
+                "layer", with_layer(traced, spot, "nn.Dropout(0.5)", "last_drop"), real, ("REG003",)
+            )
         else:
-            template = ["F.dropout({}, 0.3, self.training)", "F.dropout({}, p=0.5, training=self.training)"][choice - 1]
+            template = [
+                "F.dropout({}, 0.3, self.training)",
+                "F.dropout({}, p=0.5, training=self.training)",
+            ][choice - 1]
             yield Candidate("call", rewritten(traced, spot, template, rng), real, ("REG003",))
 
 
@@ -2006,8 +2293,13 @@ def vanishing(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         return slope(source, traced.main) < before - 3 and spread(source, traced.main) < wide / 300
 
     # One fault: INI003 and ARC008 name its cause.
-    codes, also = ("GRD001", "INI003", "ARC008"), ("ARC012", "NRM008", "INI005", "ARC011", "INI007")
-    for _, edits, label in stacks(traced, rng, (12, 20), ["nn.Sigmoid()", "nn.Tanh()", "nn.ReLU()"], ""):
+    codes, also = (
+        ("GRD001", "INI003", "ARC008"),
+        ("ARC012", "NRM008", "INI005", "ARC011", "INI007", "ARC001"),
+    )
+    for _, edits, label in stacks(
+        traced, rng, (12, 20), ["nn.Sigmoid()", "nn.Tanh()", "nn.ReLU()"], ""
+    ):
         yield Candidate(label, edits, real, codes, also)
 
 
@@ -2018,7 +2310,7 @@ def growing(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     def real(source: str) -> bool:
         return spread(source, traced.main) > 1e4 * before
 
-    codes, also = ("GRD002", "INI004"), ("LOS010", "INI007", "NRM008", "INI005", "GRD003")
+    codes, also = ("GRD002", "INI004"), ("LOS010", "INI007", "NRM008", "INI005", "GRD003", "ARC001")
     for _, line in shuffled(rng, LARGE):
         init = f"for m in self.trunk:\n    if hasattr(m, 'weight'):\n        {line}"
         for _, edits, label in stacks(traced, rng, (6, 12), ["nn.ReLU()", "nn.LeakyReLU()"], init):
@@ -2069,7 +2361,9 @@ def noisy_eval(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         place = traced.source.find("        if not self.training:\n            return mu\n")
         if place >= 0:
             edits = Edits(traced)
-            edits.changes.append((place, place + len("        if not self.training:\n            return mu\n"), ""))
+            edits.changes.append(
+                (place, place + len("        if not self.training:\n            return mu\n"), "")
+            )
             for spot in traced.spots:
                 if "randn_like" in traced.text(spot.node):
                     edits.mark(spot.node)
@@ -2083,17 +2377,23 @@ def noisy_eval(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
 SHAPES = {"classes": 2, "tokens": 3, "pixels": 4}
 
 
-def with_loss(traced: Traced, rng: random.Random, expression: str, target: str, head: str = "") -> tuple[str, Edits]:
+def with_loss(
+    traced: Traced, rng: random.Random, expression: str, target: str, head: str = ""
+) -> tuple[str, Edits]:
     """The model's loss, in its forward or in a training script. `{o}` is the output, `{t}` the target.
 
     `head` is one more line for the model's `__init__`.
     """
     edits = Edits(traced)
     forward_def = next(
-        n for n in traced.class_of(traced.main).body if isinstance(n, ast.FunctionDef) and n.name == "forward"
+        n
+        for n in traced.class_of(traced.main).body
+        if isinstance(n, ast.FunctionDef) and n.name == "forward"
     )
     given = next(
-        n for n in traced.tree.body if isinstance(n, ast.Assign) and traced.text(n).startswith("example_inputs")
+        n
+        for n in traced.tree.body
+        if isinstance(n, ast.Assign) and traced.text(n).startswith("example_inputs")
     )
     if head:
         edits.at_end_of_init(traced.main, head)
@@ -2130,7 +2430,9 @@ def with_loss(traced: Traced, rng: random.Random, expression: str, target: str, 
     pad = traced.indent(returned)
     loss = loss.replace("{o}", "output").replace("{t}", "targets")
     edits.replace(returned, f"output = {inner}\n{pad}{MARK}loss = {loss}\n{pad}return loss")
-    edits.changes.append((traced.end(given), traced.end(given), f"\nexample_inputs = (*example_inputs, {target})"))
+    edits.changes.append(
+        (traced.end(given), traced.end(given), f"\nexample_inputs = (*example_inputs, {target})")
+    )
     return style, edits
 
 
@@ -2150,17 +2452,26 @@ def scored(traced: Traced) -> str:
 
 
 def losses(
-    traced: Traced, rng: random.Random, kind: str, expressions: Sequence[str], codes: tuple[str, ...],
+    traced: Traced,
+    rng: random.Random,
+    kind: str,
+    expressions: Sequence[str],
+    codes: tuple[str, ...],
     also: tuple[str, ...] = (),
 ) -> Iterator[Candidate]:
     if len(traced.outputs) != 1:
         return
-    if kind == "classes" and (traced.sound.task not in SHAPES or traced.outputs[0].dim() != SHAPES[traced.sound.task]):
+    if kind == "classes" and (
+        traced.sound.task not in SHAPES or traced.outputs[0].dim() != SHAPES[traced.sound.task]
+    ):
         return
     if kind == "binary" and traced.sound.task not in ("regression", "classes", "pixels"):
         return
     for expression in shuffled(rng, expressions):
+        if "NC" in expression and traced.sound.task != "classes":
+            continue
         text = expression.replace("{o}", scored(traced)) if kind == "classes" else expression
+        text = text.replace("NC", str(traced.outputs[0].shape[-1]))
         try:
             style, edits = with_loss(traced, rng, text, target_of(traced, kind))
         except Unfit:
@@ -2185,7 +2496,12 @@ SOUND_LOSSES = {
 def sound_with_loss(traced: Traced, seed: int) -> Iterator[tuple[str, str]]:
     """The same models with a loss that is right: (label, source)."""
     rng = random.Random(f"sound {traced.sound.name} {seed}")
-    kinds = {"classes": ["classes"], "tokens": ["classes"], "pixels": ["classes"], "regression": ["binary", "values"]}
+    kinds = {
+        "classes": ["classes"],
+        "tokens": ["classes"],
+        "pixels": ["classes"],
+        "regression": ["binary", "values"],
+    }
     for kind in kinds.get(traced.sound.task, []):
         for candidate in losses(traced, rng, kind, SOUND_LOSSES[kind], ()):
             yield candidate.spelling, candidate.edits.done()[0]
@@ -2208,8 +2524,8 @@ def no_log_softmax(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         "F.nll_loss({o}, {t})",
         "F.nll_loss(F.softmax({o}, dim=1), {t})",
         "F.nll_loss(torch.sigmoid({o}), {t})",
-        "F.kl_div({o}, torch.full_like({o}, 0.1), reduction='batchmean')",
-        "F.kl_div(F.softmax({o}, 1), torch.full_like({o}, 0.1), reduction='batchmean')",
+        "F.kl_div({o}, F.one_hot({t}, NC).float(), reduction='batchmean')",
+        "F.kl_div(F.softmax({o}, 1), F.one_hot({t}, NC).float(), reduction='batchmean')",
     ], ("LOS002",), ("LOS010",))  # fmt: skip
 
 
@@ -2230,7 +2546,7 @@ def raw_bce(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         "F.binary_cross_entropy(F.relu({o}), {t})",
         "F.binary_cross_entropy(torch.tanh({o}), {t})",
         "F.binary_cross_entropy({o} * 2, {t})",
-    ], ("LOS004",), ("LOS010", "GRD003"))  # fmt: skip
+    ], ("LOS004",), ("LOS010", "GRD003", "ACT004"))  # fmt: skip
 
 
 @fault("ACT004")
@@ -2275,4 +2591,6 @@ def loss_off(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
             target = torch.randint(0, classes, (scores.shape[0], *scores.shape[2:]))
             return float(nn.functional.cross_entropy(scores, target)) > 3 * math.log(classes)
 
-        yield Candidate(f"{style}: {line}", edits, real, ("LOS010", "INI004"), ("INI004", "LOS010", "GRD002"))
+        yield Candidate(
+            f"{style}: {line}", edits, real, ("LOS010", "INI004"), ("INI004", "LOS010", "GRD002")
+        )

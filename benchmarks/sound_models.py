@@ -39,7 +39,11 @@ def _add(
     MODELS[name] = Sound(name, main, task, source.lstrip("\n"), causal, sequence)
 
 
-_add("mlp", "Net", "classes", '''
+_add(
+    "mlp",
+    "Net",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -62,9 +66,14 @@ class Net(nn.Module):
 
 
 example_inputs = (torch.randn(4, 20),)
-''')
+""",
+)
 
-_add("tabular_embeddings", "TabularModel", "regression", '''
+_add(
+    "tabular_embeddings",
+    "TabularModel",
+    "regression",
+    '''
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -100,9 +109,14 @@ class TabularModel(nn.Module):
 
 
 example_inputs = (torch.randint(0, 7, (4, 3)), torch.randn(4, 6))
-''')
+''',
+)
 
-_add("lenet", "LeNet5", "classes", '''
+_add(
+    "lenet",
+    "LeNet5",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -127,9 +141,14 @@ class LeNet5(nn.Module):
 
 
 example_inputs = (torch.randn(4, 1, 28, 28),)
-''')
+""",
+)
 
-_add("vgg", "VGG", "classes", '''
+_add(
+    "vgg",
+    "VGG",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -172,9 +191,14 @@ class VGG(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("resnet", "ResNet", "classes", '''
+_add(
+    "resnet",
+    "ResNet",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -234,9 +258,14 @@ class ResNet(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("densenet", "DenseNet", "classes", '''
+_add(
+    "densenet",
+    "DenseNet",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -295,9 +324,14 @@ class DenseNet(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("unet", "UNet", "pixels", '''
+_add(
+    "unet",
+    "UNet",
+    "pixels",
+    '''
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -354,9 +388,14 @@ class UNet(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+''',
+)
 
-_add("mobilenet", "MobileNetV2", "classes", '''
+_add(
+    "mobilenet",
+    "MobileNetV2",
+    "classes",
+    """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -418,9 +457,14 @@ class MobileNetV2(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("convnext", "ConvNeXt", "classes", '''
+_add(
+    "convnext",
+    "ConvNeXt",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -470,9 +514,14 @@ class ConvNeXt(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("lstm_classifier", "SentimentLSTM", "classes", '''
+_add(
+    "lstm_classifier",
+    "SentimentLSTM",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -496,9 +545,15 @@ class SentimentLSTM(nn.Module):
 
 
 example_inputs = (torch.randint(0, 100, (4, 12)),)
-''', sequence=True)
+""",
+    sequence=True,
+)
 
-_add("gru_forecaster", "Forecaster", "regression", '''
+_add(
+    "gru_forecaster",
+    "Forecaster",
+    "regression",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -525,9 +580,15 @@ class Forecaster(nn.Module):
 
 
 example_inputs = (torch.randn(4, 15, 7),)
-''', sequence=True)
+""",
+    sequence=True,
+)
 
-_add("bert_encoder", "TextEncoder", "classes", '''
+_add(
+    "bert_encoder",
+    "TextEncoder",
+    "classes",
+    """
 import math
 
 import torch
@@ -569,9 +630,15 @@ class TextEncoder(nn.Module):
 
 
 example_inputs = (torch.randint(0, 100, (4, 10)),)
-''', sequence=True)
+""",
+    sequence=True,
+)
 
-_add("gpt", "GPT", "tokens", '''
+_add(
+    "gpt",
+    "GPT",
+    "tokens",
+    """
 import math
 
 import torch
@@ -653,9 +720,16 @@ class GPT(nn.Module):
 
 
 example_inputs = (torch.randint(0, 65, (4, 16)),)
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)
 
-_add("llama", "Llama", "tokens", '''
+_add(
+    "llama",
+    "Llama",
+    "tokens",
+    """
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -732,9 +806,16 @@ class Llama(nn.Module):
 
 
 example_inputs = (torch.randint(0, 80, (4, 12)),)
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)
 
-_add("vit", "ViT", "classes", '''
+_add(
+    "vit",
+    "ViT",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -811,9 +892,14 @@ class ViT(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("dcgan_generator", "Generator", "other", '''
+_add(
+    "dcgan_generator",
+    "Generator",
+    "other",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -853,9 +939,14 @@ class Generator(nn.Module):
 
 
 example_inputs = (torch.randn(4, 64, 1, 1),)
-''')
+""",
+)
 
-_add("gan_discriminator", "Discriminator", "regression", '''
+_add(
+    "gan_discriminator",
+    "Discriminator",
+    "regression",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -888,9 +979,14 @@ class Discriminator(nn.Module):
 
 
 example_inputs = (torch.randn(4, 1, 32, 32),)
-''')
+""",
+)
 
-_add("vae", "VAE", "other", '''
+_add(
+    "vae",
+    "VAE",
+    "other",
+    """
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -927,9 +1023,14 @@ class VAE(nn.Module):
 
 
 example_inputs = (torch.rand(4, 1, 14, 14),)
-''')
+""",
+)
 
-_add("conv_autoencoder", "ConvAutoencoder", "other", '''
+_add(
+    "conv_autoencoder",
+    "ConvAutoencoder",
+    "other",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -976,9 +1077,14 @@ class ConvAutoencoder(nn.Module):
 
 
 example_inputs = (torch.rand(4, 1, 28, 28),)
-''')
+""",
+)
 
-_add("siamese", "SiameseNet", "regression", '''
+_add(
+    "siamese",
+    "SiameseNet",
+    "regression",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1012,9 +1118,14 @@ class SiameseNet(nn.Module):
 
 
 example_inputs = (torch.randn(4, 1, 28, 28), torch.randn(4, 1, 28, 28))
-''')
+""",
+)
 
-_add("gcn", "GCN", "classes", '''
+_add(
+    "gcn",
+    "GCN",
+    "classes",
+    '''
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1053,9 +1164,14 @@ class GCN(nn.Module):
 
 
 example_inputs = (torch.randn(4, 11, 9), (torch.rand(4, 11, 11) > 0.6).float())
-''')
+''',
+)
 
-_add("wavenet", "WaveNet", "tokens", '''
+_add(
+    "wavenet",
+    "WaveNet",
+    "tokens",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1107,9 +1223,16 @@ class WaveNet(nn.Module):
 
 
 example_inputs = (torch.randint(0, 64, (4, 24)),)
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)
 
-_add("seq2seq", "Seq2Seq", "tokens", '''
+_add(
+    "seq2seq",
+    "Seq2Seq",
+    "tokens",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1171,9 +1294,16 @@ class Seq2Seq(nn.Module):
 
 
 example_inputs = (torch.randint(0, 50, (4, 9)), torch.randint(0, 60, (4, 6)))
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)
 
-_add("mixer", "MLPMixer", "classes", '''
+_add(
+    "mixer",
+    "MLPMixer",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1222,9 +1352,14 @@ class MLPMixer(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("detector", "SSDHead", "other", '''
+_add(
+    "detector",
+    "SSDHead",
+    "other",
+    '''
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1266,9 +1401,14 @@ class SSDHead(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+''',
+)
 
-_add("actor_critic", "ActorCritic", "other", '''
+_add(
+    "actor_critic",
+    "ActorCritic",
+    "other",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1303,9 +1443,14 @@ class ActorCritic(nn.Module):
 
 
 example_inputs = (torch.randn(4, 8),)
-''')
+""",
+)
 
-_add("dueling_dqn", "DuelingDQN", "regression", '''
+_add(
+    "dueling_dqn",
+    "DuelingDQN",
+    "regression",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1333,9 +1478,14 @@ class DuelingDQN(nn.Module):
 
 
 example_inputs = (torch.randn(4, 2, 60, 60),)
-''')
+""",
+)
 
-_add("text_cnn", "TextCNN", "classes", '''
+_add(
+    "text_cnn",
+    "TextCNN",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1359,9 +1509,14 @@ class TextCNN(nn.Module):
 
 
 example_inputs = (torch.randint(0, 120, (4, 14)),)
-''')
+""",
+)
 
-_add("audio_cnn", "M5", "classes", '''
+_add(
+    "audio_cnn",
+    "M5",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1395,9 +1550,14 @@ class M5(nn.Module):
 
 
 example_inputs = (torch.randn(4, 1, 800),)
-''')
+""",
+)
 
-_add("wide_deep", "WideAndDeep", "regression", '''
+_add(
+    "wide_deep",
+    "WideAndDeep",
+    "regression",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1430,9 +1590,14 @@ class WideAndDeep(nn.Module):
 
 
 example_inputs = (torch.randint(0, 40, (4,)), torch.randint(0, 50, (4,)), torch.randn(4, 5))
-''')
+""",
+)
 
-_add("pointnet", "PointNet", "classes", '''
+_add(
+    "pointnet",
+    "PointNet",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1465,9 +1630,14 @@ class PointNet(nn.Module):
 
 
 example_inputs = (torch.randn(4, 30, 3),)
-''')
+""",
+)
 
-_add("squeeze_excite", "SENet", "classes", '''
+_add(
+    "squeeze_excite",
+    "SENet",
+    "classes",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1525,9 +1695,14 @@ class SENet(nn.Module):
 
 
 example_inputs = (torch.randn(4, 3, 32, 32),)
-''')
+""",
+)
 
-_add("char_rnn", "CharRNN", "tokens", '''
+_add(
+    "char_rnn",
+    "CharRNN",
+    "tokens",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1549,9 +1724,16 @@ class CharRNN(nn.Module):
 
 
 example_inputs = (torch.randint(0, 60, (4, 13)),)
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)
 
-_add("time_series_decoder", "DecoderOnly", "regression", '''
+_add(
+    "time_series_decoder",
+    "DecoderOnly",
+    "regression",
+    """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -1587,9 +1769,16 @@ class DecoderOnly(nn.Module):
 
 
 example_inputs = (torch.randn(4, 14, 5),)
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)
 
-_add("transformer_nmt", "Translator", "tokens", '''
+_add(
+    "transformer_nmt",
+    "Translator",
+    "tokens",
+    """
 import math
 
 import torch
@@ -1619,4 +1808,7 @@ class Translator(nn.Module):
 
 
 example_inputs = (torch.randint(0, 50, (4, 9)), torch.randint(0, 55, (4, 7)))
-''', causal=True, sequence=True)
+""",
+    causal=True,
+    sequence=True,
+)

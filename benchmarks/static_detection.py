@@ -1,7 +1,7 @@
 """What trainlint finds of faults that are injected at random, and what it says of sound models.
 
     python -m benchmarks.static_detection [--only RULE] [--models PATTERN] [--seed N] [--jobs N]
-        [--repeat N] [--keep DIRECTORY] [--json FILE] [--zoo] [--library N] [--cost]
+        [--repeat N] [--keep DIRECTORY] [--json FILE] [--zoo N] [--library N] [--cost]
 
 For each rule (`faults.py`) a fault is put into each of the sound models (`sound_models.py`) in a random
 place and spelling, shown to be real by numbers, and checked through `trainlint.check`. A row of the
@@ -12,8 +12,8 @@ table says of one rule:
 * line: share of these with a finding on a line that was touched, or where its layer is constructed;
 * others: findings at warning or above that the untouched model does not have.
 
-Untouched models, also with a loss that is right, count false findings. `--zoo` checks the models of
-public libraries as they are, `--library N` puts faults into N of them by surgery on the live model.
+Untouched models, also with a loss that is right, count false findings. `--zoo N` checks so many models
+of public libraries as they are, `--library N` puts faults into N of them by surgery on the live model.
 `--cost` measures time, as ratios within one run.
 """
 
@@ -44,7 +44,15 @@ import torch
 from torch import Tensor, nn
 
 import trainlint
-from benchmarks.faults import GENERATORS, Injection, Traced, floats, inject, objective, sound_with_loss
+from benchmarks.faults import (
+    GENERATORS,
+    Injection,
+    Traced,
+    floats,
+    inject,
+    objective,
+    sound_with_loss,
+)
 from benchmarks.sound_models import MODELS
 from trainlint.records import Report, ReportedFinding
 from trainlint.registry import all_rules
@@ -55,7 +63,9 @@ SERIOUS = ("error", "warning")
 # ---------------------------------------------------------------------- faults in sources
 
 
-def injections_of(name: str, rules: list[str], seeds: list[int]) -> list[tuple[str, int, Injection | None]]:
+def injections_of(
+    name: str, rules: list[str], seeds: list[int]
+) -> list[tuple[str, int, Injection | None]]:
     """All faults for one model; runs in a process of its own."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -67,7 +77,10 @@ def controls_of(name: str, seed: int) -> list[tuple[str, str]]:
     """The untouched source, and with losses that are right."""
     torch.set_num_threads(1)
     traced = Traced(MODELS[name])
-    losses = [(f"{name}+loss{n} ({label})", text) for n, (label, text) in enumerate(sound_with_loss(traced, seed))]
+    losses = [
+        (f"{name}+loss{n} ({label})", text)
+        for n, (label, text) in enumerate(sound_with_loss(traced, seed))
+    ]
     return [(name, MODELS[name].source), *losses]
 
 
@@ -92,7 +105,9 @@ def by_file(report: Report) -> dict[str, tuple[list[ReportedFinding], list[str]]
     return found
 
 
-def judged(injection: Injection, found: list[ReportedFinding], untouched: list[ReportedFinding]) -> Row:
+def judged(
+    injection: Injection, found: list[ReportedFinding], untouched: list[ReportedFinding]
+) -> Row:
     """What a check said about one injected fault."""
     before = collections.Counter(f.code for f in all_findings(untouched))
     after = collections.Counter(f.code for f in all_findings(found))
@@ -117,9 +132,15 @@ def judged(injection: Injection, found: list[ReportedFinding], untouched: list[R
         "severity": (right or fresh)[0].severity if right or fresh else None,
         "right_line": bool(right),
         "lines": sorted(injection.lines),
-        "answers": [f"{f.code} line {f.location.row if f.location else None}: {f.message}" for f in answers],
-        "others": [f"{f.code} line {f.location.row if f.location else None}: {f.message}" for f in strange],
-        "all": [f"{f.code} {f.severity} line {f.location.row if f.location else None}" for f in found],
+        "answers": [
+            f"{f.code} line {f.location.row if f.location else None}: {f.message}" for f in answers
+        ],
+        "others": [
+            f"{f.code} line {f.location.row if f.location else None}: {f.message}" for f in strange
+        ],
+        "all": [
+            f"{f.code} {f.severity} line {f.location.row if f.location else None}" for f in found
+        ],
     }
 
 
@@ -161,7 +182,10 @@ def in_sources(options: argparse.Namespace, folder: Path) -> tuple[list[Row], li
                 {
                     "model": label,
                     "file": path,
-                    "false": [f"{f.code} line {f.location.row if f.location else None}: {f.message}" for f in serious],
+                    "false": [
+                        f"{f.code} line {f.location.row if f.location else None}: {f.message}"
+                        for f in serious
+                    ],
                     "advice": [f.code for f in all_findings(found) if f.severity == "info"],
                     "problems": problems,
                 }
@@ -215,7 +239,9 @@ def on_sound(controls: list[Row], where: str) -> Iterator[str]:
             yield f"  problem {row['model']}: {problem}"
     advice = collections.Counter(code for row in controls for code in set(row["advice"]))
     if advice:
-        yield "  advice (info), models: " + ", ".join(f"{code} {n}" for code, n in advice.most_common())
+        yield "  advice (info), models: " + ", ".join(
+            f"{code} {n}" for code, n in advice.most_common()
+        )
 
 
 # ---------------------------------------------------------------------- the zoo and surgery on it
@@ -227,7 +253,9 @@ def out_of_time(*_: Any) -> None:
     raise TimeoutError(f"more than {SECONDS_PER_MODEL} s")
 
 
-def findings_on(model: nn.Module, inputs: tuple[Any, Any]) -> tuple[list[ReportedFinding], str | None]:
+def findings_on(
+    model: nn.Module, inputs: tuple[Any, Any]
+) -> tuple[list[ReportedFinding], str | None]:
     """Findings of the whole analysis on a live model and its known inputs."""
     from trainlint.inputs import Inputs
     from trainlint.rule import Settings
@@ -291,7 +319,9 @@ SURGERY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {
 LAYERS = (nn.Linear, nn.LayerNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Dropout, nn.ReLU, nn.GELU)
 
 
-def live_outputs(model: nn.Module, fresh: Callable[[], Any], *, train: bool, shake: bool = False) -> list[Tensor]:
+def live_outputs(
+    model: nn.Module, fresh: Callable[[], Any], *, train: bool, shake: bool = False
+) -> list[Tensor]:
     args, kwargs = fresh()
     if shake:
         args = tuple(shaken_first(a) for a in args)
@@ -325,7 +355,7 @@ def live_gradients(model: nn.Module, fresh: Callable[[], Any]) -> tuple[set[str]
     return {n for n, p in model.named_parameters() if p.grad is not None}, finite
 
 
-def is_real(code: str, sound: nn.Module, faulty: nn.Module, path: str, fresh: Callable[[], Any]) -> bool:
+def is_real(code: str, sound: nn.Module, faulty: nn.Module, fresh: Callable[[], Any]) -> bool:
     """Whether the surgery did what it should, by numbers."""
     if code == "ARC005":
         before, _ = live_gradients(sound, fresh)
@@ -338,7 +368,12 @@ def is_real(code: str, sound: nn.Module, faulty: nn.Module, path: str, fresh: Ca
             pairs = []
             for model in (sound, faulty):
                 one, two = (live_outputs(model, fresh, train=False, shake=s) for s in (False, True))
-                pairs.append(any(not torch.allclose(a[1:], b[1:], atol=1e-6) for a, b in zip(one, two, strict=True)))
+                pairs.append(
+                    any(
+                        not torch.allclose(a[1:], b[1:], atol=1e-6)
+                        for a, b in zip(one, two, strict=True)
+                    )
+                )
             return pairs == [False, True]
         if code in ("REG002", "GEN009"):
             differ = []
@@ -352,7 +387,9 @@ def is_real(code: str, sound: nn.Module, faulty: nn.Module, path: str, fresh: Ca
     return True
 
 
-def surgery(model: nn.Module, fresh: Callable[[], Any], code: str, rng: random.Random) -> tuple[nn.Module, str] | None:
+def surgery(
+    model: nn.Module, fresh: Callable[[], Any], code: str, rng: random.Random
+) -> tuple[nn.Module, str] | None:
     """A copy of the model with a real fault behind a random layer, and the layer's path."""
     places = [path for path, m in model.named_modules() if type(m) in LAYERS and path]
     for path in rng.sample(places, min(len(places), 6)):
@@ -361,7 +398,7 @@ def surgery(model: nn.Module, fresh: Callable[[], Any], code: str, rng: random.R
             parent, _, last = path.rpartition(".")
             inner = faulty.get_submodule(path)
             setattr(faulty.get_submodule(parent), last, Around(inner, SURGERY[code][0]))
-            if is_real(code, model, faulty, path, fresh):
+            if is_real(code, model, faulty, fresh):
                 faulty.zero_grad(set_to_none=True)
                 return faulty.train(), path
         except Exception:
@@ -399,7 +436,9 @@ def on_library_model(task: tuple[str, int, list[str], bool]) -> Row:
             found, reason = findings_on(model, fresh())
             row["seconds"] = time.perf_counter() - started
             row["problems"] = [reason] if reason else []
-            row["false"] = [f"{f.code} {f.module}: {f.message}" for f in found if f.severity in SERIOUS]
+            row["false"] = [
+                f"{f.code} {f.module}: {f.message}" for f in found if f.severity in SERIOUS
+            ]
             row["advice"] = [f.code for f in all_findings(found) if f.severity == "info"]
             if operate:
                 row["faults"] = list(operations(name, seed, codes, model, fresh, found))
@@ -411,7 +450,12 @@ def on_library_model(task: tuple[str, int, list[str], bool]) -> Row:
 
 
 def operations(
-    name: str, seed: int, codes: list[str], model: nn.Module, fresh: Callable[[], Any], before: list[ReportedFinding]
+    name: str,
+    seed: int,
+    codes: list[str],
+    model: nn.Module,
+    fresh: Callable[[], Any],
+    before: list[ReportedFinding],
 ) -> Iterator[Row]:
     known = collections.Counter(f.code for f in all_findings(before))
     for code in codes:
@@ -426,7 +470,10 @@ def operations(
         right = [
             f
             for f in answers
-            if any(m == path or m.startswith(f"{path}.") for m in (f.module, *f.evidence.get("modules", [])))
+            if any(
+                m == path or m.startswith(f"{path}.")
+                for m in (f.module, *f.evidence.get("modules", []))
+            )
         ]
         fresh_codes = collections.Counter(f.code for f in all_findings(found))
         strange = [
@@ -451,17 +498,22 @@ def on_library(options: argparse.Namespace) -> list[Row]:
 
     names = [e.name for e in all_entries() if not e.name.endswith("_unsound")]
     names = [n for n in names if fnmatch.fnmatch(n, options.entries)]
-    chosen = set(random.Random(options.seed).sample(names, min(options.library, len(names))))
-    if not options.zoo:
-        names = [name for name in names if name in chosen]
+    rng = random.Random(options.seed)
+    if options.zoo:
+        names = rng.sample(names, min(options.zoo, len(names)))
+    else:
+        names = rng.sample(names, min(options.library, len(names)))
+    chosen = set(names[: options.library])
     known = {rule.code for rule in all_rules()}
     codes = [code for code in SURGERY if code in known and fnmatch.fnmatch(code, options.only)]
     tasks = [(name, options.seed, codes, name in chosen) for name in names]
-    rows = []
+    rows: list[Row] = []
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=15) as pool:
         for row in pool.imap_unordered(on_library_model, tasks):
             rows.append(row)
             print(f"\r{len(rows)}/{len(names)} {row['model']:<60.60}", end="", file=sys.stderr)
+            if options.json is not None:  # a long run that is broken off leaves what it has
+                options.json.write_text(json.dumps({"zoo": rows}, default=str))
     print(file=sys.stderr)
     return sorted(rows, key=lambda row: names.index(row["model"]))
 
@@ -562,7 +614,9 @@ def cost(options: argparse.Namespace) -> tuple[list[str], Row]:
         names: Row = {"__name__": "sound"}
         exec(compile(sound.source, "<sound>", "exec"), names)
         del traced
-        figures["models"].append({"model": name, **costs_of(names[sound.main](), names["example_inputs"])})
+        figures["models"].append(
+            {"model": name, **costs_of(names[sound.main](), names["example_inputs"])}
+        )
     rows = figures["models"]
 
     def ratio(one: str, two: str) -> str:
@@ -581,7 +635,10 @@ def cost(options: argparse.Namespace) -> tuple[list[str], Row]:
             found = costs_of(model, (torch.randn(shape),))
             for stage in ("bare", "capture", "static", "pulse", "whole"):
                 points.setdefault(stage, []).append((depth, found[stage]))
-            print(f"{label} {depth}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()), file=sys.stderr)
+            print(
+                f"{label} {depth}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()),
+                file=sys.stderr,
+            )
         figures["depth"][label] = points
         for stage, series in points.items():
             power = exponent([(float(d), s) for d, s in series])
@@ -604,10 +661,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--json", type=Path, help="write all rows there")
     parser.add_argument("--keep", type=Path, help="write the sources there, and leave them")
-    parser.add_argument("--all", action="store_true", help="inject also for rules that do not exist")
-    parser.add_argument("--zoo", action="store_true", help="also check the models of the zoo")
+    parser.add_argument(
+        "--all", action="store_true", help="inject also for rules that do not exist"
+    )
+    parser.add_argument("--zoo", type=int, default=0, help="so many models of the zoo, as they are")
     parser.add_argument("--entries", default="*", help="names of the zoo's models, with * and ?")
-    parser.add_argument("--library", type=int, default=0, help="models of the zoo to put faults into")
+    parser.add_argument(
+        "--library", type=int, default=0, help="models of the zoo to put faults into"
+    )
     parser.add_argument("--cost", action="store_true", help="measure time instead")
     options = parser.parse_args()
     result: Row = {}
