@@ -56,6 +56,11 @@ LOUD: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM005": {
+        "several_times": Case(
+            "self.a = nn.Linear(8, 8); self.n = nn.BatchNorm1d(8)",
+            "for _ in range(3): x = torch.tanh(self.n(self.a(x)))\n        return x * 2",
+            VECTORS,
+        ),
         "tokens": Case(
             "self.a = nn.Linear(8, 6); self.n = nn.BatchNorm1d(6)",
             "return torch.relu(self.n(self.a(x).transpose(1, 2)))",
@@ -78,6 +83,11 @@ LOUD: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM006": {
+        "vocabulary": Case(
+            "self.e = nn.Embedding(50, 8); self.a = nn.Linear(8, 50); self.n = nn.LayerNorm(50)",
+            "return self.n(self.a(self.e(x.argsort(-1))))",
+            SERIES,
+        ),
         "probabilities": Case(
             "self.a = nn.Linear(8, 40); self.n = nn.BatchNorm1d(40)",
             "return torch.softmax(self.n(self.a(x)), 1)",
@@ -102,6 +112,13 @@ LOUD: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM008": {
+        "behind_a_norm": Case(
+            "self.n = nn.LayerNorm(8); self.a = nn.ModuleList(nn.Linear(8, 8) for _ in range(12)); "
+            "self.b = nn.Linear(8, 8)",
+            "x = x + self.b(x)\n        x = self.n(x)\n"
+            "        for a in self.a: x = F.elu(a(x))\n        return x",
+            VECTORS,
+        ),
         "twelve": Case(
             "self.a = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))",
             "for a in self.a: x = torch.relu(a(x))\n        return x",
@@ -109,6 +126,12 @@ LOUD: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM009": {
+        "two_places": Case(
+            "self.a = nn.Linear(8, 8); self.n = nn.BatchNorm1d(8); self.b = nn.Linear(8, 8)",
+            "x = self.n(F.layer_norm(self.a(x), (8,)))\n"
+            "        return torch.tanh(self.n(x + self.b(x)))",
+            VECTORS,
+        ),
         "parallel": Case(
             "self.a = nn.Linear(8, 8); self.b = nn.Linear(8, 8); self.n = nn.BatchNorm1d(8)",
             "return torch.cat([self.n(self.a(x)), self.n(self.b(x))], 1)",
@@ -170,6 +193,11 @@ SILENT: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM005": {
+        "normalised_only_once": Case(
+            "self.a = nn.Linear(8, 8); self.n = nn.BatchNorm1d(8)",
+            "return torch.tanh(self.a(torch.tanh(self.n(self.a(x)))))",
+            VECTORS,
+        ),
         "units_spread_over_space": Case(
             "self.a = nn.Linear(8, 4 * 9); self.n = nn.BatchNorm2d(4)",
             "return torch.relu(self.n(self.a(x).view(-1, 4, 3, 3)))",
@@ -208,6 +236,9 @@ SILENT: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM006": {
+        "features_of_tokens": Case(
+            "self.a = nn.Linear(8, 6); self.n = nn.LayerNorm(6)", "return self.n(self.a(x))", SERIES
+        ),
         "embedding": Case(
             "self.a = nn.Linear(8, 128); self.n = nn.BatchNorm1d(128)",
             "return self.n(self.a(x))",
@@ -262,6 +293,19 @@ SILENT: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM008": {
+        "residual_branch": Case(
+            "self.a = nn.ModuleList(nn.Linear(8, 8) for _ in range(12)); self.b = nn.Linear(8, 8)",
+            "h = self.b(x)\n        y = h\n        for a in self.a: y = torch.relu(a(y))\n"
+            "        return torch.relu(h) + y",
+            VECTORS,
+        ),
+        "unet": Case(
+            "self.a = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(12)); "
+            "self.b = nn.ModuleList(nn.Conv2d(6, 3, 3, padding=1) for _ in range(12))",
+            "k = []\n        for a in self.a: x = torch.relu(a(x)); k.append(x)\n"
+            "        for b in self.b: x = torch.relu(b(torch.cat([x, k.pop()], 1)))\n        return x",
+            IMAGES,
+        ),
         "selu": Case(
             "self.a = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))",
             "for a in self.a: x = F.selu(a(x))\n        return x",
@@ -286,6 +330,12 @@ SILENT: dict[str, dict[str, Case]] = {
         ),
     },
     "NRM009": {
+        "written_twice_with_its_layer": Case(
+            "self.a = nn.Linear(8, 8); self.n = nn.BatchNorm1d(8); self.b = nn.Linear(8, 8)",
+            "u = torch.relu(self.n(self.a(x)))\n        v = torch.relu(self.n(self.a(-x)))\n"
+            "        return self.b(u - v)",
+            VECTORS,
+        ),
         "twice_with_its_layer": Case(
             "self.a = nn.Linear(8, 8); self.n = nn.BatchNorm1d(8); self.b = nn.Linear(8, 8)",
             "f = lambda v: torch.relu(self.n(self.a(v)))\n        return f(x) - f(torch.relu(self.b(x)))",

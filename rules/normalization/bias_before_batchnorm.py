@@ -85,6 +85,10 @@ def bias_before_batchnorm(graph: Graph, edits: SourceEdits) -> Iterator[Finding]
         for node, bias in [_removed_bias(graph, norm)]
         if node is not None and bias is not None
     }
+    # A layer that is used several times must be followed by a BatchNorm each time.
+    found = {
+        node: bias for node, bias in found.items() if set(_users(graph, bias.node)) <= set(found)
+    }
     if not found:
         return
     layers = list(dict.fromkeys(graph.label(node) for node in found))
@@ -113,9 +117,9 @@ def _removed_bias(graph: Graph, norm: Any) -> tuple[Any, Parameter | None]:
         return nothing
     bias = graph.argument(node, "bias")
     parameter = next((p for p in graph.parameters if p.node is bias), None)
-    if bias is None or parameter is None or len(bias.users) > 1:
+    if bias is None or parameter is None:
         return nothing
-    if any(len(_live_users(graph, each)) > 1 for each in (node, *passed)):
+    if any(len(_users(graph, each)) > 1 for each in (node, *passed)):
         return nothing
     if any(graph.name(each) in ("mul", "div") and len(each.all_input_nodes) > 1 for each in passed):
         return nothing  # a factor that differs from place to place leaves some of the bias
@@ -124,7 +128,7 @@ def _removed_bias(graph: Graph, norm: Any) -> tuple[Any, Parameter | None]:
     return node, parameter
 
 
-def _live_users(graph: Graph, node: Any) -> list[Any]:
+def _users(graph: Graph, node: Any) -> list[Any]:
     return [user for user in node.users if graph.is_live(user)]
 
 

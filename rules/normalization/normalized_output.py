@@ -10,6 +10,7 @@ from trainlint.rule import Confidence, Finding, Fix, Graph, Losses, Severity, So
 
 PROBABILITIES = {"sigmoid", "softmax", "log_softmax", "logsigmoid"}
 NORMS = ops.NORMALIZATIONS - {"local_response_norm"}
+PER_TOKEN = {"layer_norm", "rms_norm"}
 BETWEEN = ops.REARRANGEMENTS | ops.SPATIAL
 CLASSIFIES = {
     "cross_entropy",
@@ -37,10 +38,11 @@ def normalized_output(
     in eval mode on running statistics. LayerNorm fixes the mean and the spread of each sample's scores
     instead: the largest softmax probability is bounded, and of a single output nothing is left but β.
 
-    Reported are outputs that are scores: judged by a classification loss, turned into probabilities, at
-    most `narrow` wide, or maps and images of at most `narrow_map` channels. Wider ones may be features:
-    embeddings and projections (ArcFace, SimSiam) end in a BatchNorm on purpose, backbones and residual
-    streams in a norm. Those are not reported, nor what a loss on features judges.
+    Reported are outputs that are scores: judged by a classification loss, turned into probabilities, as
+    wide as the vocabulary, at most `narrow` wide, or maps and images of at most `narrow_map` channels.
+    Wider ones may be features: embeddings and projections (ArcFace, SimSiam) end in a BatchNorm on
+    purpose, backbones and residual streams in a norm. Those are not reported, nor what a loss on features
+    judges.
 
     ## Bad
     ```python
@@ -89,7 +91,12 @@ def normalized_output(
         width = _width(graph, norm)
         limit = narrow if len(graph.shape(norm) or ()) == 2 else narrow_map
         loss = judged.get(scores)
-        if width is not None and _is_score(loss, activation, is_narrow=width <= limit):
+        if graph.name(norm) in PER_TOKEN and len(graph.shape(norm) or ()) > 2:
+            limit = 0  # features of tokens may be as narrow as they like
+        if width is not None and (
+            _is_score(loss, activation, is_narrow=width <= limit)
+            or (loss is None and width in _vocabularies(graph))
+        ):
             yield _finding(graph, edits, norm, layer, width, sure=loss is not None)
 
 
@@ -115,13 +122,22 @@ def _is_score(loss: str | None, activation: str, *, is_narrow: bool) -> bool:
 
 
 def _width(graph: Graph, norm: Any) -> int | None:
-    """How many outputs are normalised; None for features of tokens or maps, which may be anything."""
+    """How many outputs are normalised, for each sample, token or pixel."""
     shape = graph.shape(norm)
     if shape is None or len(shape) < 2:
         return None
-    if graph.name(norm) in ("layer_norm", "rms_norm"):
-        return shape[-1] if len(shape) == 2 else None
-    return shape[1]
+    return shape[-1] if graph.name(norm) in PER_TOKEN else shape[1]
+
+
+def _vocabularies(graph: Graph) -> set[int]:
+    """The numbers of ids that the model looks up, unless they are also the width of what it finds."""
+    tables = [
+        graph.shape(weight)
+        for node in graph.calls("embedding")
+        for weight in [graph.argument(node, "weight")]
+        if weight is not None
+    ]
+    return {table[0] for table in tables if table and table[0] > table[1]}
 
 
 def _finding(

@@ -22,7 +22,7 @@ THROUGH = ops.REARRANGEMENTS | ops.DROPOUTS | ops.SPATIAL | ops.MAX_POOLS | ops.
 
 @rule("NRM009", severity=Severity.WARNING, since="0.1")
 def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
-    """One BatchNorm normalises the outputs of several layers, and its running statistics mix them.
+    """One BatchNorm normalises several streams, and its running statistics mix them.
 
     In training each call normalises by the mean and variance of its own input. The running statistics
     are common: call after call, r ← (1 − m)·r + m·(statistics of this call). In eval mode every call
@@ -32,7 +32,7 @@ def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
 
     Where the layer in front or the layer behind is shared along with it, the whole block is used twice,
     as in a siamese network, over the levels of a pyramid or over time. That is a choice, and not
-    reported.
+    reported. Reported are calls behind different layers, and calls that are written in several places.
 
     ## Bad
     ```python
@@ -82,21 +82,45 @@ def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
         if keeps_statistics(graph, norm):
             calls.setdefault(graph.argument(norm, "running_mean"), []).append(norm)
     for norms in calls.values():
-        before = {norm: _layer(graph, norm) for norm in norms}
-        layers = {_weights(graph, layer): layer for layer in before.values() if layer is not None}
+        streams = _streams(graph, norms)
         feeds = {_feeds(graph, norm) for norm in norms}
-        if len(layers) < 2 or (len(feeds) == 1 and feeds != {frozenset()}):
+        if len(streams) < 2 or (len(feeds) == 1 and feeds != {frozenset()}):
             continue
-        names = [graph.label(layer) for layer in layers.values()]
+        names = [_described(graph, norm) for norm in streams]
         yield Finding(
-            f"{graph.label(norms[0])} normalises the outputs of {len(layers)} layers "
+            f"{graph.label(norms[0])} normalises {len(streams)} different streams "
             f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): eval mode uses a mixture "
             "of their statistics",
             where=norms[0],
-            evidence={"calls": len(norms), "modules": names},
-            fixes=[Fix(_title(graph, norms[0], len(layers)))],
+            evidence={"calls": len(norms), "streams": names},
+            fixes=[Fix(_title(graph, norms[0], len(streams)))],
             affects=norms,
         )
+
+
+def _streams(graph: Graph, norms: list[Any]) -> list[Any]:
+    """One call for each stream: other layers stand before it, or it is written elsewhere as well."""
+    layers = {norm: _layer(graph, norm) for norm in norms}
+    by_layer = {_weights(graph, layer): norm for norm, layer in layers.items() if layer is not None}
+    if len(by_layer) > 1:
+        return sorted(by_layer.values(), key=graph.position)
+    # A block that is run again calls its BatchNorm from the same place.
+    by_place: dict[Any, Any] = {}
+    for norm in norms:
+        site, source = graph.operation(norm).site, _sources(graph, norm)
+        if site is None or not source:
+            return []
+        by_place.setdefault((site.key, source), norm)
+    places = {place for place, _ in by_place}
+    distinct = {source for _, source in by_place}
+    return list(by_place.values()) if len(places) == len(by_place) == len(distinct) else []
+
+
+def _described(graph: Graph, norm: Any) -> str:
+    layer, site = _layer(graph, norm), graph.operation(norm).site
+    if layer is not None or site is None:
+        return f"behind {graph.label(layer)}" if layer is not None else graph.label(norm)
+    return f"line {site.row}"
 
 
 def _title(graph: Graph, norm: Any, count: int) -> str:
@@ -128,6 +152,22 @@ def _weights(graph: Graph, layer: Any) -> frozenset[Any]:
             leaves.add(node)
         stack.extend(node.all_input_nodes)
     return frozenset(leaves)
+
+
+def _sources(graph: Graph, norm: Any) -> frozenset[Any]:
+    """The parameters of the nearest operations with parameters that lead to the BatchNorm."""
+    found: set[Any] = set()
+    stack, seen = graph.varying_inputs(norm), set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        own = {parameter.name for parameter in graph.parameters_of(node)}
+        found |= own
+        if not own:
+            stack.extend(graph.varying_inputs(node))
+    return frozenset(found)
 
 
 def _feeds(graph: Graph, norm: Any) -> frozenset[Any]:

@@ -12,7 +12,6 @@ CALMING = ops.NORMALIZATIONS | set(
     "selu alpha_dropout feature_alpha_dropout sin cos normalize norm linalg_vector_norm "
     "linalg_norm var std var_mean std_mean rsqrt renorm".split()
 )
-MERGES = {"add", "sub", "lerp", "addcmul"}
 
 
 @rule("NRM008", severity=Severity.INFO, since="0.1")
@@ -26,9 +25,10 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
     normalisation the size is set anew at each layer; with x + f(x) the gradient has a path of slope 1.
     Networks of this kind therefore combine ReLU, BatchNorm and residual connections.
 
-    A run counts from `least` layers on, in a model without any normalisation, sum of two streams, SELU,
-    sine or normalised weights. 11 layers could just be trained from random weights in 2014; the
-    deeper VGG nets were started from them.
+    A run counts from `least` layers on. It ends where streams meet, where another part of the model reads
+    along (a skip connection), and at normalisation, SELU, sine and normalised weights; a run that is
+    itself bypassed by a residual connection is none. 11 layers could just be trained from random
+    weights in 2014; the deeper VGG nets were started from them.
 
     ## Bad
     ```python
@@ -70,10 +70,8 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
     Seed A, problem 3, its last paragraph. He et al. 2015, arXiv:1502.01852, section 2.2; He et al. 2016,
     arXiv:1512.03385; Simonyan & Zisserman 2015, arXiv:1409.1556, section 3.1.
     """
-    if any(_calms(graph, node) for node in graph.calls_in_order if graph.is_live(node)):
-        return
-    run = _longest_run(graph)
-    if len(run) < least:
+    run = _longest_run(graph, least)
+    if not run:
         return
     first, last = run[0], run[-1]
     yield Finding(
@@ -92,9 +90,9 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
 
 
 def _calms(graph: Graph, node: Any) -> bool:
-    """Whether this holds the signal's size: a norm, a sum of two streams, a frozen norm, a tied weight."""
+    """Whether this sets or holds the signal's size: a norm, also a frozen one, or a weight under one."""
     name = graph.name(node)
-    if name in CALMING or (name in MERGES and len(graph.varying_inputs(node)) > 1):
+    if name in CALMING or name in ops.RECURRENT or name in ops.ATTENTION:
         return True
     if graph.is_weighted(node):
         return bool(graph.argument(node, "weight").op != "get_attr")  # weight or spectral norm
@@ -106,22 +104,59 @@ def _calms(graph: Graph, node: Any) -> bool:
     return False
 
 
-def _longest_run(graph: Graph) -> list[Any]:
-    """The layers of the longest chain in which each operation has one varying operand."""
+def _longest_run(graph: Graph, least: int) -> list[Any]:
+    """The layers of the longest chain of operations, each the only one that reads the one before."""
     depth: dict[Any, int] = {}
     before: dict[Any, Any] = {}
     for node in graph.calls_in_order:
         sources = graph.varying_inputs(node)
-        if len(sources) != 1 or not graph.is_live(node):
+        if len(sources) != 1 or not graph.is_live(node) or _calms(graph, node):
             continue
-        before[node] = sources[0]
-        depth[node] = depth.get(sources[0], 0) + graph.is_weighted(node)
-    if not depth:
-        return []
+        alone = sum(graph.is_live(user) for user in sources[0].users) == 1
+        before[node] = sources[0] if alone else None
+        depth[node] = graph.is_weighted(node) + (depth.get(sources[0], 0) if alone else 0)
+    ends = depth.keys() - before.values()
+    runs = {end: _layers(graph, end, before) for end in ends if depth[end] >= least}
+    for end, run in sorted(runs.items(), key=lambda item: (-len(item[1]), graph.position(item[0]))):
+        if len(run) >= least and not _is_bypassed(graph, end, before):
+            return run
+    return []
+
+
+def _layers(graph: Graph, node: Any, before: dict[Any, Any]) -> list[Any]:
     run: dict[Any, Any] = {}  # by weight: a recurrent layer is one layer
-    node = max(depth, key=lambda each: depth[each])
-    while node in depth:
+    while node in before:
         if graph.is_weighted(node):
             run[graph.argument(node, "weight")] = node
         node = before[node]
     return list(run.values())[::-1]
+
+
+def _is_bypassed(graph: Graph, last: Any, before: dict[Any, Any]) -> bool:
+    """Whether what goes into the run is added to, or set beside, what comes out of it."""
+    run, node = {last}, last
+    while before.get(node) is not None:
+        node = before[node]
+        run.add(node)
+    start = graph.data(node)
+    # On to where it meets another stream.
+    while True:
+        users = [user for user in last.users if graph.is_live(user)]
+        if len(users) != 1 or users[0].op == "output":
+            return False
+        meets = users[0]
+        others = [source for source in graph.varying_inputs(meets) if source is not last]
+        if others:
+            return any(start is other or start in _behind_of(graph, other, run) for other in others)
+        last = meets
+
+
+def _behind_of(graph: Graph, node: Any, run: set[Any]) -> set[Any]:
+    """Everything from which the node is computed without the run."""
+    found, stack = {node}, [node]
+    while stack:
+        for source in graph.varying_inputs(stack.pop()):
+            if source not in found and source not in run:
+                found.add(source)
+                stack.append(source)
+    return found
