@@ -336,6 +336,30 @@ def test_only_doubtful_inputs_have_a_second_reading() -> None:
     assert second.args[1].shape == (2, 3, 8)
 
 
+# ---------------------------------------------------------------------- one sample
+
+
+def test_a_model_of_vectors_takes_one_without_a_batch() -> None:
+    variants, _ = variants_of(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0)), torch.randn(2, 4))
+    assert variants.single is not None
+    assert [variants.single.shape(output) for output in variants.single.outputs] == [(3,)]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda m, x: m.fc(x.flatten(1)), lambda m, x: m.fc(x.view(x.size(0), -1))],
+    ids=["flatten", "view"],
+)
+def test_a_model_that_needs_its_batch_has_no_single(forward: Any) -> None:
+    variants, _ = variants_of(Runs(forward, fc=nn.Linear(4, 3)), torch.randn(2, 4))
+    assert variants.single is None
+
+
+def test_packed_sequences_have_no_single() -> None:
+    packed = pack_padded_sequence(torch.randn(2, 5, 4), torch.tensor([5, 3]), batch_first=True)
+    assert variants_of(Recurrent(1), packed)[0].single is None
+
+
 # ---------------------------------------------------------------------- eval mode
 
 

@@ -182,6 +182,20 @@ def batch_variants(inputs: Inputs, size: int) -> Iterator[Inputs]:
         yield replace(inputs, args=args, kwargs=kwargs)
 
 
+def without_batch(inputs: Inputs) -> Inputs | None:
+    """The first sample alone, without the batch's axis; None where the inputs do not show it."""
+    before = batch_size(inputs)
+    values = (*inputs.args, *inputs.kwargs.values())
+    if not before or any(isinstance(value, PackedSequence) for value in values):
+        return None
+
+    def first(_: str, tensor: Tensor) -> Tensor:
+        return tensor[0] if tensor.dim() and tensor.shape[0] == before else tensor
+
+    args, kwargs = map_tensors((inputs.args, inputs.kwargs), first)
+    return replace(inputs, args=args, kwargs=kwargs)
+
+
 class _Resize:
     """One change of the number of samples in all inputs.
 

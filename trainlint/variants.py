@@ -1,4 +1,4 @@
-"""The same model captured otherwise: in eval mode, or with one more sample.
+"""The same model captured otherwise: in eval mode, with one more sample, on one without a batch.
 
 Comes in: the inputs and the graph of the first capture. Each variant costs about as much as that one, so
 it is made only when a rule asks. Imports torch late, since rules name the type.
@@ -43,6 +43,15 @@ class Variants:
             except Exception:  # a method of the user's, who may have other plans
                 return None
             return self._captured(self._inputs)
+
+    @cached_property
+    def single(self) -> Graph | None:
+        """The graph on one sample without a batch axis; None where the model takes batches alone."""
+        from trainlint.inputs import without_batch
+
+        inputs = without_batch(self._inputs)
+        graph = None if inputs is None else self._captured(inputs)
+        return None if graph is None or len(graph.faults) > len(self._graph.faults) else graph
 
     @cached_property
     def batch_size(self) -> int | None:

@@ -6,7 +6,18 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Finding, Fix, Graph, Safety, Severity, SourceEdits, Variants, ops, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Safety,
+    Severity,
+    SourceEdits,
+    Variants,
+    ops,
+    rule,
+)
 
 SOFTMAXES = ("softmax", "log_softmax", "softmin", "gumbel_softmax")
 # Without `dim`, torch takes axis 0 of tensors of these ranks, and axis 1 of all others.
@@ -27,7 +38,9 @@ def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterat
 
     trainlint captures the model once more with one more sample and sees which axis has grown. A first
     axis that a layer treats as time or space, and one that the outputs no longer have (pooling over a
-    set or a bag), is not a batch. Left out, `dim` means axis 0 for tensors of one or three axes.
+    set or a bag), is not a batch. Left out, `dim` means axis 0 for tensors of one or three axes. Where
+    trainlint had to make up the inputs, and the model takes a single sample without a batch axis as
+    well, as policies in reinforcement learning do, this is advice only.
 
     ## Bad
     ```python
@@ -38,7 +51,7 @@ def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterat
             self.fc2 = nn.Linear(32, 10)
 
         def forward(self, x):
-            x = torch.relu(self.fc1(x))
+            x = torch.relu(self.fc1(x.flatten(1)))
             return torch.softmax(self.fc2(x), dim=0)
     ```
 
@@ -51,7 +64,7 @@ def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterat
             self.fc2 = nn.Linear(32, 10)
 
         def forward(self, x):
-            x = torch.relu(self.fc1(x))
+            x = torch.relu(self.fc1(x.flatten(1)))
             return torch.softmax(self.fc2(x), dim=-1)
     ```
 
@@ -80,7 +93,7 @@ def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterat
 
 def _judged(graph: Graph, edits: SourceEdits, variants: Variants, node: Any) -> Finding | None:
     dims, stated = graph.shape(node), _stated_axis(graph, node)
-    if dims is None or not graph.operation(node).grad_enabled:
+    if dims is None or node in graph.faults or not graph.operation(node).grad_enabled:
         return None
     axis = _axis(dims, stated)
     if axis is None:
@@ -109,7 +122,7 @@ def _axis(dims: tuple[int, ...], stated: int | None) -> int | None:
         return None
     if stated is None:
         return 0 if len(dims) in FIRST_AXIS_RANKS else 1
-    return stated % len(dims)
+    return stated % len(dims) if -len(dims) <= stated < len(dims) else None
 
 
 def _is_turned(graph: Graph, node: Any) -> bool:
@@ -130,14 +143,38 @@ def _over_batch(
         return None  # the samples were pooled: a set or a bag, and not a batch
     dims = graph.shape(node) or ()
     implied = "" if stated is not None else " (its `dim` is left out)"
+    fix = _other_axis(graph, edits, node, dims, (axis,), stated)
+    if not graph.inputs_given and _suits_one_sample(graph, variants, node):
+        return Finding(
+            f"{graph.label(node)} runs over axis {axis}: right for one sample without a batch axis, but "
+            f"in a batch, {dims}, the samples compete",
+            where=node,
+            evidence={"axis": axis, "shape": list(dims)},
+            fixes=[fix],
+            severity=Severity.INFO,
+            confidence=Confidence.POSSIBLE,
+            affects=[node],
+        )
     return Finding(
         f"{graph.label(node)} runs over axis {axis} of {dims}{implied}, which is the batch: the "
         f"{dims[axis]} samples compete, and a sample's own numbers do not sum to 1",
         where=node,
         evidence={"axis": axis, "shape": list(dims), "batch": dims[axis]},
-        fixes=[_other_axis(graph, edits, node, dims, (axis,), stated)],
+        fixes=[fix],
         fault=("softmax", id(node)),
         affects=[node],
+    )
+
+
+def _suits_one_sample(graph: Graph, variants: Variants, node: Any) -> bool:
+    """Whether the model takes a single sample as well, whose own numbers then lie on that axis."""
+    place, single = graph.place(node), variants.single
+    return single is not None and any(
+        (dims := single.shape(other)) is not None
+        and (axis := _axis(dims, _stated_axis(single, other))) is not None
+        and dims[axis] > 1
+        for other in single.calls(graph.name(node))
+        if place is not None and getattr(single.place(other), "key", None) == place.key
     )
 
 

@@ -67,7 +67,9 @@ def softmax_hidden(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
         dims = graph.shape(node)
         place = graph.place(node)
         key = node if place is None else place.key
-        if not dims or key in reported or not graph.is_live(node) or graph.is_constant(node):
+        if not dims or key in reported or node in graph.faults:
+            continue
+        if not graph.is_live(node) or graph.is_constant(node):
             continue
         if graph.operation(node).grad_enabled and _is_hidden(graph, node):
             reported.add(key)

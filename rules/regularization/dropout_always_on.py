@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -34,10 +33,6 @@ ON_PURPOSE_AT_THE_CALL = re.compile(
     r"(at|in|during|for)[\W_]+(test|inference|eval|predict)|on purpose|intention|deliberate",
     re.IGNORECASE,
 )
-# What a mask by hand may be besides dropout: noise that the model learns to remove.
-CORRUPTION = re.compile(r"corrupt|denois|noise|mask|augment", re.IGNORECASE)
-COMPARISONS = ("lt", "le", "gt", "ge")
-SAME_MASK = ops.REARRANGEMENTS | {"div", "to", "type", "bool", "int"}
 
 
 @rule("REG002", severity=Severity.ERROR, since="0.1", explains=["random-in-eval"])
@@ -55,8 +50,8 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     Not reported: dropout that is a layer of its own (a subclass of nn.Dropout that stays on does so on
     purpose), and code that says what it is for (Monte Carlo, Bayesian, uncertainty, a prenet) in the
     name or docstring of a class or function, or in a comment at the call. An explicit `training=True`
-    is a warning, since it was written by someone who knew of the argument; so is a mask by hand,
-    `x * (torch.rand_like(x) < keep) / keep`, that stands outside of an `if self.training`.
+    is a warning, since it was written by someone who knew of the argument. A mask by hand that forgets
+    about eval mode is random-in-eval's.
 
     ## Bad
     ```python
@@ -100,7 +95,7 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     """
     suspects = {
         site.key: node
-        for node in reversed([*_dropping(graph), *_masking(graph)])
+        for node in reversed(list(_dropping(graph)))
         if (site := graph.operation(node).site) is not None
         # Only then is the capture in eval mode worth its time.
         and not _asks_for_the_mode(edits, site, node, graph)
@@ -109,7 +104,7 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     in_eval = variants.eval if suspects else None
     if in_eval is None:
         return
-    for node in (*_dropping(in_eval), *_masking(in_eval)):
+    for node in _dropping(in_eval):
         site = in_eval.operation(node).site
         if site is not None and site.key in suspects and in_eval.is_live(node):
             yield _finding(graph, edits, suspects.pop(site.key), site)
@@ -121,31 +116,6 @@ def _dropping(graph: Graph) -> Iterator[Any]:
         is_on = graph.name(node) == ATTENTION or graph.argument(node, "training", True) is True
         if is_on and _p(graph, node) > 0 and not _is_layer_of_torch(graph, node):
             yield node
-
-
-def _masking(graph: Graph) -> Iterator[Any]:
-    """Draws of a random mask that multiplies what depends on an input: dropout by hand."""
-    for node in graph.calls("mul"):
-        if len(node.all_input_nodes) == 2:
-            for mask, data in itertools.permutations(node.all_input_nodes):
-                draw = _draw_behind(graph, mask)
-                if draw is not None and not graph.is_constant(data):
-                    yield draw
-
-
-def _draw_behind(graph: Graph, mask: Any) -> Any:
-    """The draw of a mask of zeros and ones with a fixed probability: `rand < p`, `bernoulli_(p)`."""
-    while mask.op == "call_function" and mask.all_input_nodes:
-        source, name = mask.all_input_nodes[0], graph.name(mask)
-        has_number = any(isinstance(value, float) for value in mask.args[1:])
-        if name in COMPARISONS:
-            return source if has_number and graph.name(source) in ("rand", "rand_like") else None
-        if name == "bernoulli":
-            return mask if has_number or graph.name(source) in ("full", "full_like") else None
-        if name not in SAME_MASK:
-            return None
-        mask = source
-    return None
 
 
 def _p(graph: Graph, node: Any) -> float:
@@ -210,7 +180,6 @@ def _is_on_purpose(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> b
     return bool(
         ON_PURPOSE.search(f"{names} {comments} {documentation}")
         or ON_PURPOSE_AT_THE_CALL.search(comments)
-        or (_is_by_hand(graph, node) and CORRUPTION.search(f"{names} {comments}"))
     )
 
 
@@ -229,16 +198,10 @@ def _names(graph: Graph, node: Any, site: Site) -> Iterator[str]:
         yield constants[0] if constants and isinstance(constants[0], str) else ""
 
 
-def _is_by_hand(graph: Graph, node: Any) -> bool:
-    return graph.name(node) not in ops.DROPOUTS | {ATTENTION}
-
-
 # ---------------------------------------------------------------------- the finding
 
 
 def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding:
-    if _is_by_hand(graph, node):
-        return _by_hand(graph, node)
     p = _p(graph, node)
     call = _call(edits, site, node, graph)
     argument = None if call is None else _argument(call, graph, node)
@@ -258,22 +221,6 @@ def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding
         fixes=fixes,
         severity=Severity.WARNING if is_explicit or call is None else Severity.ERROR,
         confidence=Confidence.LIKELY if is_explicit else Confidence.CERTAIN,
-        affects=[node],
-    )
-
-
-def _by_hand(graph: Graph, node: Any) -> Finding:
-    return Finding(
-        f"a random mask, drawn by {graph.name(node)}, multiplies the values in eval mode too, so that "
-        "predictions are random and validation looks worse than the model is",
-        where=node,
-        evidence={"drawn_by": graph.name(node)},
-        fixes=[
-            Fix("draw and multiply under `if self.training:`"),
-            Fix("nn.Dropout, whose p is the probability to drop"),
-        ],
-        severity=Severity.WARNING,
-        confidence=Confidence.LIKELY,
         affects=[node],
     )
 
