@@ -17,6 +17,7 @@ from trainlint.rule import (
     Reachability,
     Severity,
     Signal,
+    Site,
     SourceEdits,
     rule,
 )
@@ -95,7 +96,7 @@ def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -
     for cut in reach.cuts():
         if _is_meant(graph, reach, cut) or (signal is None and not _is_provable(graph, cut)):
             continue
-        groups.setdefault(_place(graph, edits, cut), []).append(cut)
+        groups.setdefault(_place(graph, edits, reach, cut), []).append(cut)
     for place, cuts in groups.items():
         starved = _confirmed(signal, cuts)
         if starved:
@@ -282,15 +283,26 @@ def _without_detach(call: ast.Call, source: str) -> str | None:
 # ---------------------------------------------------------------------- where it is
 
 
-def _place(graph: Graph, edits: SourceEdits, cut: GradientCut) -> Any:
+def _place(graph: Graph, edits: SourceEdits, reach: Reachability, cut: GradientCut) -> Any:
     """The `with torch.no_grad():` around the operation, else its call."""
     operation = graph.operation(cut.node)
-    site = operation.escape_site if cut.kind == "read" else operation.site
-    if site is None or cut.kind != "no_grad":
-        return site
+    if cut.kind != "no_grad":
+        return operation.escape_site if cut.kind == "read" else operation.site
+    # The switch may stand around the call of a module that the operation is deep inside of.
+    inside = [n for n in reach.descendants([cut.node]) if not graph.operation(n).grad_enabled]
+    for node in sorted(inside, key=graph.position):
+        for site in (graph.operation(node).site, graph.operation(node).returned):
+            switch = None if site is None else _switch_around(edits, site)
+            if switch is not None:
+                return switch
+    return operation.site
+
+
+def _switch_around(edits: SourceEdits, site: Site) -> tuple[str, int, int, int] | None:
+    """Where autograd is switched off for the call, as (file, row, column, end column)."""
     text = edits.text(site.project.filename)
     if text is None or text.tree is None:
-        return site
+        return None
     around = [
         place
         for node in ast.walk(text.tree)
@@ -299,7 +311,7 @@ def _place(graph: Graph, edits: SourceEdits, cut: GradientCut) -> Any:
         for place in _switches(node)
     ]
     if not around:
-        return site
+        return None
     place = max(around, key=lambda place: place.lineno)
     start = text.location(place.lineno, place.col_offset)
     end = text.location(place.lineno, place.end_col_offset or place.col_offset)

@@ -117,8 +117,10 @@ def _is_a_value(graph: Graph, end: Any) -> bool:
 
 
 def _writes_into_its_input(node: Any) -> bool:
-    """`F.relu(x, True)`, `nn.ReLU(inplace=True)(x)`: the caller goes on with x."""
-    return bool(node.kwargs.get("inplace")) or True in [arg for arg in node.args if arg is True]
+    """`F.relu(x, True)`, `nn.ReLU(inplace=True)(x)`, `torch.add(x, y, out=x)`: x itself is used."""
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+        return True
+    return any(argument is True for argument in node.args)
 
 
 def _is_called_for_its_result(graph: Graph, end: Any, how: str) -> bool:

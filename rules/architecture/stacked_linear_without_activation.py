@@ -49,8 +49,9 @@ def stacked_linear_without_activation(graph: Graph, edits: SourceEdits) -> Itera
     network of linear layers alone, however deep, is a linear regression. Reshapes, dropout, average
     pooling, BatchNorm and arithmetic with constants do not change that, for they are linear as well.
 
-    It is a warning where both layers mix over a width that is no bottleneck. Pairs with a 1x1 convolution,
-    or a linear layer whose result is laid out as a map, are often meant: advice.
+    It is a warning where both layers mix over a width that is no bottleneck. Often meant, and advice, are
+    pairs with a 1x1 convolution, a linear layer whose result is laid out as a map, and the last layer of
+    one network before the first of another, as between an encoder and a decoder.
 
     ## Bad
     ```python
@@ -300,8 +301,26 @@ def _finding(graph: Graph, edits: SourceEdits, pair: Pair) -> Finding:
             "between": [graph.name(node) for node in pair.between],
         },
         fixes=[_fix(graph, edits, pair)],
-        severity=Severity.INFO if pointwise or laid_out else Severity.WARNING,
+        severity=Severity.INFO
+        if pointwise or laid_out or _is_interface(graph, pair)
+        else Severity.WARNING,
         affects=[pair.first, pair.second],
+    )
+
+
+def _is_interface(graph: Graph, pair: Pair) -> bool:
+    """The first ends a network with nonlinear steps of its own, the second begins what comes after it.
+
+    Encoders that end in a linear layer are handed on to decoders that begin with one.
+    """
+    first, second = (graph.operation(node).module.split(".") for node in (pair.first, pair.second))
+    common = 0
+    while first[common : common + 1] and first[common : common + 1] == second[common : common + 1]:
+        common += 1
+    network = first[: common + 1]
+    return len(network) < len(first) and any(
+        graph.operation(node).module.split(".")[: common + 1] == network
+        for node in graph.calls(*ops.ACTIVATIONS)
     )
 
 
