@@ -541,8 +541,8 @@ class IndexPut(nn.Module):
 
 
 @case(rows(2, 8))
-class OutArgument(nn.Module):
-    """Uses ``out=`` where nothing needs a gradient."""
+class OutArgumentUnsound(nn.Module):
+    """Uses ``out=`` where nothing needs a gradient, to subtract the mean of the batch."""
 
     def __init__(self) -> None:
         super().__init__()

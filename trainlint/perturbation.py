@@ -382,19 +382,25 @@ class _Questions:
     # ------------------------------------------------------------------ inputs without effect
 
     def _unused(self, base: Outputs, gradients: dict[str, Tensor]) -> Iterator[Unused]:
-        """Inputs whose gradient is zero, asked again in other ways."""
-        asked = 0
+        """Inputs whose gradient is zero, asked again in other ways.
+
+        If none has an effect, the outputs are constant, and no input is to blame.
+        """
+        silent: list[Slot] = []
         for slot in self._runs.varying:
             gradient = gradients.get(slot.name)
             if gradient is not None and bool(gradient.any()):
                 yield from self._unused_features(slot, gradient, base)
-                continue
-            asked += 1
-            if asked > _MOST_ASKED:
-                return
-            changed = {slot.name: replaced(slot, range(self._runs.samples), self._runs.generator)}
-            if self._has_no_effect(changed, base):
+            else:
+                silent.append(slot)
+        found = [slot for slot in silent[:_MOST_ASKED] if self._is_unused(slot, base)]
+        if len(found) < len(self._runs.varying):
+            for slot in found:
                 yield Unused(slot.name, self._runs.placeholder(slot), tuple(slot.value.shape))
+
+    def _is_unused(self, slot: Slot, base: Outputs) -> bool:
+        changed = {slot.name: replaced(slot, range(self._runs.samples), self._runs.generator)}
+        return self._has_no_effect(changed, base)
 
     def _unused_features(self, slot: Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
         """Columns of a table, or channels of an image, without any gradient."""

@@ -160,7 +160,7 @@ class Steps(TorchFunctionMode):
             args=tuple(value if isinstance(value, _PLAIN) else None for value in args),
             kwargs={key: value for key, value in kwargs.items() if isinstance(value, _PLAIN)},
         )
-        if self._keep:
+        if self._keep and not name.removeprefix("new_").startswith("empty"):  # holds anything
             with torch._C.DisableTorchFunction():
                 step.values = [
                     t.detach().clone() for t in results if t.is_floating_point() and t.numel()

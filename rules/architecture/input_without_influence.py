@@ -32,8 +32,9 @@ def input_without_influence(graph: Graph, influence: Influence) -> Iterator[Find
     trainlint changes the input in all samples and compares every output, in eval mode, then in train mode
     on another seed with small numbers in place of weights that are all zero: a zero-initialised gate
     hides an input only until the first step. Masks, and inputs that only a loss looks at, are no
-    finding. Columns of a table and channels of an image are judged one by one, as advice: a model may
-    drop them on purpose.
+    finding; an argument with a default is advice, since other settings of the model may use it. Columns
+    of a table and channels of an image are judged one by one, as advice too: a model may drop them on
+    purpose.
 
     ## Bad
     ```python
@@ -87,11 +88,14 @@ def input_without_influence(graph: Graph, influence: Influence) -> Iterator[Find
 
 def _whole(graph: Graph, unused: Unused) -> Finding:
     name = _parameter(graph, unused.input)
+    optional = _is_optional(graph, name)
     return Finding(
         f"{name}{_shown(unused.shape)} changes no output: the model cannot learn from it",
         where=_place(graph, name),
         evidence={"input": name, "shape": list(unused.shape)},
         fixes=[Fix(f"use {name} in the forward, or take it out of the signature and the data")],
+        severity=Severity.INFO if optional else Severity.WARNING,
+        confidence=Confidence.LIKELY if optional else Confidence.CERTAIN,
         fault=("unused-input", unused.input),
         affects=_users(unused.node),
     )
@@ -147,6 +151,15 @@ def _parameter(graph: Graph, name: str) -> str:
     if place >= len(parameters) or parameters[place].kind is inspect.Parameter.VAR_POSITIONAL:
         return name
     return parameters[place].name + match[2].replace("_", ".", 1)
+
+
+def _is_optional(graph: Graph, name: str) -> bool:
+    """Whether forward has a default for it: then other settings of the model may use it."""
+    try:
+        parameter = inspect.signature(graph.model.forward).parameters.get(name)
+    except (TypeError, ValueError):
+        return False
+    return parameter is None or parameter.default is not parameter.empty
 
 
 def _place(graph: Graph, name: str) -> Any:
