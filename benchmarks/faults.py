@@ -1571,6 +1571,22 @@ def symmetric(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
     yield from mixed(rng, singles, loops(), conditional())
 
 
+def flow(traced: Traced) -> tuple[float, float]:
+    """From the first layer to the last: decades that the gradient loses on its way back, and the signal gains."""
+    layers = [
+        c.outputs[0]
+        for c in traced.calls
+        if c.name in AFFINE and c.outputs and c.outputs[0].requires_grad
+    ]
+    ends = [layers[0], layers[-1]]
+    slopes = torch.autograd.grad(
+        objective(traced.outputs), ends, retain_graph=True, allow_unused=True
+    )
+    first, last = (1e-45 if g is None else max(float(g.norm()), 1e-45) for g in slopes)
+    below, above = (max(float((t - t.mean(0)).square().mean().sqrt()), 1e-45) for t in ends)
+    return math.log10(last / first), math.log10(above / below)
+
+
 def spread(source: str, main: str) -> float:
     """How far the outputs of the samples lie apart."""
     done = run(source, main, train=False)
@@ -1625,22 +1641,28 @@ LARGE = [
 
 @fault("INI003")
 def shrinking(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
-    before = spread(traced.source, traced.main)
+    lost, gained = flow(traced)
+
+    def real(source: str) -> bool:
+        less, more = flow(retraced(traced, source))
+        return less > max(lost, 0) + 2.5 and more < gained - 2.5
+
+    also = ("GRD001", "ARC012", "INI005", "NRM008", "ARC011", "ARC001", "LOS010")
     for label, edits in badly_scaled(traced, rng, SMALL):
-        yield Candidate(
-            label, edits, lambda s: spread(s, traced.main) < before / 300, ("INI003",),
-            ("GRD001", "ARC012", "INI005", "NRM008", "ARC011", "ARC001", "LOS010"),
-        )  # fmt: skip
+        yield Candidate(label, edits, real, ("INI003",), also)
 
 
 @fault("INI004")
 def exploding(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
-    before = spread(traced.source, traced.main)
+    lost, gained = flow(traced)
+
+    def real(source: str) -> bool:
+        less, more = flow(retraced(traced, source))
+        return less < min(lost, 0) - 2.5 and more > gained + 2.5
+
+    also = ("GRD002", "LOS010", "INI007", "INI005", "NRM008", "GRD003", "ARC001")
     for label, edits in badly_scaled(traced, rng, LARGE):
-        yield Candidate(
-            label, edits, lambda s: spread(s, traced.main) > 300 * before, ("INI004",),
-            ("GRD002", "LOS010", "INI007", "INI005", "NRM008", "GRD003", "ARC001"),
-        )  # fmt: skip
+        yield Candidate(label, edits, real, ("INI004",), also)
 
 
 @fault("INI005")
