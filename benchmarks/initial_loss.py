@@ -5,6 +5,10 @@
 Each model of the zoo and of `fixtures/healthy` whose forward returns scores is pulsed with cross entropy
 on classes drawn evenly. Prints log C, the loss and their difference, and the quantiles over all models.
 With logits of standard deviation s over the classes the loss is about log C + s²/2.
+
+As run for 0.1 (torch 2.13, 360 models): median 0.01 above log C, 95% below 0.31, 98% below 1.05; the
+largest of the others 2.65, and then two whose libraries fill the output layer from N(0, 1): 25.6 (MT5)
+and 38.1 (Funnel). `excess` lies between, at 3.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import io
 import math
 import multiprocessing
 import statistics
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +38,7 @@ from trainlint.losses import LossCall, Losses
 from trainlint.objective import objective_of
 from trainlint.pulse import pulse
 
-Row = tuple[str, int, float, float]
+Row = tuple[str, int, float]
 HEALTHY = Path(__file__).parent.parent / "fixtures" / "healthy"
 LEAST_CLASSES = 2
 
@@ -56,7 +61,7 @@ def scores_of(graph: Graph) -> list[LossCall]:
 
 
 def measured(name: str, model: nn.Module, inputs: Inputs | None) -> Row | None:
-    """(name, classes, loss, logit spread) of one model, None where it has no scores."""
+    """(name, classes, loss) of one model, None where it has no scores."""
     with single_node_functions(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if inputs is None:
@@ -85,7 +90,7 @@ def measured(name: str, model: nn.Module, inputs: Inputs | None) -> Row | None:
 
         torch.manual_seed(0)
         signal = pulse(model, inputs, graph, objective=last_axis)
-        return name, shape[-1], signal.value, 0.0
+        return name, shape[-1], signal.value
 
 
 def healthy() -> Iterator[tuple[str, nn.Module]]:
@@ -128,20 +133,25 @@ def main() -> None:
     options = parser.parse_args()
     numbers = [i for i, e in enumerate(all_entries()) if fnmatch.fnmatch(e.name, options.only)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=40) as pool:
-        rows = [row for row in pool.imap_unordered(work, numbers) if row is not None]
+        rows = [row for row in map(shown, pool.imap_unordered(work, numbers)) if row is not None]
     for name, model in healthy():
         if fnmatch.fnmatch(name, options.only):
             with contextlib.suppress(Exception):
-                row = measured(name, model.train(), None)
+                row = shown(measured(name, model.train(), None))
                 rows += [row] if row is not None else []
     report([row for row in rows if math.isfinite(row[2])])
 
 
+def shown(row: Row | None) -> Row | None:
+    """Progress, on standard error."""
+    if row is not None:
+        print(*row, file=sys.stderr, flush=True)
+    return row
+
+
 def report(rows: list[Row]) -> None:
     """The models by their excess, and its quantiles."""
-    excess = sorted(
-        (loss - math.log(classes), name, classes, loss) for name, classes, loss, _ in rows
-    )
+    excess = sorted((loss - math.log(classes), name, classes, loss) for name, classes, loss in rows)
     print(f"{'excess':>8} {'loss':>8} {'log C':>7} {'ratio':>6}  model")
     for difference, name, classes, loss in excess:
         base = math.log(classes)

@@ -1,4 +1,4 @@
-"""Losses: found in texts, in forwards and as objects; what stands before them; what the pulse makes of them."""
+"""Losses: found in texts, in forwards and as objects; what stands before them, and what the pulse does."""
 
 from __future__ import annotations
 

@@ -160,6 +160,8 @@ def loss_uses(text: SourceText, live: Mapping[str, str] | None = None) -> tuple[
 
     `live` are kinds of the losses that module-level names hold, where the file was run.
     """
+    if not live and not any(name in text.text for name in (*LOSSES, *LOSS_CLASSES)):
+        return ()
     try:
         return tuple(_Reader(text, live or {}).uses())
     except RecursionError:  # a text nested deeper than anyone writes by hand
@@ -194,6 +196,8 @@ class _Reader:
         self._functions = {n.name: n for n in text.tree.body if isinstance(n, ast.FunctionDef)}
         self._classes = {n.name: n for n in ast.walk(text.tree) if isinstance(n, ast.ClassDef)}
         self._bindings: dict[ast.AST, dict[str, list[_Definition]]] = {}
+        self._around = dict(_functions_around(text.tree))
+        self._losses: dict[ast.expr, _Loss | None] = {}
 
     @cached_property
     def _calls(self) -> list[ast.Call]:
@@ -227,8 +231,12 @@ class _Reader:
 
     def _loss(self, expression: ast.expr, depth: int) -> _Loss | None:
         """The loss layer that an expression makes or names, if it can be only one."""
-        if depth == 0:
-            return None
+        if expression not in self._losses:
+            self._losses[expression] = None  # where it leads back to itself
+            self._losses[expression] = self._found_loss(expression, depth) if depth else None
+        return self._losses[expression]
+
+    def _found_loss(self, expression: ast.expr, depth: int) -> _Loss | None:
         if isinstance(expression, ast.Call):
             dotted = self._dotted(expression.func) or ""
             kind = LOSS_CLASSES.get(dotted.rpartition(".")[2])
@@ -569,10 +577,7 @@ class _Reader:
             current = self._parents.get(current)
 
     def _function(self, node: ast.AST) -> Function | None:
-        for parent in self._ancestors(node):
-            if isinstance(parent, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                return parent
-        return None
+        return self._around.get(node)
 
     def _class_of(self, node: ast.AST) -> ast.ClassDef | None:
         return next((p for p in self._ancestors(node) if isinstance(p, ast.ClassDef)), None)
@@ -605,6 +610,17 @@ class _Reader:
 
 
 _BRANCHES: Final = (ast.If, ast.Try, ast.ExceptHandler, ast.For, ast.While, ast.Match)
+
+
+def _functions_around(tree: ast.Module) -> Iterator[tuple[ast.AST, Function]]:
+    """Each node with the innermost function that it lies in."""
+    stack: list[tuple[ast.AST, Function | None]] = [(tree, None)]
+    while stack:
+        node, function = stack.pop()
+        if function is not None:
+            yield node, function
+        inner = node if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else function
+        stack.extend((child, inner) for child in ast.iter_child_nodes(node))
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
