@@ -98,7 +98,9 @@ def _flattened_map(graph: Graph, node: Any) -> Any:
         if graph.name(source) in ("reshape", "flatten") and after and before:
             joined = len(after) < len(before) and after[-1] > before[-1]
             if len(before) >= 3 and joined and math.prod(before[2:]) > 1:
-                return inner
+                maker, _ = graph.producer(inner, BETWEEN)
+                # The pixels of an image have no channels that could be averaged over it.
+                return inner if maker is not None and maker.op == "call_function" else None
         if not graph.is_transparent(source, BETWEEN):
             return None
         source = inner
