@@ -95,7 +95,7 @@ def _flattened_map(graph: Graph, node: Any) -> Any:
         after = graph.shape(source)
         inner = graph.data(source)
         before = graph.shape(inner) if inner is not None else None
-        if graph.name(source) in ("reshape", "flatten") and after and before:
+        if graph.name(source) in ("reshape", "flatten") and inner is not None and after and before:
             joined = len(after) < len(before) and after[-1] > before[-1]
             if len(before) >= 3 and joined and math.prod(before[2:]) > 1:
                 maker, _ = graph.producer(inner, BETWEEN)
