@@ -25,7 +25,10 @@ TIME_FIRST = {"LSTM", "GRU", "RNN", "MultiheadAttention", "Transformer"}
 TIME_FIRST |= {"TransformerEncoderLayer", "TransformerDecoderLayer"}
 SIMILARITIES = {"matmul", "einsum", "cdist", "cosine_similarity", "linear"}
 # Routing: what is chosen for one sample leaves less room for the others.
-CHOICES = {"topk", "sort", "argsort", "cumsum", "kthvalue"}
+CHOICES = {"topk", "sort", "argsort", "cumsum", "kthvalue", "nonzero"}
+# Elements mix here only if the index does: tokens are handed to experts of limited capacity.
+CHOICES |= {"getitem", "setitem", "index_select", "gather", "scatter", "scatter_add", "index_add"}
+CHOICES |= {"index_put", "masked_select"}
 STATISTICS = {
     "mean",
     "sum",
@@ -64,7 +67,7 @@ def batch_mixing(
 
     Silent: outputs without a sample axis (a loss, a similarity matrix), batch statistics that
     BatchNorm keeps, or that are appended as a feature map, similarities between the samples of a flat
-    batch, routing by choice of the largest, graphs whose edges index the samples, and models whose
+    batch, routing to places of limited number, graphs whose edges index the samples, and models whose
     second axis holds independent samples as well: these count time along the first.
 
     ## Bad
