@@ -2,8 +2,8 @@
 
 A generator looks at a traced model (`Traced`: which expression of the source gave which tensors and
 modules, by an instrumented run of its own) and yields `Candidate`s in random order: an edited source,
-the codes that answer it, and a check by numbers that the fault is real. `inject` returns the first
-candidate whose check passes. Nothing here uses trainlint.
+the codes that answer it, and a check that the fault is real, by numbers where they can show it. `inject`
+returns the first candidate whose check passes. Nothing here uses trainlint.
 """
 
 # ruff: noqa: E501, SIM102, C901 - spellings of faults are written as their authors would
@@ -1385,7 +1385,10 @@ def no_influence(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
                 source, traced.main, number, rows
             )
 
-        return Candidate(label, edits, real, ("ARC011",), ("ARC012", "ARC009"))
+        # Where the only input is without influence as a whole, the outputs are constant: one fault.
+        alone = len(names) == 1 and rows == slice(None)
+        codes = ("ARC011", "ARC012") if alone else ("ARC011",)
+        return Candidate(label, edits, real, codes, ("ARC012", "ARC009"))
 
     choices = []
     for number, (name, value) in enumerate(zip(names, traced.inputs, strict=True)):

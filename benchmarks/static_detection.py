@@ -4,8 +4,8 @@
         [--repeat N] [--keep DIRECTORY] [--json FILE] [--zoo N] [--library N] [--cost]
 
 For each rule (`faults.py`) a fault is put into each of the sound models (`sound_models.py`) in a random
-place and spelling, shown to be real by numbers, and checked through `trainlint.check`. A row of the
-table says of one rule:
+place and spelling, shown to be real (by numbers where they can show it), and checked through
+`trainlint.check`. A row of the table says of one rule:
 
 * injected: models with the fault; n/a: models in which no candidate was a real fault;
 * found: share that is named by the rule's code, or by one that means the same fault;
