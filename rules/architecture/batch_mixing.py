@@ -46,7 +46,7 @@ STATISTICS |= {"max", "min", "median", "linalg_norm", "linalg_vector_norm"}
 
 @rule("ARC006", severity=Severity.ERROR, since="0.1", explains=["constant-output"])
 def batch_mixing(
-    graph: Graph, influence: Influence, edits: SourceEdits, *, shift: float = 1e-5
+    graph: Graph, influence: Influence, edits: SourceEdits, *, shift: float = 1e-4
 ) -> Iterator[Finding]:
     """One sample's output depends on another sample's input.
 
@@ -62,8 +62,9 @@ def batch_mixing(
     the outputs of the third must stay. A backward from these outputs to the inputs of the others
     measures the same as a gradient; what is computed under `no_grad` or through `.item()` shows only in
     the outputs. `shift` is the least movement, relative to the outputs' scale, that counts: regrouped
-    sums make up to 1e-7 in sound models. Where it moved, two more runs find the operation behind
-    which no element belongs to one sample any more.
+    sums make up to 1e-7 in sound models, and solvers that stop when the whole batch has converged
+    about 1e-5. Where it moved, two more runs find the operation behind which no element belongs to one
+    sample any more.
 
     Silent: outputs without a sample axis (a loss, a similarity matrix), batch statistics that
     BatchNorm keeps, or that are appended as a feature map, similarities between the samples of a flat
