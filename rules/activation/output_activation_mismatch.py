@@ -50,7 +50,7 @@ def output_activation_mismatch(
     A tanh or sigmoid before cross entropy keeps the scores within a width R (2 or 1), and with C
     classes the loss above log(1 + (C − 1)·e⁻ᴿ): 0.80 or 1.46 for ten classes. A ReLU, sigmoid or tanh on
     the output of a regression is reported where targets are known and lie outside of its range; a ReLU
-    without known targets is only mentioned.
+    on a single output is mentioned without them.
 
     Not reported: an activation with a scale or a pooling behind it (10·tanh(z), the averaged ReLU maps of
     Network in Network and SqueezeNet), and outputs whose loss is not known, unless they go through
@@ -224,7 +224,7 @@ def _on_regression(
             fault=("before-loss", link.where),
             affects=[call.scores],
         )
-    elif targets is None and link.name in RECTIFIERS:
+    elif targets is None and link.name in RECTIFIERS and _is_one_value(graph, call, links):
         yield Finding(
             f"{link.name} keeps the outputs for {losses.place(call)} at 0 or above: targets below 0 are "
             "never met, and an output that is negative for all samples gets no gradient",
@@ -235,6 +235,16 @@ def _on_regression(
             confidence=Confidence.POSSIBLE,
             fault=("before-loss", link.where),
         )
+
+
+def _is_one_value(graph: Graph, call: LossCall, links: tuple[Link, ...]) -> bool:
+    """One unit alone: if it is dead, so is the model. Features and images may well be rectified."""
+    shape = graph.shape(call.scores)
+    return (
+        shape is not None
+        and math.prod(shape[1:]) == 1
+        and "linear" in [link.name for link in links[1:2]]
+    )
 
 
 def _interval(bounds: Range) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from trainlint.rule import (
     Confidence,
@@ -16,9 +17,6 @@ from trainlint.rule import (
     Signal,
     rule,
 )
-
-# Where these stand before the loss, its value at the start is not the model's doing.
-SQUASHED = ("softmax", "sigmoid", "tanh", "relu")
 
 
 @rule("LOS010", severity=Severity.WARNING, since="0.1")
@@ -39,7 +37,9 @@ def initial_loss_off(
     A loss that starts more than `excess` above log C is reported; 358 of 360 sound models start within
     2.7 of it, half of them within 0.02. Starting below `deficit` times log C is
     mentioned where the targets are given: the model was trained before, or its inputs show the
-    answer. Without given inputs the values are those on normal numbers, and real data may be larger.
+    answer. Only scores that come straight from a layer count: a contrastive loss with its temperature, or
+    scores with a mask, start elsewhere. Without given inputs the values are those on normal numbers,
+    and real data may be larger.
 
     ## Bad
     ```python
@@ -99,34 +99,39 @@ def initial_loss_off(
     if call is None or signal.objective != "loss" or call.kind not in ("cross_entropy", "nll_loss"):
         return
     classes = losses.classes(call)
-    names = [link.name for link in losses.links(call)]
-    if call.kind == "nll_loss":
-        names = names[1:] if names[:1] == ["log_softmax"] else ["softmax"]
-    if not classes or classes < 2 or not names or names[0] in SQUASHED:
+    head = _head(graph, losses, call)
+    if head is None or not classes or classes < 2:
         return
     expected = math.log(classes)
     if signal.value > expected + excess:
-        yield _too_high(graph, losses, signal, call, classes)
+        yield _too_high(graph, losses, signal, call, classes, head)
     elif losses.targets is not None and signal.value < deficit * expected:
         yield _too_low(losses, signal, call, classes)
 
 
+def _head(graph: Graph, losses: Losses, call: LossCall) -> Any:
+    """The layer whose results are the scores, with nothing between: no temperature, no mask."""
+    links = losses.links(call)
+    if links and links[0].name == "log_softmax":
+        links = links[1:]
+    elif call.kind == "nll_loss":
+        return None
+    node = links[0].node if links else None
+    if node is None or len(graph.varying_inputs(node)) != 1:
+        return None
+    return node if graph.is_weighted(node) or graph.name(node) == "matmul" else None
+
+
 def _too_high(
-    graph: Graph, losses: Losses, signal: Signal, call: LossCall, classes: int
+    graph: Graph, losses: Losses, signal: Signal, call: LossCall, classes: int, head: Any
 ) -> Finding:
     expected = math.log(classes)
     spread = math.sqrt(2 * (signal.value - expected))
-    head = next(
-        (link.node for link in losses.links(call) if link.node and graph.is_weighted(link.node)),
-        None,
-    )
-    where = call.where if head is None else head
-    name = "the last layer" if head is None else graph.label(head)
     return Finding(
         f"before any training {losses.place(call)} is {signal.value:.3g}, and a guess among {classes} "
         f"classes costs log {classes} = {expected:.3g}: scores of spread {spread:.1f} that mean "
         "nothing have to be unlearnt first",
-        where=where,
+        where=head,
         evidence={
             "loss": round(signal.value, 4),
             "log_classes": round(expected, 4),
@@ -135,7 +140,9 @@ def _too_high(
             "inputs_given": signal.given,
         },
         fixes=[
-            Fix(f"make the first weights of {name} {spread:.0f} times smaller, or more"),
+            Fix(
+                f"make the first weights of {graph.label(head)} {spread:.0f} times smaller, or more"
+            ),
             Fix("or normalise what goes into it"),
         ],
         confidence=Confidence.LIKELY if signal.given else Confidence.POSSIBLE,
