@@ -445,6 +445,13 @@ def _first_tensor(value: Any) -> Tensor | None:
     return next((tensor for _, tensor in tensors(value)), None)
 
 
+def _wide(tensor: Tensor) -> torch.dtype | None:
+    """Squares of a vanishing gradient of 1e-20 underflow in single precision."""
+    if tensor.device.type != "cpu":
+        return None
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
 def _hook(tensor: Tensor, hook: Callable[[Any], None]) -> None:
     tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
@@ -455,7 +462,7 @@ def _take_norm(record: _Record, deadline: float) -> Callable[[Tensor | None], No
             raise _TooSlow
         if gradient is None:  # a custom function that does not materialise zeros
             return
-        norm = torch.linalg.vector_norm(gradient.detach()).to(torch.float32)
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=_wide(gradient)).abs()
         # A result that is used twice by a custom function may come by twice.
         record.gradient = norm if record.gradient is None else torch.hypot(record.gradient, norm)
 
@@ -476,19 +483,17 @@ def _statistics(group: list[_Record]) -> list[SiteSignal]:
         spread,
         (stacked == 0).float().mean(every),
         _saturated(group, stacked.device),
-        torch.stack(
-            [
-                torch.full((), -1.0, device=stacked.device)
-                if record.gradient is None
-                else record.gradient.to(stacked.device)
-                for record in group
-            ]
-        ),
     ]
+    gradients = iter(_read([r.gradient for r in group if r.gradient is not None]))
+    rows = torch.stack(columns, dim=1).tolist()
     return [
-        SiteSignal(*figures, *(None if figure < 0 else figure for figure in (flat, gradient)))
-        for *figures, flat, gradient in torch.stack(columns, dim=1).tolist()
-    ]
+        SiteSignal(
+            row[0], row[1], row[2], row[3], row[4],
+            saturated=None if row[5] < 0 else row[5],
+            gradient=None if record.gradient is None else next(gradients),
+        )
+        for record, row in zip(group, rows, strict=True)
+    ]  # fmt: skip
 
 
 def _saturated(group: list[_Record], device: torch.device) -> Tensor:
@@ -501,12 +506,16 @@ def _saturated(group: list[_Record], device: torch.device) -> Tensor:
 
 
 def _norms(gradients: list[Tensor]) -> list[float]:
-    if not gradients:
-        return []
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norms = [norm.abs().to(torch.float32) for norm in torch._foreach_norm(dense)]
+    return _read([torch.linalg.vector_norm(gradient, dtype=_wide(gradient)) for gradient in dense])
+
+
+def _read(norms: list[Tensor]) -> list[float]:
+    """The numbers, fetched at once."""
+    if not norms:
+        return []
     home = norms[0].device
-    return [float(norm) for norm in torch.stack([norm.to(home) for norm in norms]).tolist()]
+    return [float(norm) for norm in torch.stack([norm.abs().to(home) for norm in norms]).tolist()]
 
 
 # ---------------------------------------------------------------------- NaN and infinity

@@ -70,10 +70,8 @@ def _print_finding(number: int, finding: ReportedFinding, console: Console) -> N
     evidence = _evidence(finding.evidence)
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
-    for value in finding.evidence.values():
-        if _is_profile(value):
-            for row in _bars(value):
-                console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
+    for row in _profile(finding):
+        console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
     for number, fix in enumerate(finding.fixes):
         _print_fix(fix, number == 0, console)
     for symptom in finding.symptoms:
@@ -130,6 +128,16 @@ def _evidence(evidence: dict[str, Any]) -> str:
         for name, value in evidence.items()
         if not _is_profile(value)
     )
+
+
+def _profile(finding: ReportedFinding) -> Iterator[Text]:
+    """Bars of the first figures by layer, the finding's own or a symptom's."""
+    for part in (finding, *finding.symptoms):
+        for name, value in part.evidence.items():
+            if _is_profile(value):
+                yield Text(f"  {name.replace('_', ' ')}, measured", style="dim")
+                yield from _bars(value)
+                return
 
 
 def _is_profile(value: Any) -> bool:
