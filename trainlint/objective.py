@@ -49,17 +49,19 @@ class _Outside:
         total: Tensor | None = None
         for call in self.calls:
             scores = parts.get(str(call.path))
-            value = None if scores is None else self._value(call, scores, generator)
+            value = None if scores is None else self._value(call, scores, generator, parts)
             if value is None:
                 return None
             total = value if total is None else total + value
         return total
 
-    def _value(self, call: LossCall, scores: Tensor, generator: torch.Generator) -> Tensor | None:
+    def _value(
+        self, call: LossCall, scores: Tensor, generator: torch.Generator, parts: dict[str, Tensor]
+    ) -> Tensor | None:
         # Flattened or with the classes moved: the file's loss takes them along the last axis.
         if call.kind in _CLASSES and call.steps and scores.dim() > 2:
             scores = scores.reshape(-1, scores.shape[-1])
-        for target in self._targets(call, scores, generator):
+        for target in self._targets(call, scores, generator, parts):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -70,10 +72,15 @@ class _Outside:
                 return value.mean()
         return None
 
-    def _targets(self, call: LossCall, scores: Tensor, generator: torch.Generator) -> Iterator[Any]:
+    def _targets(
+        self, call: LossCall, scores: Tensor, generator: torch.Generator, parts: dict[str, Tensor]
+    ) -> Iterator[Any]:
         if self.targets is not None:
             yield _first(self.targets, scores)
             return
+        if call.kind in _CLASSES:  # contrastive models return their labels beside the scores
+            shape = scores.shape[:1] + scores.shape[2:]
+            yield from (t for t in parts.values() if t.dtype == torch.long and t.shape == shape)
         yield from synthetic_targets(call.kind, scores, generator)
 
 
