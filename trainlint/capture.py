@@ -469,7 +469,8 @@ class _Capture(TorchFunctionMode):
         except (StopIteration, TimeoutError):
             raise
         except Exception as meta_error:
-            result, error = self._eager.confirm(func, call_args, call_kwargs, meta_error)
+            known_args, known_kwargs = self._with_known_values(args, kwargs)
+            result, error = self._eager.confirm(func, known_args, known_kwargs, meta_error)
             if name in _VALUES:
                 if error is not None:
                     raise error from None
@@ -545,6 +546,16 @@ class _Capture(TorchFunctionMode):
         if name in _REAL_SECOND_ARGUMENT and len(args) > 1 and isinstance(call[0][1], Tensor):
             args = (args[0], call[0][1], *args[2:])
         return args, kwargs
+
+    def _with_known_values(self, args: Any, kwargs: Any) -> Any:
+        """The operands with those real that do not depend on a weight or a float input.
+
+        A mask that is computed from `arange` selects as many entries as it does in eager.
+        """
+        return map_tensors(
+            (args, kwargs),
+            lambda _, tensor: self._twins.of(tensor) if self._is_symbolic(tensor) else tensor,
+        )
 
     def _call(self, func: Any, name: str, args: Any, kwargs: Any, *, made_of_nothing: bool) -> Any:
         if name == "flex_attention" and isinstance(func, torch._ops.HigherOrderOperator):
