@@ -65,16 +65,17 @@ def report(written: dict[tuple[str, str], list[Path]]) -> Report:
 
 
 def found_in(report: Report, path: Path) -> list[tuple[str, str]]:
-    """(code, severity) of the findings in a file. Its models must have been checked."""
+    """(code, severity) of the findings in a file, symptoms included. Its models must have been checked."""
     own = [
         target for target in report.targets if Path(target.target.split("::")[0]).name == path.name
     ]
     assert [target.status for target in own] == ["ok"] * len(own), own
     assert own, f"no model was found in {path.name}"
     return [
-        (finding.code, finding.severity)
+        (found.code, found.severity)
         for finding in report.findings
-        if Path(finding.filename or "").name == path.name
+        for found in (finding, *finding.symptoms)
+        if Path(found.filename or "").name == path.name
     ]
 
 

@@ -7,6 +7,8 @@ every node, and for every operation how it hands a gradient on to what it was co
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -60,6 +62,7 @@ class Walk:
         self.variances = dict(variances or {})
         self.moments: dict[Node, Moments] = {}
         self.passages: dict[Node, Passages] = {}
+        self.deviations: dict[Node, float] = {}
         self.unknown: set[str] = set()
         self.samples = _samples(graph)
         self._names = {
@@ -69,8 +72,9 @@ class Walk:
         }
         self._names.update(_names_of_meta(graph))
         self._weights: dict[Any, WeightMoments] = {}
-        for node in graph.nodes:
-            self._visit(node)
+        with _one_thread():
+            for node in graph.nodes:
+                self._visit(node)
 
     # ------------------------------------------------------------------ forward
 
@@ -309,6 +313,7 @@ class Walk:
             moments = self.weight(weight, shape, groups)
             if name in ops.CONVOLUTIONS:
                 reach = _share_inside(graph, node, shape[2:], before)
+        self.deviations[node] = math.sqrt(moments.square)
         y, back = self.through_weight(
             self.of(source),
             moments,
@@ -361,6 +366,19 @@ class Walk:
             if not self.graph.is_constant(operand):
                 passages.append((operand, multiplied(count * other.second)))
         return y, passages
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small integrals: waking threads for each costs a thousand times the work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------- leaves

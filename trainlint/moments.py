@@ -21,6 +21,7 @@ from trainlint.sites import INITIALIZATIONS
 TINY: Final = 1e-300
 _RELATIVE_STEP: Final = 2e-3  # arguments of the maps are rounded to this, so that they repeat
 _LARGEST: Final = 1e100
+_NEARLY_INDEPENDENT: Final = 0.1
 
 
 class Moments(NamedTuple):
@@ -184,18 +185,21 @@ class Activation:
     """An elementwise function, integrated over Gaussian arguments.
 
     `function` must work on float64 tensors. `homogeneous`: f(ax) = a f(x) for a > 0, so that one
-    integral serves every scale. Equal keys are equal functions.
+    integral serves every scale. `singular`: it has a pole, as 1/√x, from which real arguments keep
+    away and a Gaussian's tail does not; it is taken as linear about its mean. Equal keys are equal
+    functions.
     """
 
     key: Any
     function: Callable[[Tensor], Tensor] = field(compare=False)
     homogeneous: bool = field(default=False, compare=False)
+    singular: bool = field(default=False, compare=False)
 
     def __call__(self, x: Moments) -> tuple[Moments, Slopes]:
         """Moments of f(x), and its slopes."""
         centred = max(x.second - x.mean * x.mean, 0.0)
         scale = math.sqrt(centred)
-        if scale < 1e-12 * abs(x.mean) or scale < 1e-140:
+        if self.singular or scale < 1e-12 * abs(x.mean) or scale < 1e-140:
             return self._of_a_constant(x)
         unit = scale if self.homogeneous else 1.0
         mean, deviation = _rounded(x.mean / scale) * scale / unit, scale / unit
@@ -208,8 +212,9 @@ class Activation:
             if rest <= 0:
                 return 0.0
             share = min(rest / centred, 2.0)
-            if abs(share - 1) < 1e-4:
-                return integral.second - integral.mean**2
+            if abs(share - 1) < _NEARLY_INDEPENDENT:  # Hermite's series, up to its linear term
+                linear = (1 - share) * (deviation * integral.slope_mean) ** 2
+                return integral.second - integral.mean**2 - linear
             return _difference(self, mean, deviation, math.exp(_rounded_log(share)))
 
         of_samples = apart(x.varying)
@@ -259,7 +264,7 @@ def _rounded_log(value: float) -> float:
 # Where the usual activations bend. A Gaussian grid alone misses it once the argument is much wider:
 # tanh' on N(0, 10²) lies between two nodes of a Gauss–Hermite rule.
 _BEND: Final = 12.0
-_FINE: Final = 2001
+_FINE: Final = 1001
 
 
 @lru_cache(maxsize=4096)
@@ -288,9 +293,9 @@ def _difference(activation: Activation, mean: float, deviation: float, share: fl
     """½E[(f(x) − f(y))²] for x, y ~ N(mean, deviation²) with correlation 1 − share."""
     half = deviation * math.sqrt(share / 2)
     rest = deviation * math.sqrt(max(1 - share / 2, 0.0))
-    if half < 1e-3 and half < 1e-3 * rest:
+    if half < 0.02 and half < 0.02 * rest:
         return share * deviation**2 * _integral(activation, mean, deviation).slope_square
-    middle, middle_weight = _normal_grid(min(max(193, int(24 * rest)), 769))
+    middle, middle_weight = _normal_grid(min(max(193, int(24 * rest)), 577))
     apart, apart_weight = _normal_grid(49)
     centre = mean + rest * middle[:, None]
     difference = _values(activation, centre + half * apart) - _values(

@@ -154,11 +154,18 @@ def activation_of(walk: Walk, node: Node, source: Node) -> Activation | None:
         result: Tensor = target(*here, **{k: z if v is _HOLE else v for k, v in kwargs.items()})
         return result
 
-    return Activation((name, *parts), function, name in _HOMOGENEOUS)
+    singular = name in _SINGULAR or (name == "pow" and not _is_whole_power(args))
+    return Activation((name, *parts), function, name in _HOMOGENEOUS, singular)
 
 
 _HOMOGENEOUS: Final = frozenset({"relu", "leaky_relu", "prelu", "rrelu", "abs"})
+_SINGULAR: Final = frozenset("rsqrt sqrt log log1p log2 log10 reciprocal".split())
 _HOLE: Final = object()
+
+
+def _is_whole_power(args: list[Any]) -> bool:
+    power = args[1] if len(args) > 1 else None
+    return isinstance(power, (int, float)) and power >= 1 and float(power).is_integer()
 
 
 def multiplied(gain: float) -> Back:

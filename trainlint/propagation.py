@@ -51,6 +51,8 @@ class Propagation:
     graph: Graph = field(repr=False)
     moments: Mapping[Node, Moments] = field(repr=False)
     gradients: Mapping[Node, float] = field(repr=False)
+    _deviations: Mapping[Node, float] = field(repr=False)
+    _flows: Mapping[tuple[Node, Node], float] = field(repr=False)
     unknown: frozenset[str]
     _again: Callable[[Mapping[str, float]], Propagation] = field(repr=False)
 
@@ -61,6 +63,10 @@ class Propagation:
     def gradient(self, node: Node) -> float | None:
         """Norm of the gradient by the node's result, as a ratio to that by the outputs."""
         return self.gradients.get(node)
+
+    def deviation_of(self, node: Node) -> float | None:
+        """Root mean square of the weight that an operation applies."""
+        return self._deviations.get(node)
 
     @cached_property
     def weights(self) -> tuple[Node, ...]:
@@ -85,11 +91,11 @@ class Propagation:
                 reached.add(node)
         path, node = [first], first
         while node is not last:
-            ahead = [u for u in node.users if u in reached and u in self.gradients]
+            ahead = [user for user in node.users if user in reached and (node, user) in self._flows]
             if not ahead:
                 return []
-            # The shortest bridge to the end tells a residual stream from its branches.
-            node = min(ahead, key=lambda user: (-self.gradients[user], self.graph.position(user)))
+            here = node
+            node = max(ahead, key=lambda user: self._flows[here, user])
             path.append(node)
         return path
 
@@ -106,6 +112,10 @@ class Propagation:
                 logs.setdefault(self._kind(user), []).append(math.log(here / there))
         found = [Loss(kind, len(steps), math.exp(sum(steps))) for kind, steps in logs.items()]
         return sorted(found, key=lambda loss: loss.factor)
+
+    def decades_by_kind(self, first: Node, last: Node) -> dict[str, float]:
+        """log10 of what each kind of operation makes of the gradient from `last` back to `first`."""
+        return {loss.kind: math.log10(loss.factor) for loss in self.losses(first, last)}
 
     def _kind(self, node: Node) -> str:
         name = self.graph.name(node)
@@ -141,12 +151,17 @@ def propagate(graph: Graph, variances: Mapping[str, float] | None = None) -> Pro
         along = math.sqrt(size * walk.of(node).second)
         gradients[node] = Gradient(float(size), along=along)
     start = sum(gradient.energy for gradient in gradients.values()) or 1.0
+    flows: dict[tuple[Node, Node], float] = {}
     for node in reversed(graph.nodes):
         here = gradients.get(node)
         if here is None:
             continue
         for source, back in walk.passages.get(node, ()):
-            gradients[source] = joined(gradients.get(source), back(here))
+            flow = back(here)
+            gradients[source] = joined(gradients.get(source), flow)
+            flows[source, node] = flow.energy + walk.aligned(
+                flow, walk.of(source), walk.size(source)
+            )
     norms = {
         node: math.sqrt(
             (gradient.energy + walk.aligned(gradient, walk.of(node), walk.size(node))) / start
@@ -157,6 +172,8 @@ def propagate(graph: Graph, variances: Mapping[str, float] | None = None) -> Pro
         graph,
         walk.moments,
         norms,
+        walk.deviations,
+        flows,
         frozenset(walk.unknown),
         lambda more: propagate(graph, {**chosen, **more}),
     )

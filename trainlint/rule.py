@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainlint import ops
+from trainlint.depth import (
+    Trend,
+    agreed_trend,
+    is_plain_chain,
+    measured_trend,
+    predicted_trend,
+)
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.graph import GradientPath, Graph, Parameter
@@ -40,6 +47,8 @@ from trainlint.norms import (
     keeps_statistics,
     unit_axis,
 )
+from trainlint.prescriptions import Prescription, prescriptions, reinitialise, unsuitable
+from trainlint.propagation import Propagation
 from trainlint.ranges import Range, value_range
 from trainlint.reachability import (
     GradientCut,
@@ -79,6 +88,8 @@ __all__ = [
     "Mixing",
     "NonFinite",
     "Parameter",
+    "Prescription",
+    "Propagation",
     "Randomness",
     "Range",
     "Reachability",
@@ -91,9 +102,11 @@ __all__ = [
     "SourceEdits",
     "Spot",
     "Suppressions",
+    "Trend",
     "Unused",
     "Variants",
     "ZeroFlow",
+    "agreed_trend",
     "axis_after",
     "batch_norms",
     "blamed_source",
@@ -108,18 +121,24 @@ __all__ = [
     "hidden_weights",
     "is_follow_up",
     "is_initializer",
+    "is_plain_chain",
     "keeps_statistics",
+    "measured_trend",
     "mismatches",
     "never_learning",
     "ops",
     "other_activation",
     "other_loss",
     "own_methods",
+    "predicted_trend",
+    "prescriptions",
+    "reinitialise",
     "resolved_methods",
     "rule",
     "source_of",
     "stuck_weights",
     "unit_axis",
+    "unsuitable",
     "unused_modules",
     "value_range",
     "width_fixes",

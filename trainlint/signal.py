@@ -6,7 +6,7 @@ These are the values alone, which rules read; `pulse.py` measures them. Nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,8 @@ class Signal:
     the model or the user's loss gives, or `projection`, a random linear function of the outputs, whose
     gradients tell ratios but no scale. `value` is the objective's value. A parameter's gradient is a
     Euclidean norm, None where none arrived. `given` tells whether the samples are the user's own.
+    `again()` measures another draw of the same, for a rule whose verdict should not hang on one; None
+    where that fails.
     """
 
     batch: int
@@ -68,6 +70,7 @@ class Signal:
     sites: Mapping[Node, SiteSignal] = field(repr=False)
     gradients: Mapping[str, float | None] = field(repr=False)
     non_finite: NonFinite | None = None
+    again: Callable[[], Signal | None] | None = field(default=None, repr=False, compare=False)
 
     def of(self, node: Node) -> SiteSignal | None:
         """What was measured at an operation, None where it was not."""

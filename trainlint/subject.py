@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainlint.capture import Recording, capture
 from trainlint.diagnosis import diagnose
-from trainlint.engine import Facts, RawFinding, failures_as_text, run_rules
+from trainlint.engine import Facts, FactUnavailable, RawFinding, failures_as_text, run_rules
 from trainlint.errors import InputError
 from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
@@ -142,7 +142,14 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     from trainlint.pulse import pulse
 
     objective = None if losses is None else objective_of(losses)
-    return pulse(graph.model, inputs, graph, objective=objective)
+
+    def another() -> Any:
+        try:
+            return pulse(graph.model, inputs, graph, objective=objective, seed=1)
+        except FactUnavailable:
+            return None
+
+    return replace(pulse(graph.model, inputs, graph, objective=objective), again=another)
 
 
 def _influence(inputs: Inputs, graph: Graph) -> Any:

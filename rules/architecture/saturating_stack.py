@@ -13,7 +13,12 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "Softmax"}
 
 
-@rule("ARC008", severity=Severity.ERROR, since="0.1", explains=["vanishing-gradient"])
+@rule(
+    "ARC008",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["vanishing-gradient", "constant-output", "unnormalized-deep-stack"],
+)
 def saturating_stack(
     graph: Graph, edits: SourceEdits, *, least: int = 3, error_bound: float = 1e-3
 ) -> Iterator[Finding]:
@@ -153,6 +158,7 @@ def _finding(
         severity=Severity.ERROR if expected < error_bound else Severity.WARNING,
         fault=("saturating", id(chain[0])),
         starved=graph.share_of_parameters(parameters),
+        affects=[*starved, *chain],
     )
 
 

@@ -11,7 +11,12 @@ from trainlint.rule import Finding, Fix, Graph, Parameter, Severity, SourceEdits
 FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
 
 
-@rule("INI002", severity=Severity.ERROR, since="0.1")
+@rule(
+    "INI002",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["vanishing-gradient", "exploding-gradient", "shrinking-init", "exploding-init"],
+)
 def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """All units of a layer start from the same weights, so they compute, and learn, the same.
 
@@ -97,6 +102,7 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
         severity=Severity.ERROR if everywhere else Severity.WARNING,
         fault=("symmetric",),
         starved=graph.share_of_parameters(symmetric),
+        affects=[user for p in symmetric if p.node is not None for user in p.node.users],
     )
 
 

@@ -25,7 +25,12 @@ from trainlint.rule import (
 FILLS_WITH_ZERO = {"zeros_", "constant_", "fill_", "zero_"}
 
 
-@rule("INI001", severity=Severity.ERROR, since="0.1")
+@rule(
+    "INI001",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["vanishing-gradient", "shrinking-init", "constant-output"],
+)
 def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """A weight is all zero and keeps itself, or what comes before it, from learning.
 
@@ -129,6 +134,7 @@ def _stuck(graph: Graph, edits: SourceEdits, stuck: list[Parameter], flow: ZeroF
         fixes=[_initialize(graph, edits, stuck)],
         fault=("zero", "stuck"),
         starved=share,
+        affects=_users(graph, [*stuck, *silent]),
     )
 
 
@@ -146,7 +152,14 @@ def _late_start(
         severity=Severity.WARNING,
         fault=("zero", parameter.name),
         starved=share,
+        affects=_users(graph, [parameter, *blocked]),
     )
+
+
+def _users(graph: Graph, parameters: list[Parameter]) -> list[Any]:
+    """The operations that these parameters take part in."""
+    nodes = [parameter.node for parameter in parameters if parameter.node is not None]
+    return [user for node in nodes for user in node.users if graph.is_live(user)]
 
 
 def _stands_in_every_path(graph: Graph, parameter: Parameter) -> bool:

@@ -1,0 +1,235 @@
+"""The initial values that suit a layer, by the activation behind it, and the edit that sets them.
+
+Glorot & Bengio (2010) keep the variance where the activation is near linear: Var w = gain²·2/(n + m), for a
+uniform distribution within ±gain·√(6/(n + m)). He et al. (2015) make up for the half that a ReLU cuts off:
+σ = √(2/n); Gehring et al. (2017) for what a gated linear unit does, σ = √(4/n). Here n is the fan-in, m
+the fan-out. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from trainlint import ops
+from trainlint.fixes import Fix, Safety, SourceEdits
+from trainlint.graph import Graph, product
+from trainlint.propagation import Propagation
+from trainlint.sites import INITIALIZATIONS, Site
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+# torch.nn.init.calculate_gain("tanh"): tanh shrinks what it is given, and more than linearly.
+_TANH_GAIN: Final = 5 / 3
+# Near enough to a ReLU for its initialisation: about half of the variance passes.
+_RECTIFIERS: Final = frozenset(
+    "relu relu6 elu celu gelu silu mish hardswish prelu rrelu softplus".split()
+)
+_SEEN_THROUGH: Final = ops.REARRANGEMENTS | ops.DROPOUTS | ops.MAX_POOLS | {"batch_norm"}
+_SINGLE_INITIALISERS: Final = (
+    "normal_|uniform_|trunc_normal_|constant_|ones_|xavier_uniform_|xavier_normal_|"
+    "kaiming_uniform_|kaiming_normal_|orthogonal_"
+)
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """One weight, what it has, and what suits it.
+
+    `activation` is that behind it, "" where there is none. `function` and `options` are the call,
+    `formula` the calculation with this layer's numbers. `deviation` is what suits, `present` what is.
+    """
+
+    name: str
+    node: Node
+    activation: str
+    function: str
+    options: str
+    formula: str
+    fan_in: int
+    fan_out: int
+    deviation: float
+    present: float
+
+    @property
+    def decades(self) -> float:
+        """log10 of the present standard deviation over the one that suits; 0 within what suits."""
+        off = math.log10(max(self.present, 1e-300) / self.deviation)
+        # Xavier without the gain suits tanh as well: it loses a fraction of a decade in ten layers.
+        slack = math.log10(_TANH_GAIN) + 0.05 if self.activation == "tanh" else 0.0
+        return 0.0 if -slack <= off <= 0 else off
+
+    def where(self, graph: Graph) -> Any:
+        """The user's call that set the weight, else the layer."""
+        tensor = graph.operation(graph.argument(self.node, "weight")).tensor
+        seen = None if tensor is None else INITIALIZATIONS.of(tensor)
+        return seen[1] if seen is not None else self.node
+
+    def call(self, target: str, module: str = "nn") -> str:
+        """`nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")`."""
+        return f"{module}.init.{self.function}({target}{self.options})"
+
+
+def prescriptions(graph: Graph, propagation: Propagation) -> list[Prescription]:
+    """What suits each weight of the model that a linear map or convolution uses directly."""
+    names = {
+        id(tensor): name
+        for name, tensor in graph.model.named_parameters()
+        if tensor.requires_grad and tensor.dim() >= 2
+    }
+    found: dict[str, Prescription] = {}
+    for node in propagation.weights:
+        weight = graph.argument(node, "weight")
+        shape = graph.shape(weight) if hasattr(weight, "all_input_nodes") else None
+        if shape is None or len(shape) < 2:
+            continue
+        name = names.get(id(graph.operation(weight).tensor))
+        present = propagation.deviation_of(node)
+        if name is None or name in found or present is None:
+            continue
+        prescription = _prescribed(graph, node, name, shape, present)
+        if prescription is not None:
+            found[name] = prescription
+    return list(found.values())
+
+
+def _prescribed(
+    graph: Graph, node: Node, name: str, shape: Sequence[int], present: float
+) -> Prescription | None:
+    field = product(list(shape[2:]))
+    fan_in, fan_out = shape[1] * field, shape[0] * field
+    activation, slope = _activation_behind(graph, node)
+    if activation in ("sin", "softmax", "exp"):
+        return None  # they have rules of their own
+    n, m = fan_in, fan_out
+    if activation == "leaky_relu":
+        deviation = math.sqrt(2 / (1 + slope**2) / n)
+        function, options = "kaiming_normal_", f", a={slope:g}"
+        formula = f"σ = √(2/((1 + {slope:g}²)·{n})) = {deviation:.3g}"
+    elif activation in _RECTIFIERS:
+        deviation = math.sqrt(2 / n)
+        function, options = "kaiming_normal_", ', nonlinearity="relu"'
+        formula = f"σ = √(2/n) = √(2/{n}) = {deviation:.3g}"
+    elif activation == "glu":
+        # A gate halves what it lets through, and half of the layer's results are gates.
+        deviation = math.sqrt(4 / n)
+        function, options = "normal_", f", std=(4 / {n}) ** 0.5"
+        formula = f"σ = √(4/n) = √(4/{n}) = {deviation:.3g}"
+    elif activation == "selu":
+        deviation = math.sqrt(1 / n)
+        function, options = "kaiming_normal_", ', nonlinearity="linear"'
+        formula = f"σ = √(1/n) = √(1/{n}) = {deviation:.3g}"
+    else:
+        gain = _TANH_GAIN if activation == "tanh" else 1.0
+        deviation = gain * math.sqrt(2 / (n + m))
+        function, options = "xavier_uniform_", ", gain=5 / 3" if gain > 1 else ""
+        times = "5/3·" if gain > 1 else ""
+        formula = (
+            f"a = {times}√(6/(n + m)) = {times}√(6/({n} + {m})) = "
+            f"{gain * math.sqrt(6 / (n + m)):.3g}, variance {deviation**2:.3g}"
+        )
+    return Prescription(
+        name, node, activation, function, options, formula, n, m, deviation, present
+    )
+
+
+def _activation_behind(graph: Graph, node: Node) -> tuple[str, float]:
+    """Name of the activation that a layer feeds, and the slope of a leaky one; "" if there is none."""
+    for consumer in graph.consumers(node, _SEEN_THROUGH):
+        name = graph.name(consumer)
+        if name == "leaky_relu":
+            slope = consumer.kwargs.get("negative_slope")
+            if slope is None:
+                slope = consumer.args[1] if len(consumer.args) > 1 else 0.01
+            return name, float(slope) if isinstance(slope, (int, float)) else 0.01
+        if name in ops.ACTIVATIONS or name in ("sin", "exp"):
+            return name, 0.0
+    return "", 0.0
+
+
+def unsuitable(wanted: Iterable[Prescription], *, decades: float = 0.1) -> list[Prescription]:
+    """Those whose present deviation is off by more than `decades`."""
+    return [
+        prescription
+        for prescription in wanted
+        if abs(prescription.decades) > decades
+        # An output layer's own scale belongs to the loss.
+        and (prescription.activation or abs(prescription.decades) > 1)
+    ]
+
+
+def reinitialise(
+    edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, before: float, after: float
+) -> Fix:
+    """The calls that set these values: in place of the user's own, else behind the constructors.
+
+    `before` and `after` are the predicted ratios of the gradient at the first to that at the last layer.
+    """
+    first = wanted[0]
+    others = len(wanted) - 1
+    more = f" and likewise {others} other{'s' * (others > 1)}" if others else ""
+    title = (
+        f"{first.call('self.' + first.name)}{more}: {first.formula}, now σ = {first.present:.3g}; "
+        f"predicted gradient at the first layers over that at the last: {before:.1g} → {after:.1g}"
+    )
+    replaced = _replaced(edits, wanted, graph, title)
+    return replaced if replaced.edits else _inserted(edits, wanted, graph, title)
+
+
+def _replaced(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
+    calls: dict[Any, tuple[Site, tuple[str, str]]] = {}
+    for prescription in wanted:
+        weight = graph.argument(prescription.node, "weight")
+        tensor = graph.operation(weight).tensor
+        seen = None if tensor is None else INITIALIZATIONS.of(tensor)
+        if seen is None:
+            return Fix(title)
+        call = (prescription.function, prescription.options)
+        known = calls.setdefault(seen[1].key, (seen[1], call))
+        if known[1] != call and prescription.activation:
+            # One call fills layers that need different values. The output layer's does not matter.
+            return Fix(title)
+    changes = [(site, _rewriter(*call)) for site, call in calls.values()]
+    return edits.replaced_calls(changes, title=title)
+
+
+def _rewriter(function: str, options: str) -> Any:
+    def rewrite(call: ast.Call, source: str) -> str | None:
+        match = re.match(rf"([\w.]*\binit\.)(?:{_SINGLE_INITIALISERS})\s*\(", source)
+        if match is None or not call.args:
+            return None
+        return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
+
+    return rewrite
+
+
+def _inserted(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
+    made = []
+    for prescription in wanted:
+        site = graph.constructed(prescription.node)
+        module = _module_of(edits, site)
+        if module is None:
+            return Fix(title)
+        fix = edits.inserted_after(
+            site,
+            lambda target, p=prescription, m=module: p.call(f"{target}.weight", m),  # type: ignore[misc]
+            title=title,
+        )
+        if not fix.edits:
+            return Fix(title)
+        made += [edit for edit in fix.edits if edit not in made]
+    return Fix(title, Safety.UNSAFE, made)
+
+
+def _module_of(edits: SourceEdits, site: Site | None) -> str | None:
+    """How the user's file calls torch.nn: the `nn` of `nn.Linear(8, 16)`."""
+    text = None if site is None else edits.text(site.filename)
+    call = None if text is None or site is None else text.call_at(site)
+    if call is None or not isinstance(call.func, ast.Attribute):
+        return None
+    return ast.unparse(call.func.value)
