@@ -15,6 +15,7 @@ from trainlint.graph import Graph
 from trainlint.layers import (
     agreed_width,
     blames_the_model,
+    doubtful_faults,
     expectation,
     mismatches,
     trace_axis,
@@ -293,3 +294,19 @@ def test_agreed_width_of_one_constructor() -> None:
     assert agreed_width(same, same.faults[0]) == 6
     series = graph_of(nn.Sequential(*blocks), torch.randn(2, 5))
     assert agreed_width(series, series.faults[0]) is None  # the first gets 5, the second 6
+
+
+def test_a_cat_of_different_ranks_is_traced_without_failing() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(16, 8)
+
+        def forward(self, hidden: Tensor, encoded: Tensor) -> Tensor:
+            first: Tensor = self.project(torch.cat((hidden.reshape(-1), encoded), 1))
+            return first
+
+    recording = capture(Attention(), (torch.randn(2, 8), torch.randn(2, 8)))
+    graph = Graph(recording.graph, recording.model, faults=recording.faults, inputs_given=False)
+    assert [graph.name(node) for node in graph.faults][:1] == ["cat"]
+    doubtful_faults(graph)

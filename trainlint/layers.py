@@ -277,8 +277,8 @@ def _axis_before(graph: Graph, node: Node, axis: int) -> int | None:
     """Which axis of the operand this axis of the result was, or None if that cannot be told."""
     before = graph.data(node)
     source, result = (graph.shape(before) if before is not None else None), graph.shape(node)
-    if not source or not result:
-        return None
+    if not source or not result or not -len(result) <= axis < len(result):
+        return None  # a part of a `cat` whose ranks differ has no such axis
     name = graph.name(node)
     if name == "permute":
         order: Any = node.args[1:] if len(node.args) > 1 else node.kwargs.get("dims", ())
