@@ -33,9 +33,9 @@ def vanishing_gradient(
 
     By the chain rule the gradient at layer 1 of L is a product with a factor for each layer behind it:
 
-        ∂loss/∂h₁ = Wᴸᵀ·f′ · … · W³ᵀ·f′ · W²ᵀ·f′ · ∂loss/∂h_L      a layer's factor ≈ √(m·Var w·E[f′²])
+        ∂loss/∂h₁ = f′·W²ᵀ · f′·W³ᵀ · … · f′·Wᴸᵀ · ∂loss/∂h_L
 
-    Factors below 1 multiply to nothing: a sigmoid's slope σ(1 − σ) is at most 1/4, and 0.25¹⁰ is 10⁻⁶. An
+    and a factor's size is about √(m·Var w·E[f′²]), with m the layer's outputs. Factors below 1 multiply to nothing: a sigmoid's slope σ(1 − σ) is at most 1/4, and 0.25¹⁰ is 10⁻⁶. An
     SGD step of the first layer is then a millionth of the last one's, and since signals shrink like
     gradients, the last layers see all samples alike. What helps, and why:
 
