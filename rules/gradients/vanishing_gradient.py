@@ -35,9 +35,10 @@ def vanishing_gradient(
 
         ∂loss/∂h₁ = f′·W²ᵀ · f′·W³ᵀ · … · f′·Wᴸᵀ · ∂loss/∂h_L
 
-    and a factor's size is about √(m·Var w·E[f′²]), with m the layer's outputs. Factors below 1 multiply to nothing: a sigmoid's slope σ(1 − σ) is at most 1/4, and 0.25¹⁰ is 10⁻⁶. An
-    SGD step of the first layer is then a millionth of the last one's, and since signals shrink like
-    gradients, the last layers see all samples alike. What helps, and why:
+    and a factor's size is about √(m·Var w·E[f′²]), with m the layer's outputs. Factors below 1 multiply
+    to nothing: a sigmoid's slope σ(1 − σ) is at most 1/4, and 0.25¹⁰ is 10⁻⁶. An SGD step of the first
+    layer is then a millionth of the last one's, and since signals shrink like gradients, the last
+    layers see all samples alike. What helps, and why:
 
     - ReLU: f′ = 1 on half of the inputs, a factor √(m·Var w·½). A unit that is 0 everywhere is dead:
       LeakyReLU then.
