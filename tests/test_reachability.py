@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -124,6 +125,36 @@ def test_a_shape_is_no_way_to_the_output() -> None:
 def test_severed_means_that_no_input_has_a_way() -> None:
     assert Reachability(graph_of(lambda net, x: net.head(net.first(x).detach()))).is_severed
     assert not Reachability(graph_of(lambda net, x: net.head(x + net.first(x).detach()))).is_severed
+
+
+def hard(net: Net, z: Tensor) -> Tensor:
+    """A parameter's value that has no other way to the output."""
+    return net.second.weight.sum(0) + torch.zeros_like(z)
+
+
+@pytest.mark.parametrize(
+    ("forward", "passes"),
+    [
+        (lambda net, z: z + (hard(net, z) - z).detach(), True),
+        (lambda net, z: z - (z - hard(net, z)).detach(), True),
+        (lambda net, z: hard(net, z).detach() + z - z.detach(), True),
+        (lambda net, z: z - z.data + hard(net, z).data, True),
+        (lambda net, z: z.reshape(-1) + (hard(net, z).flatten() - z.flatten()).detach(), True),
+        (lambda net, z: z + hard(net, z).detach(), False),
+        (lambda net, z: z - hard(net, z).detach(), False),  # a difference from a constant
+        (lambda net, z: z + (z + hard(net, z)).detach(), False),  # a residual block, then cut
+        (lambda net, z: z + torch.relu((hard(net, z) - z).detach()), False),
+    ],
+)
+def test_straight_through_is_one_value_twice_with_opposite_signs(
+    forward: Callable[[Net, Tensor], Tensor], passes: bool
+) -> None:
+    graph = graph_of(lambda net, x: net.head(forward(net, net.first(x)).reshape(3, 4)))
+    reach = Reachability(graph)
+    (weight,) = (p for p in graph.parameters if p.name == "second.weight")
+    ways = reach.ways_out(weight)
+    assert ways
+    assert any(reach.passes_straight(way) for way in ways) is passes
 
 
 # ---------------------------------------------------------------------- dead ends

@@ -84,6 +84,41 @@ class Reachability:
             for node in sorted(found, key=self._graph.position)
         ]
 
+    def ways_out(self, parameter: Parameter) -> set[Node]:
+        """All operations at which the gradient on its way back to a parameter is stopped."""
+        found: set[Node] = set()
+        stack = [] if parameter.node is None else [parameter.node]
+        seen = set(stack)
+        while stack:
+            node = stack.pop()
+            for user in node.users:
+                if user.op != "call_function" or self._graph.name(user) in ops.SHAPE_ONLY:
+                    continue
+                if node not in self.sources(user):
+                    found.add(user)
+                elif user not in seen:
+                    seen.add(user)
+                    stack.append(user)
+        return found
+
+    def passes_straight(self, cut: Node) -> bool:
+        """Whether the cut belongs to `x + (q - x).detach()`: one value stays, and leaves with its gradient.
+
+        In the sum that the cut is part of, some value stands once as it is and once cut, with the
+        opposite sign: the sum is worth q, and its gradient goes to x.
+        """
+        stack, seen = [cut], {cut}
+        while stack:
+            for user in stack.pop().users:
+                if user in seen or not self._is_additive(user):
+                    continue
+                seen.add(user)
+                stack.append(user)
+                terms = set(self._terms(user))
+                if any((x, -sign, True) in terms for x, sign, is_cut in terms if not is_cut):
+                    return True
+        return False
+
     def descendants(self, nodes: Iterable[Node]) -> set[Node]:
         """All nodes that were computed from these, and these."""
         found: set[Node] = set()
@@ -95,7 +130,34 @@ class Reachability:
                 stack.extend(node.users)
         return found
 
+    def ancestors(self, node: Node) -> frozenset[Node]:
+        """All nodes whose values it was computed from, and itself."""
+        return self._behind([node], self._all_sources)
+
     # ------------------------------------------------------------------ details
+
+    def _is_additive(self, node: Node) -> bool:
+        """A sum or difference, or what leaves the values of one as they are but for a factor."""
+        return self._graph.name(node) in ("add", "sub") or self._graph.is_transparent(node)
+
+    def _terms(self, node: Node) -> Iterator[tuple[Node, int, bool]]:
+        """(value, sign, whether it is cut) of the terms that a sum consists of."""
+        stack = [(node, 1, False)]
+        while stack:
+            current, sign, is_cut = stack.pop()
+            operands = current.all_input_nodes
+            if current.op != "call_function" or not operands or not (
+                self._is_additive(current) or self._graph.name(current) == "detach"
+            ):  # fmt: skip
+                yield current, sign, is_cut
+                continue
+            name = self._graph.name(current)
+            cut_here = is_cut or not self.sources(current)
+            is_reversed = "rsub" in getattr(current.target, "__name__", "")
+            data = self._graph.data(current)
+            for operand in operands if name in ("add", "sub") else [data] if data else []:
+                is_second = (name == "sub" and operand is not current.args[0]) != is_reversed
+                stack.append((operand, -sign if is_second or name == "neg" else sign, cut_here))
 
     def _all_sources(self, node: Node) -> list[Node]:
         return [] if self._graph.name(node) in ops.SHAPE_ONLY else node.all_input_nodes

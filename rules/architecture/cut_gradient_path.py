@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from trainlint.rule import (
@@ -22,6 +23,7 @@ from trainlint.rule import (
     rule,
 )
 
+COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 SPELLED = {
     "detach": ".detach()",
     "get_data": ".data",
@@ -32,7 +34,18 @@ SPELLED = {
     "numpy": ".numpy()",
     "array": "np.asarray(...)",
     "float": "float(...)",
+    **{name: f"the comparison {sign}" for name, sign in COMPARISONS.items()},
 }
+NOISE = frozenset({"rand", "rand_like", "uniform"})
+DRAWS = frozenset(
+    "normal bernoulli multinomial poisson binomial _standard_gamma _sample_dirichlet".split()
+)
+# How a network is called that another one is copied to, at once or little by little.
+TARGET = re.compile(
+    r"target|teacher|momentum|\bema|ema\b|_ema|ema_|moving|slow|encoder_k|key_encoder|_k\b|shadow|polyak|"
+    r"\bold|_old|frozen|reference|offline",
+    re.IGNORECASE,
+)
 
 
 @rule("ARC005", severity=Severity.ERROR, since="0.1", explains=["no-gradient"])
@@ -79,10 +92,10 @@ def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -
 
     ## When to ignore it
     Stop-gradients by design are silent where they can be told by their structure: a straight-through
-    estimator x + (q - x).detach(), a target network that is a copy of a trained one, a discrete choice
-    beside a differentiable path, parameters with another way to an output, frozen parameters. If a
-    part shall stay as it is, say so with `requires_grad_(False)`: the finding then disappears, and the
-    optimizer needs no memory for it.
+    estimator x + (q - x).detach(), a target network that is a copy of a trained one, a sample of a
+    distribution (REINFORCE, Boltzmann machines), frozen parameters, and whatever has another way to an
+    output, as a router has by the weight beside its hard choice. If a part shall stay as it is, say so
+    with `requires_grad_(False)`: the finding then disappears, and the optimizer needs no memory for it.
 
     ## Fix safety
     Unsafe: without the cut more of the model is trained, and memory is needed for its activations.
@@ -92,9 +105,10 @@ def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -
     arXiv:1711.00937, section 3.2. Target networks: Grill et al. 2020, arXiv:2006.07733.
     """
     reach = Reachability(graph)
+    severed = reach.is_severed
     groups: dict[Any, list[GradientCut]] = {}
-    for cut in reach.cuts():
-        if _is_meant(graph, reach, cut) or (signal is None and not _is_provable(graph, cut)):
+    for cut in _unmeant(graph, reach):
+        if signal is None and not _is_provable(graph, cut, severed):
             continue
         groups.setdefault(_place(graph, edits, reach, cut), []).append(cut)
     for place, cuts in groups.items():
@@ -106,42 +120,66 @@ def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -
 # ---------------------------------------------------------------------- what is meant
 
 
-def _is_meant(graph: Graph, reach: Reachability, cut: GradientCut) -> bool:
-    if cut.kind == "discrete":
-        return not reach.is_severed  # routing, codebooks: a choice beside a differentiable path
-    if cut.kind in ("copy", "flat") and _is_straight_through(graph, reach, cut):
-        return True
-    return _is_target_network(graph, reach, cut)
+def _unmeant(graph: Graph, reach: Reachability) -> Iterator[GradientCut]:
+    """The cuts, with those of their parameters that no structure tells to be cut off by design."""
+    cuts = reach.cuts()
+    cut_off = {parameter.node for cut in cuts for parameter in cut.parameters}
+    straight: dict[Any, bool] = {}
+    for cut in cuts:
+        rest = []
+        for parameter in cut.parameters:
+            for way in reach.ways_out(parameter):
+                if way not in straight:
+                    straight[way] = reach.passes_straight(way)
+            if not any(straight[way] for way in reach.ways_out(parameter)):
+                rest.append(parameter)
+        remaining = replace(cut, parameters=tuple(rest))
+        if (
+            rest
+            and not _is_drawn(graph, cut)
+            and not _is_target_network(graph, reach, remaining, cut_off)
+        ):
+            yield remaining
 
 
-def _is_straight_through(graph: Graph, reach: Reachability, cut: GradientCut) -> bool:
-    """`x + (q - x).detach()`: a difference is cut, and its sum with something differentiable goes on."""
-    source, _ = graph.producer(cut.node)
-    for merge in graph.consumers(cut.node):
-        if graph.name(merge) not in ("add", "sub"):
-            continue
-        others = [operand for operand in merge.all_input_nodes if operand in reach.learning]
-        around = {source, merge, *merge.all_input_nodes, *merge.users, *cut.node.all_input_nodes}
-        if others and any(node is not None and graph.name(node) == "sub" for node in around):
+def _is_drawn(graph: Graph, cut: GradientCut) -> bool:
+    """A sample of a distribution that the parameters make: learnt by its log-probability or energy.
+
+    `Normal(mu, std).sample()` runs without autograd; units of a Boltzmann machine are `p > rand`.
+    """
+    stack, seen = [cut.node], {cut.node}
+    if cut.kind in ("flat", "discrete"):  # what the probability is compared with, one step away
+        operands = [source for node in (cut.node, *cut.node.all_input_nodes) for source in
+                    (node, *node.all_input_nodes)]  # fmt: skip
+        return any(graph.name(node) in NOISE | DRAWS for node in operands)
+    while cut.kind == "no_grad" and stack:
+        node = stack.pop()
+        if graph.name(node) in DRAWS:
             return True
+        for user in node.users:
+            runs_on = not graph.operation(user).grad_enabled and not graph.is_weighted(user)
+            if runs_on and user not in seen:
+                seen.add(user)
+                stack.append(user)
     return False
 
 
-def _is_target_network(graph: Graph, reach: Reachability, cut: GradientCut) -> bool:
-    """Each cut parameter lies in a module that has a twin which is trained beside it, not behind it."""
-    behind = reach.descendants([cut.node])
-    cut_off = {
-        parameter.node
-        for other in reach.cuts()
-        for parameter in other.parameters
-        if other.kind == cut.kind
-    }
+def _is_target_network(
+    graph: Graph, reach: Reachability, cut: GradientCut, cut_off: set[Any]
+) -> bool:
+    """Each cut parameter lies in a module that has a twin which is trained beside it, as its copy.
+
+    Layers of one shape stand side by side in any model. A target network is called so; or it takes the
+    inputs as they are, and is either more than a layer or equal to its twin.
+    """
+    behind, before = reach.descendants([cut.node]), reach.ancestors(cut.node)
+    is_first = not any(p.node in before and p.node in reach.learning for p in graph.parameters)
     nodes = {parameter.name: parameter.node for parameter in graph.parameters}
-    covered: set[str] = set()
     modules = dict(graph.model.named_modules())
     shapes = {path: _signature(module) for path, module in modules.items()}
+    covered: set[str] = set()
     for path, signature in shapes.items():
-        inside = [f"{path}.{name}" for name, _ in signature]
+        inside = [f"{path}.{name}" for name in signature]
         if not path or not any(nodes.get(name) in cut_off for name in inside):
             continue
         for other, theirs in shapes.items():
@@ -151,27 +189,36 @@ def _is_target_network(graph: Graph, reach: Reachability, cut: GradientCut) -> b
                 or type(modules[other]) is not type(modules[path])
             ):
                 continue
-            twins = [nodes.get(f"{other}.{name}") for name, _ in theirs]
-            if any(twin in reach.learning for twin in twins) and not any(
-                user in behind for twin in twins if twin is not None for user in twin.users
-            ):
+            twins = [twin for name in theirs if (twin := nodes.get(f"{other}.{name}")) is not None]
+            is_beside = not any(user in behind | before for twin in twins for user in twin.users)
+            is_copy = TARGET.search(path) or (
+                is_first and (len(signature) > 2 or _is_equal(modules[path], modules[other]))
+            )
+            if is_copy and is_beside and any(twin in reach.learning for twin in twins):
                 covered.update(inside)
     return all(parameter.name in covered for parameter in cut.parameters)
 
 
-def _signature(module: Any) -> list[tuple[str, tuple[int, ...]]]:
-    return [
-        (name, tuple(parameter.shape))
+def _signature(module: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(parameter.shape)
         for name, parameter in module.named_parameters()
         if not hasattr(parameter, "materialize")
-    ]
+    }
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(not left.is_meta and left.equal(right) for left, right in pairs)
 
 
 # ---------------------------------------------------------------------- what is known
 
 
-def _is_provable(graph: Graph, cut: GradientCut) -> bool:
+def _is_provable(graph: Graph, cut: GradientCut, severed: bool) -> bool:
     """Whether the graph alone suffices: nothing in it may hide a way of the gradient."""
+    if cut.kind == "discrete" and not severed:
+        return False
     if not graph.complete or any(graph.calls("autograd_function")):
         return False
     # `w.data = f(w.data)`: the parameter itself gets a new value, and keeps its gradient.
@@ -206,7 +253,8 @@ def _finding(
     spelled = _spelled(graph, cut)
     share = graph.share_of_parameters(starved)
     names = [parameter.name for parameter in starved]
-    what = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more parameters"
+    more = f"{len(names) - 1} more parameter{'s' * (len(names) > 2)}"
+    what = names[0] if len(names) == 1 else f"{names[0]} and {more}"
     return Finding(
         f"{spelled} cuts off {what}, {share:.1%} of the model: no gradient reaches "
         f"{'it' if len(names) == 1 else 'them'}, so {'it stays' if len(names) == 1 else 'they stay'} "
