@@ -114,6 +114,22 @@ def test_one_fault_is_reported_where_it_is_first_executed() -> None:
         assert found[0].starved == 0.7
 
 
+def test_faults_that_one_line_made_are_one_fault() -> None:
+    findings = [
+        raw(row=1, module="0", message="first", fault="a", order=1),
+        raw(row=1, module="1", fault="b", order=2),
+        raw("AAA002", row=2, message="behind the second", fault="b", order=3),
+        raw("AAA002", row=3, message="another", fault="c", order=4),
+        raw("AAA003", row=4, module="0", message="chained", fault="c", order=5),
+        raw("AAA003", row=4, module="1", fault="d", order=6),
+        raw("AAA004", row=5, message="far behind", fault="d", order=7),
+    ]
+    assert shown(diagnose(findings)) == [
+        ("first (and 1 more built by this line)", ["behind the second"]),
+        ("another", ["chained (and 1 more built by this line)", "far behind"]),
+    ]
+
+
 def test_findings_without_a_fault_are_never_nested_by_it() -> None:
     assert len(diagnose([raw(row=1, order=1), raw(row=2, order=2)])) == 2
 

@@ -15,8 +15,8 @@ from trainlint.rule import Confidence, Severity
 
 def diagnose(findings: Sequence[RawFinding]) -> list[RawFinding]:
     """Merge what one line of source did to several modules, nest symptoms under their cause, and rank."""
-    merged = _merge_same_line(findings)
-    merged = _nest_same_fault(merged)
+    merged, same = _merge_same_line(findings)
+    merged = _nest_same_fault(merged, same)
     merged = _nest_explained(merged)
     return sorted(merged, key=_rank)
 
@@ -34,8 +34,11 @@ def _rank(finding: RawFinding) -> tuple[Any, ...]:
     )
 
 
-def _merge_same_line(findings: Sequence[RawFinding]) -> list[RawFinding]:
-    """A constructor call in a loop or a block class builds many modules: that is one finding."""
+def _merge_same_line(findings: Sequence[RawFinding]) -> tuple[list[RawFinding], dict[Any, Any]]:
+    """A constructor call in a loop or a block class builds many modules: that is one finding.
+
+    With it go the faults that thereby turned out to be one, each with the one that it became.
+    """
     groups: dict[Any, list[RawFinding]] = {}
     for finding in findings:
         reported = finding.reported
@@ -45,7 +48,19 @@ def _merge_same_line(findings: Sequence[RawFinding]) -> list[RawFinding]:
             else (reported.code, reported.module, finding.order)
         )
         groups.setdefault(key, []).append(finding)
-    return [_merged(group) for group in groups.values()]
+    same: dict[Any, Any] = {}
+    for first, *others in groups.values():
+        for other in others:
+            one, two = _root(same, first.fault), _root(same, other.fault)
+            if one is not None and two is not None and one != two:
+                same[two] = one
+    return [_merged(group) for group in groups.values()], same
+
+
+def _root(same: dict[Any, Any], fault: Any) -> Any:
+    while fault in same:
+        fault = same[fault]
+    return fault
 
 
 def _merged(group: list[RawFinding]) -> RawFinding:
@@ -68,11 +83,12 @@ def _merged(group: list[RawFinding]) -> RawFinding:
     return _with_shares(replace(first, reported=reported), group)
 
 
-def _nest_same_fault(findings: list[RawFinding]) -> list[RawFinding]:
+def _nest_same_fault(findings: list[RawFinding], same: dict[Any, Any]) -> list[RawFinding]:
     """Findings of one fault: the first in order of execution stays, the others become its symptoms."""
     groups: dict[Any, list[RawFinding]] = {}
     for finding in sorted(findings, key=lambda finding: finding.order):
-        key = id(finding) if finding.fault is None else ("fault", finding.fault)
+        fault = _root(same, finding.fault)
+        key = id(finding) if fault is None else ("fault", fault)
         groups.setdefault(key, []).append(finding)
     return [_with_symptoms(head, symptoms) for head, *symptoms in groups.values()]
 

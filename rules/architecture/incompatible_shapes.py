@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from trainlint.rule import (
     Finding,
@@ -80,7 +81,7 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
         shapes = [graph.shape(source) for source in node.all_input_nodes if graph.shape(source)]
         shown = " and ".join("(" + ", ".join(map(str, dims)) + ")" for dims in shapes[:3] if dims)
         reason = str(error).strip().partition("\n")[0]
-        sizes = {size for dims in shapes for size in dims or ()}
+        sizes = {size for dims in shapes for size in dims or ()} | set(_numbers(node.args))
         cause = next(
             (
                 wrong.fault
@@ -92,10 +93,19 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
         )
         yield Finding(
             f"`{graph.name(node)}` refuses {shown}: {reason}",
-            where=graph.operation(node).site,
+            where=node if graph.layer(node) is None else graph.operation(node).site,
             module=graph.operation(node).module,
             evidence={"shapes": [list(dims) for dims in shapes if dims], "error": reason},
             fixes=[Fix("make the shapes agree at this line")],
             fault=cause,
             starved=1.0,
         )
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in an argument: a reshape names its sizes."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
