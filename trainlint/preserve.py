@@ -54,7 +54,7 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
     tensors = [
         t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and not t.is_meta
     ]
-    saved = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    saved = [(tensor, tensor.data, tensor.detach().clone(), tensor.is_leaf) for tensor in tensors]
     gradients = [
         (tensor, tensor.grad, None if tensor.grad is None else tensor.grad.detach().clone())
         for tensor in tensors
@@ -63,7 +63,10 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for tensor, data, before in saved:
+            for tensor, data, before, was_leaf in saved:
+                if was_leaf and not tensor.is_leaf and not tensor._is_view():
+                    # A buffer that was averaged in place with what has a gradient keeps that graph.
+                    tensor.detach_()
                 if _is_elsewhere(tensor, data):
                     tensor.data = data
                 if not _is_equal(tensor, before):

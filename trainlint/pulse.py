@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from trainlint import ops
 from trainlint.capture import active, is_wrapped, module_calls, single_node_functions
@@ -141,6 +142,8 @@ def _measured(
         except Exception as error:
             if whole or "checkpoint is incompatible with .grad()" not in str(error):
                 _explain(error)
+        finally:
+            recorder.hooks.remove()
     return _measured(model, inputs, graph, samples, objective, seed, deadline, whole=True)
 
 
@@ -310,6 +313,7 @@ class _Recorder(TorchFunctionMode):
         self._counts: dict[tuple[str, str], int] = defaultdict(int)
         self._nodes = _nodes_by_key(graph)
         self.records: list[_Record] = []
+        self.hooks = _Hooks()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -370,7 +374,7 @@ class _Recorder(TorchFunctionMode):
         record = _Record(node, self._sampled(tensor), beyond, before)
         self.records.append(record)
         if tensor.requires_grad:
-            _hook(tensor, _take_norm(record, self._deadline))
+            self.hooks.add(tensor, _take_norm(record, self._deadline))
 
     def _sampled(self, tensor: Tensor) -> Tensor:
         """At most 8192 elements, one row a sample of the batch where that is the first axis."""
@@ -452,8 +456,18 @@ def _wide(tensor: Tensor) -> torch.dtype | None:
     return torch.complex128 if tensor.is_complex() else torch.float64
 
 
-def _hook(tensor: Tensor, hook: Callable[[Any], None]) -> None:
-    tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+class _Hooks:
+    """Hooks on results. What is written in place is the model's own tensor: its hook would stay."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def add(self, tensor: Tensor, hook: Callable[[Any], None]) -> None:
+        self._handles.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 def _take_norm(record: _Record, deadline: float) -> Callable[[Tensor | None], None]:
@@ -537,15 +551,18 @@ def _origin(
     """Run again with every result looked at, and find the operation that made the first bad value."""
     seed_generators(seed)
     finder = _Finder(model, graph, deadline)
-    with finder.recording():
-        output = model(*batch.args, **batch.kwargs)
-        _, value = objective_of(output, objective, seed)
-    if finder.found is not None:
-        return finder.found
-    if finder.infinities and not bool(value.isfinite()):
-        return finder.infinities[0]
-    with contextlib.suppress(RuntimeError):
-        _gradients(value, [p for p in model.parameters() if p.requires_grad], whole=False)
+    try:
+        with finder.recording():
+            output = model(*batch.args, **batch.kwargs)
+            _, value = objective_of(output, objective, seed)
+        if finder.found is not None:
+            return finder.found
+        if finder.infinities and not bool(value.isfinite()):
+            return finder.infinities[0]
+        with contextlib.suppress(RuntimeError):
+            _gradients(value, [p for p in model.parameters() if p.requires_grad], whole=False)
+    finally:
+        finder.hooks.remove()
     return finder.found or next(iter(finder.infinities), None)
 
 
@@ -567,6 +584,7 @@ class _Finder(TorchFunctionMode):
         self._graph = graph
         self.found: NonFinite | None = None
         self.infinities: list[NonFinite] = []
+        self.hooks = _Hooks()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -637,7 +655,7 @@ class _Finder(TorchFunctionMode):
         arrived: list[bool] = []
         for result in results:
             if result.requires_grad:
-                _hook(result, lambda g: arrived.append(g is None or bool(g.isfinite().all())))
+                self.hooks.add(result, lambda g: arrived.append(g is None or bool(g.isfinite().all())))
 
         def judge(gradient: Tensor | None) -> None:
             if gradient is None:
@@ -647,7 +665,7 @@ class _Finder(TorchFunctionMode):
                 value = "nan" if bool(gradient.isnan().any()) else "inf"
                 self.found = NonFinite(node, value, backward=True, inputs=ranges)
 
-        _hook(tensor, judge)
+        self.hooks.add(tensor, judge)
 
 
 def _range(sources: Sequence[Tensor]) -> tuple[float, float] | None:
