@@ -94,6 +94,21 @@ def test_dropout_that_was_left_on(report: Report, name: str, written: list[str])
 
 
 @cases(
+    (net("h = nn.Dropout(0.4)(h)"), [f"nn.functional.dropout(h, 0.4, {ASKS[9:]}"]),
+    (net("h = nn.Dropout()(h) + h"), [f"nn.functional.dropout(h, 0.5, {ASKS[9:]}"]),
+    (net("h = nn.AlphaDropout(p=.1)(h)"), [f"nn.functional.alpha_dropout(h, 0.1, {ASKS[9:]}"]),
+    (net("h = nn.Dropout(0.4, inplace=True)(h)"), []),
+    (net("h = nn.Sequential(nn.Tanh(), nn.Dropout(0.4))(h)"), []),
+    (net("h = self.kept[0](h)", layer="None; self.kept = [nn.Dropout(0.4)]"), []),
+)
+def test_a_layer_that_eval_never_meets(report: Report, name: str, written: list[str]) -> None:
+    (finding,) = found_in(report, name, "REG002")
+    assert finding.severity == "error"
+    assert "model.eval() does not reach it" in finding.message
+    assert contents(finding) == written
+
+
+@cases(
     (net("h = F.dropout(h, training=True)"), [f"F.dropout(h, {ASKS}"]),
     (net("h = F.dropout(h, 0.5, True)"), ["F.dropout(h, 0.5, self.training)"]),
     (net("h = torch.dropout(h, 0.5, True)"), ["torch.dropout(h, 0.5, self.training)"]),
@@ -118,6 +133,9 @@ def test_dropout_that_says_it_is_on(report: Report, name: str, written: list[str
             "h = F.dropout(h, 0.1)  # Monte Carlo dropout",
             "h = F.dropout(h, 0.1, training=True)  # stays on at inference",
             "h = self.drop(h)",
+            "h = nn.Dropout(0.1)(h)  # on purpose",
+            "h = nn.Dropout(0.1).train(self.training)(h)",
+            "h = nn.Dropout(0.1)(h) if self.training else h",
         )
     ],
 )
@@ -185,7 +203,6 @@ def test_softmax_over_the_wrong_axis(report: Report, name: str, written: list[st
 @pytest.mark.parametrize(
     "name",
     [
-        net(result="F.softmax(self.fc2(h))"),
         net(result="F.softmax(self.fc2(h), dim=1)"),
         net(result="F.softmax(self.fc2(h), dim=0)", inputs="torch.randn(8)"),
         net(result="(F.softmax(self.fc2(h), dim=0) * h[:, :3]).sum(0)"),
@@ -195,6 +212,38 @@ def test_softmax_over_the_wrong_axis(report: Report, name: str, written: list[st
 )
 def test_softmax_over_a_right_axis(report: Report, name: str) -> None:
     assert found_in(report, name, "ACT003") == []
+
+
+FOUR_AXES = "torch.randn(5, 6, 7, 8)"
+
+
+@cases(
+    (net(result="F.softmax(self.fc2(h))"), ["F.softmax(self.fc2(h), dim=1)"]),
+    (net(result="F.log_softmax(self.fc2(h))"), ["F.log_softmax(self.fc2(h), dim=1)"]),
+    (net(result="self.drop(self.fc2(h))", layer="nn.Softmax()"), ["nn.Softmax(dim=1)"]),
+    (net(result="F.softmax(h)", inputs=FOUR_AXES), ["F.softmax(h, dim=1)"]),
+)
+def test_an_axis_that_is_right_by_luck(report: Report, name: str, written: list[str]) -> None:
+    (finding,) = found_in(report, name, "ACT003")
+    assert finding.severity == "info"
+    assert finding.fixes[0].safety == "safe"
+    assert contents(finding) == written
+
+
+@cases(
+    (
+        net("a = F.softmax(h @ h.transpose(2, 3))", result="self.fc2(a @ h)", inputs=FOUR_AXES),
+        ["F.softmax(h @ h.transpose(2, 3), dim=-1)"],
+    ),
+    (
+        net("a = self.drop(h @ h.mT)", layer="nn.Softmax()", result="a @ h", inputs=FOUR_AXES),
+        ["nn.Softmax(dim=-1)"],
+    ),
+)
+def test_attention_over_its_heads(report: Report, name: str, written: list[str]) -> None:
+    (finding,) = found_in(report, name, "ACT003")
+    assert finding.severity == "warning"
+    assert contents(finding) == written
 
 
 @pytest.mark.parametrize("name", [net(result="F.softmax(self.fc2(h), dim=0)", inputs="None")])

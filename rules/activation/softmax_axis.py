@@ -38,7 +38,8 @@ def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterat
 
     trainlint captures the model once more with one more sample and sees which axis has grown. A first
     axis that a layer treats as time or space, and one that the outputs no longer have (pooling over a
-    set or a bag), is not a batch. Left out, `dim` means axis 0 for tensors of one or three axes. Where
+    set or a bag), is not a batch. Left out, `dim` means axis 0 for tensors of one or three axes, and
+    axis 1 of all others: often right, by luck, and then advice. Where
     trainlint had to make up the inputs, and the model takes a single sample without a batch axis as
     well, as policies in reinforcement learning do, this is advice only.
 
@@ -100,6 +101,8 @@ def _judged(graph: Graph, edits: SourceEdits, variants: Variants, node: Any) -> 
         return None
     if dims[axis] == 1 and (source := _only_score(graph, node, len(dims), axis)) is not None:
         return _constant(graph, edits, node, source, axis, stated)
+    if stated is None and axis == 1:
+        return _by_luck(graph, edits, node, dims)
     size = variants.batch_size
     # The pre-test, since the variant costs a capture: that axis could be the batch at all.
     if dims[axis] != size or (axis == len(dims) - 1 > 0 and not _is_turned(graph, node)):
@@ -109,6 +112,39 @@ def _judged(graph: Graph, edits: SourceEdits, variants: Variants, node: Any) -> 
     if stated is None and len(dims) == 3 and not variants.batch_is_known:
         return _implicit(graph, edits, node, dims)
     return None
+
+
+def _by_luck(graph: Graph, edits: SourceEdits, node: Any, dims: tuple[int, ...]) -> Finding:
+    """Without `dim`, axis 1 of two or four axes: right for scores and maps, not for attention."""
+    weighs = len(dims) > 3 and any(
+        graph.name(user) in ("matmul", "einsum") for user in graph.consumers(node, ops.DROPOUTS)
+    )
+    label, count = graph.label(node), {2: "two", 4: "four", 5: "five"}.get(len(dims), len(dims))
+    evidence = {"axis": 1, "shape": list(dims)}
+    if weighs:
+        return Finding(
+            f"{label} has no `dim`: with {count} axes, {dims}, that means axis 1, the heads, but its "
+            "result weighs the last axis, whose numbers then do not sum to 1",
+            where=node,
+            evidence=evidence,
+            fixes=[_other_axis(graph, edits, node, dims, (0, 1), None)],
+            severity=Severity.WARNING,
+            confidence=Confidence.LIKELY,
+            affects=[node],
+        )
+    rewrite = _with_dim(graph.name(node), 1)
+    title = "dim=1, as now"
+    return Finding(
+        f"{label} has no `dim`: with {count} axes, {dims}, that means axis 1, but axis 0 as soon as "
+        "there are three; leaving it out is deprecated",
+        where=node,
+        evidence=evidence,
+        fixes=[
+            edits.replaced_calls([(graph.place(node), rewrite)], title=title, safety=Safety.SAFE)
+        ],
+        severity=Severity.INFO,
+        affects=[node],
+    )
 
 
 def _stated_axis(graph: Graph, node: Any) -> int | None:

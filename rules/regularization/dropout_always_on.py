@@ -18,6 +18,7 @@ from trainlint.rule import (
     Site,
     SourceEdits,
     Variants,
+    construction_site,
     ops,
     rule,
 )
@@ -44,7 +45,8 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
     whenever `dropout_p > 0`. Dropout is meant for training, where it averages over sub-networks; in
     eval mode the whole network shall answer. Left on, every prediction carries noise of variance
     x²·p/(1 − p): two calls on one input differ, validation is worse and noisier than the model is, and
-    early stopping picks a lucky draw.
+    early stopping picks a lucky draw. The same goes for `nn.Dropout(p)(x)` in the forward: that layer
+    is new each time, new layers are in train mode, and `model.eval()` has never met it.
 
     trainlint captures the model in eval mode, and reports the dropout that is still at work there.
     Not reported: dropout that is a layer of its own (a subclass of nn.Dropout that stays on does so on
@@ -98,7 +100,7 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
         for node in reversed(list(_dropping(graph)))
         if (site := graph.operation(node).site) is not None
         # Only then is the capture in eval mode worth its time.
-        and not _asks_for_the_mode(edits, site, node, graph)
+        and (_lost_layer(graph, node) or not _asks_for_the_mode(edits, site, node, graph))
         and not _is_on_purpose(graph, edits, node, site)
     }
     in_eval = variants.eval if suspects else None
@@ -111,11 +113,23 @@ def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> I
 
 
 def _dropping(graph: Graph) -> Iterator[Any]:
-    """Dropout at work that is no layer's: called by the user's own code."""
+    """Dropout at work that no mode reaches: called by the user's own code, or a layer nobody owns."""
+    owned = {id(module) for module in graph.model.modules()}
     for node in graph.calls(*ops.DROPOUTS, ATTENTION):
         is_on = graph.name(node) == ATTENTION or graph.argument(node, "training", True) is True
-        if is_on and _p(graph, node) > 0 and not _is_layer_of_torch(graph, node):
+        layer = _lost_layer(graph, node, owned)
+        if is_on and _p(graph, node) > 0 and (layer or not _is_layer_of_torch(graph, node)):
             yield node
+
+
+def _lost_layer(graph: Graph, node: Any, owned: set[int] | None = None) -> Any:
+    """The nn.Dropout behind the call if it is none of the model's modules: `eval()` never meets it."""
+    owner = graph.operation(node).owner
+    if type(owner).__module__ != "torch.nn.modules.dropout":
+        return None
+    if owned is None:
+        owned = {id(module) for module in graph.model.modules()}
+    return None if id(owner) in owned else owner
 
 
 def _p(graph: Graph, node: Any) -> float:
@@ -202,6 +216,9 @@ def _names(graph: Graph, node: Any, site: Site) -> Iterator[str]:
 
 
 def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding:
+    layer = _lost_layer(graph, node)
+    if layer is not None:
+        return _lost(graph, edits, node, layer, site)
     p = _p(graph, node)
     call = _call(edits, site, node, graph)
     argument = None if call is None else _argument(call, graph, node)
@@ -223,6 +240,46 @@ def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding
         confidence=Confidence.LIKELY if is_explicit else Confidence.CERTAIN,
         affects=[node],
     )
+
+
+def _lost(graph: Graph, edits: SourceEdits, node: Any, layer: Any, site: Site) -> Finding:
+    kind, p = type(layer).__name__, _p(graph, node)
+    made = construction_site(layer)
+    is_fresh = made is not None and made.code is site.code
+    why = "is made anew in each forward, in train mode" if is_fresh else "is no module of the model"
+    inline = edits.replaced_calls(
+        [(site, _as_function)],
+        title=f"F.{graph.name(node)}(…, {p:g}, self.training)",
+        safety=Safety.SAFE,
+    )
+    made_once = Fix(f"make nn.{kind}({p:g}) in __init__, as an attribute or in an nn.ModuleList")
+    return Finding(
+        f"nn.{kind}({p:g}) {why}, and model.eval() does not reach it: it still drops "
+        f"{100 * p:.4g}% of the values, so that predictions are random and validation looks worse than "
+        "the model is",
+        where=site,
+        module=graph.operation(node).module,
+        evidence={"p": p, "noise_to_signal": round(p / (1 - p), 4) if p < 1 else None},
+        fixes=[inline, made_once] if inline.edits else [made_once, inline],
+        affects=[node],
+    )
+
+
+def _as_function(_: ast.Call, source: str) -> str | None:
+    """`nn.Dropout(0.4)(x)` as `nn.functional.dropout(x, 0.4, self.training)`."""
+    tree = ast.parse(source, mode="eval").body
+    if not isinstance(tree, ast.Call) or not isinstance(layer := tree.func, ast.Call):
+        return None
+    if len(tree.args) != 1 or tree.keywords or not isinstance(layer.func, ast.Attribute):
+        return None
+    named = [word.value for word in layer.keywords if word.arg == "p"]
+    if len(layer.args) + len(named) > 1 or len(layer.keywords) != len(named):
+        return None  # in place as well
+    written = [*layer.args, *named]
+    p = ast.unparse(written[0]) if written else "0.5"
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", layer.func.attr).lower()
+    owner = ast.unparse(layer.func.value)
+    return f"{owner}.functional.{name}({ast.unparse(tree.args[0])}, {p}, self.training)"
 
 
 def _fix(graph: Graph, edits: SourceEdits, node: Any, site: Site, is_explicit: bool) -> Fix:
