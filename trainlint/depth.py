@@ -6,6 +6,7 @@ by medians, which a few special layers (embeddings, heads, squeezes) do not move
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -72,6 +73,22 @@ class Trend:
     def ends(self) -> float:
         """The gradient at the very first layer over that at the very last."""
         return self.profile[0][1] / self.profile[-1][1]
+
+    @property
+    def steepest(self) -> Node:
+        """The one layer that does more than half of it all, else the first.
+
+        A stack that is alike everywhere is named where it begins; one bad part of it at that part.
+        """
+        sign = -1 if self.gradient < 0 else 1
+        steps = [
+            sign * math.log10(here / behind) if here > 0 and behind > 0 else 0.0
+            for (_, here), (_, behind) in itertools.pairwise(self.profile)
+        ]
+        worst = max(steps)
+        if worst < 0.5 * sum(step for step in steps if step > 0):
+            return self.first
+        return self.layers[steps.index(worst) + 1]
 
     @property
     def ratio(self) -> float:

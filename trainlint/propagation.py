@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainlint.passages import Gradient
 
 _WEIGHTS = "weights"
+_FARTHEST_STORY = 1.5  # decades
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,16 @@ class Propagation:
             return _WEIGHTS
         return name
 
-    def story(self, first: Node, last: Node, *, most: int = 3) -> str:
-        """The losses in words: `sigmoid ×0.22 at each of 9, weights ×0.58 at each of 9`."""
+    def story(
+        self, first: Node, last: Node, *, measured: float | None = None, most: int = 3
+    ) -> str:
+        """The losses in words: `sigmoid ×0.22 at each of 9, weights ×0.58 at each of 9`.
+
+        Nothing where the theory is far from the `measured` ratio: then it is no explanation.
+        """
+        predicted = self.ratio(first, last)
+        if measured and (not predicted or abs(math.log10(predicted / measured)) > _FARTHEST_STORY):
+            return ""
         told = [loss for loss in self.losses(first, last) if abs(math.log(loss.factor)) > 0.05]
         told.sort(key=lambda loss: -abs(math.log(loss.factor)))
         parts = []
@@ -138,15 +147,23 @@ class Propagation:
         return self._again(variances)
 
 
-def propagate(graph: Graph, variances: Mapping[str, float] | None = None) -> Propagation:
-    """Walk the graph. `variances` replaces those of parameters, by name."""
+def propagate(
+    graph: Graph,
+    variances: Mapping[str, float] | None = None,
+    *,
+    judged: Sequence[Node] = (),
+) -> Propagation:
+    """Walk the graph. `variances` replaces those of parameters, by name.
+
+    The gradient starts at the outputs that a loss has `judged`, where these are known, else at all.
+    """
     from trainlint.mean_field import Walk
     from trainlint.passages import Gradient, joined
 
     chosen = dict(variances or {})
     walk = Walk(graph, chosen)
     gradients: dict[Node, Gradient] = {}
-    for node in graph.outputs:
+    for node in judged or graph.outputs:
         size = walk.size(node)
         along = math.sqrt(size * walk.of(node).second)
         gradients[node] = Gradient(float(size), along=along)
@@ -175,5 +192,5 @@ def propagate(graph: Graph, variances: Mapping[str, float] | None = None) -> Pro
         walk.deviations,
         flows,
         frozenset(walk.unknown),
-        lambda more: propagate(graph, {**chosen, **more}),
+        lambda more: propagate(graph, {**chosen, **more}, judged=judged),
     )

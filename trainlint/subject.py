@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.capture import Recording, capture
 from trainlint.diagnosis import diagnose
@@ -89,9 +89,8 @@ def analyze(
             seconds=round(time.monotonic() - started, 3),
             inputs=f"{inputs.describe()}, {inputs.origin}",
             operations=len(graph.calls_in_order),
-            notes=[*notes, *(f"{name.lower()} not measured: {reason}"
-                             for name, reason in facts.missing.items())],
-        )  # fmt: skip
+            notes=[*notes, *_not_measured(facts)],
+        )
         return Analysis(diagnose(outcome.findings), result)
 
     if measuring and "signal" in settings.stages and provisionally is not None:
@@ -105,6 +104,21 @@ def analyze(
     return analysis()
 
 
+_MEASUREMENTS: Final = {
+    "Signal": "not measured on real numbers",
+    "Influence": "not measured what influences what",
+}
+
+
+def _not_measured(facts: Facts) -> list[str]:
+    """Which facts could not be had, and why; each reason once."""
+    reasons: dict[str, str] = {}
+    for name in sorted(facts.missing, key=lambda name: name != "Signal"):
+        what = _MEASUREMENTS.get(name, f"not known: {name.lower()}")
+        reasons.setdefault(facts.missing[name], what)
+    return [f"{what}: {reason}" for reason, what in reasons.items()]
+
+
 def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> Facts:
     facts = Facts(
         {
@@ -113,7 +127,7 @@ def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> 
             "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project"),
         }
     )
-    facts.offer("Propagation", lambda: _propagation(graph))
+    facts.offer("Propagation", lambda: _propagation(graph, facts.get("Losses")))
     facts.offer("Losses", lambda: _losses(graph, recipe))
     if "signal" in settings.stages and not graph.faults:
         facts.offer("Signal", lambda: _signal(inputs, graph, facts.get("Losses")))
@@ -124,10 +138,11 @@ def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> 
 # Each is imported only where a rule asks for it.
 
 
-def _propagation(graph: Graph) -> Any:
+def _propagation(graph: Graph, losses: Losses | None) -> Any:
     from trainlint.propagation import propagate
 
-    return propagate(graph)
+    judged = [] if losses is None else [call.scores for call in losses.calls]
+    return propagate(graph, judged=tuple(dict.fromkeys(judged)))
 
 
 def _losses(graph: Graph, recipe: Recipe) -> Losses:

@@ -89,11 +89,12 @@ def exploding_gradient(
     trend = agreed_trend(graph, signal, propagation, holds)
     if trend is None:
         return
-    story = propagation.story(trend.first, trend.last)
+    story = propagation.story(trend.first, trend.last, measured=trend.ends)
+    because = f": {story}" if story else ""
     yield Finding(
         f"the gradient at {trend.profile[0][0]} is {trend.ends:.1g} times that at "
-        f"{trend.profile[-1][0]}, and results grow {10**trend.forward:.1g}-fold: {story}",
-        where=trend.first,
+        f"{trend.profile[-1][0]}, and results grow {10**trend.forward:.1g}-fold{because}",
+        where=trend.steepest,
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "forward_decades": round(trend.forward, 2),

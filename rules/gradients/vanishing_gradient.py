@@ -104,12 +104,13 @@ def vanishing_gradient(
     trend = agreed_trend(graph, signal, propagation, holds)
     if trend is None:
         return
-    story = propagation.story(trend.first, trend.last)
+    story = propagation.story(trend.first, trend.last, measured=trend.ends)
+    because = f": {story}" if story else ""
     yield Finding(
         f"the gradient that reaches {trend.profile[0][0]} is {trend.ends:.1g} of that at "
         f"{trend.profile[-1][0]}, and the samples' differences are down to "
-        f"{10**trend.collapsed:.1g}: {story}",
-        where=trend.first,
+        f"{10**trend.collapsed:.1g}{because}",
+        where=trend.steepest,
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "spread_decades": round(trend.collapsed, 2),

@@ -118,13 +118,17 @@ def exploding_init(
     if max(mended) < 0.5 * max(trend.gradient, trend.forward):
         return
     large = [p for p in wanted if p.decades > 0] or wanted
+    story = propagation.story(trend.first, trend.last, measured=trend.ends)
+    because = f": {story}" if story else ""
+    most = max(p.decades for p in large)
+    worst = next(p for p in large if p.decades >= 0.7 * most)
     severe = max(trend.gradient, trend.forward) > ERROR_DECADES
     yield Finding(
         f"the initial weights blow up: results grow {10**trend.forward:.1g}-fold from the first third "
-        f"of the layers to the last, gradients {10**trend.gradient:.1g}-fold on the way back; "
-        f"{propagation.story(trend.first, trend.last)}",
-        where=large[0].where(graph),
-        module=graph.operation(large[0].node).module,
+        f"of the layers to the last, gradients {10**trend.gradient:.1g}-fold on the way back"
+        f"{because}",
+        where=worst.where(graph),
+        module=graph.operation(worst.node).module,
         evidence={
             "forward_decades": round(trend.forward, 2),
             "gradient_decades": round(trend.gradient, 2),

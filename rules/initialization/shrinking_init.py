@@ -124,13 +124,16 @@ def shrinking_init(
     measured = signal is not None
     severe = measured and trend.gradient < -ERROR_DECADES
     small = [p for p in wanted if p.decades < 0] or wanted
-    story = propagation.story(trend.first, trend.last)
+    most = min(p.decades for p in small)
+    worst = next(p for p in small if p.decades <= 0.7 * most)
+    story = propagation.story(trend.first, trend.last, measured=trend.ends)
+    because = f": {story}" if story else ""
     yield Finding(
         f"the initial weights lose the gradient: at {trend.profile[0][0]} it is "
         f"{trend.ends:.1g} of that at {trend.profile[-1][0]}"
-        f"{'' if measured else ' (predicted)'}; {story}",
-        where=small[0].where(graph),
-        module=graph.operation(small[0].node).module,
+        f"{'' if measured else ' (predicted)'}{because}",
+        where=worst.where(graph),
+        module=graph.operation(worst.node).module,
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "spread_decades": round(trend.collapsed, 2),
