@@ -226,7 +226,7 @@ def test_the_rule_of_contributing_works_in_a_pack_of_its_own(tmp_path: Path) -> 
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-rules\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text("[trainlint.rules]\nmine = my_rules\n")
     for name, layers in (
-        ("bad", "nn.Linear(4, 2), nn.Dropout(0.3)"),
+        ("bad", "nn.Dropout(0.7), nn.Linear(4, 2)"),
         ("good", "nn.Dropout(0.3), nn.Linear(4, 2)"),
     ):
         (tmp_path / f"{name}.py").write_text(
@@ -244,5 +244,5 @@ def test_the_rule_of_contributing_works_in_a_pack_of_its_own(tmp_path: Path) -> 
     assert done.stderr == ""
     (line,) = done.stdout.splitlines()
     assert line.startswith("bad.py:2:")
-    assert "dropout-on-output: " in line
-    assert "p=0.3" in line
+    assert "heavy-dropout: " in line
+    assert "keeps 30%" in line

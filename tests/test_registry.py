@@ -77,7 +77,7 @@ def test_extend_select_adds() -> None:
 @pytest.mark.parametrize(
     ("selector", "hint"),
     [
-        ("ARC009", "did you mean ARC0"),
+        ("ARC099", "did you mean ARC0"),
         ("layer-input-mismatsh", "did you mean layer-input-mismatch?"),
         ("normalisation", "did you mean normalization?"),
         ("qqqqqqq", "`trainlint rules` lists them"),

@@ -90,7 +90,7 @@ def write_rule(directory: Path, family: str, name: str) -> Path:
     if family not in FAMILY_CODES:
         raise UsageError(f"unknown family {family!r}; known: {', '.join(FAMILY_CODES)}")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise UsageError(f"{name!r} is not a kebab-case name such as dead-branch")
+        raise UsageError(f"{name!r} is not a kebab-case name such as flat-loss")
     if any(rule.name == name for rule in all_rules()):
         raise UsageError(f"there is a rule {name} already")
     letters = FAMILY_CODES[family]
