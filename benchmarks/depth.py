@@ -3,8 +3,8 @@
     python -m benchmarks.depth [--steps N] [--zoo PATTERN]
 
 First table: plain stacks from sound to starved (depth, activation, initial values). For each: the decades
-that gradient and spread lose from the first third of the layers to the last, as `trainlint.depth` measures
-them, and how much of the constant guess's loss SGD with momentum and Adam learn away. Second table, with
+that gradient and spread lose from the first third of the layers to the last, as `trainlint.theory.depth`
+measures them, and how much of the constant guess's loss SGD with momentum and Adam learn away. Second table, with
 `--zoo '*'`: the models of `zoo_library` and `zoo_awkward` that come nearest to the thresholds of
 vanishing-gradient and exploding-gradient.
 
@@ -27,11 +27,11 @@ from torch import nn
 
 from benchmarks.propagation import Stack
 from benchmarks.saturating_stack import OPTIMIZERS, drop
-from trainlint.capture import capture
-from trainlint.depth import Trend, measured_trend
+from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, synthesize
-from trainlint.pulse import pulse
+from trainlint.measure.pulse import pulse
+from trainlint.theory.depth import Trend, measured_trend
 
 CASES = [
     *(("relu", kind, depth) for kind in ("he", "xavier", "default") for depth in (6, 10, 15, 20)),

@@ -31,12 +31,12 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import all_entries
-from trainlint.capture import capture, single_node_functions
+from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, synthesize
-from trainlint.losses import LossCall, Losses
-from trainlint.objective import objective_of
-from trainlint.pulse import pulse
+from trainlint.loss.objective import objective_of
+from trainlint.loss.uses import LossCall, Losses
+from trainlint.measure.pulse import pulse
 
 Row = tuple[str, int, float]
 HEALTHY = Path(__file__).parent.parent / "fixtures" / "healthy"

@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from trainlint import loading, worker
-from trainlint.discovery import is_main_guard, python_files
 from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
-from trainlint.loading import LoadedFile, Stop
+from trainlint.processes import worker
+from trainlint.targets import loading
+from trainlint.targets.discovery import is_main_guard, python_files
+from trainlint.targets.loading import LoadedFile, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -3,8 +3,8 @@
     python -m benchmarks.propagation [--seeds N] [--only PATTERN]
 
 For each architecture and initialisation: log10 of the norm of the gradient at the first operation with
-weights over that at the last, as measured (`trainlint.pulse`, 16 samples) and as predicted
-(`trainlint.propagation`) from the real weights, and from a model on the meta device, where only the
+weights over that at the last, as measured (`trainlint.measure.pulse`, 16 samples) and as predicted
+(`trainlint.theory.propagation`) from the real weights, and from a model on the meta device, where only the
 declared initialisers are known.
 """
 
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainlint.capture import capture
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs
-from trainlint.propagation import propagate
-from trainlint.pulse import pulse
+from trainlint.measure.pulse import pulse
 from trainlint.sites import recording
+from trainlint.theory.propagation import propagate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

@@ -30,12 +30,12 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import all_entries, fingerprint, out_of_time, quiet, same
-from trainlint.capture import capture, single_node_functions
+from trainlint.capture.inputs import Inputs, with_batch
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, with_batch
-from trainlint.pulse import RECORDED, objective_of, pulse
-from trainlint.signal import Signal
+from trainlint.measure.pulse import RECORDED, objective_of, pulse
+from trainlint.measure.signal import Signal
 
 SECONDS_PER_MODEL = 180
 Row = dict[str, Any]

@@ -258,7 +258,7 @@ def findings_on(
     model: nn.Module, inputs: tuple[Any, Any]
 ) -> tuple[list[ReportedFinding], str | None]:
     """Findings of the whole analysis on a live model and its known inputs."""
-    from trainlint.inputs import Inputs
+    from trainlint.capture.inputs import Inputs
     from trainlint.rule import Settings
     from trainlint.subject import analyze
 
@@ -411,7 +411,7 @@ def on_library_model(task: tuple[str, int, list[str], bool]) -> Row:
     """False findings on one model of the zoo and, where asked, faults in it."""
     name, seed, codes, operate = task
     from benchmarks.zoo import all_entries, quiet
-    from trainlint.capture import single_node_functions
+    from trainlint.capture.tracer import single_node_functions
     from trainlint.sites import recording
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -535,10 +535,10 @@ def best_of(run: Callable[[], Any], times: int = 3, enough: float = 4.0) -> floa
 
 def costs_of(model: nn.Module, inputs: tuple[Any, ...]) -> Row:
     """Seconds of the stages of one check, and of one bare forward and backward of the same batch."""
-    from trainlint.capture import capture
+    from trainlint.capture.inputs import Inputs
+    from trainlint.capture.tracer import capture
     from trainlint.graph import Graph
-    from trainlint.inputs import Inputs
-    from trainlint.pulse import pulse
+    from trainlint.measure.pulse import pulse
     from trainlint.rule import Settings
     from trainlint.subject import analyze
 

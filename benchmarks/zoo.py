@@ -43,10 +43,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_library import Entry
-from trainlint.capture import capture, single_node_functions
+from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.errors import InputError
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, synthesize
 from trainlint.registry import all_rules
 from trainlint.rule import Settings
 from trainlint.sites import SITE_ATTRIBUTE, calling_site, recording

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, rnn
 from torch.utils.checkpoint import checkpoint
 
-from trainlint.capture import Recording, capture, single_node_functions
+from trainlint.capture.tracer import Recording, capture, single_node_functions
 from trainlint.graph import Graph
 from trainlint.sites import construction_site, recording
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import write_files
 
-from trainlint.discovery import discover, python_files
 from trainlint.fixes.source import SourceText
+from trainlint.targets.discovery import discover, python_files
 
 NET = "class Net(nn.Module):\n    def __init__(self, n=4): ...\n    def forward(self, x): ...\n"
 BLOCK = "class Block(nn.Module):\n    def forward(self, x): ...\n"

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from trainlint import ops
-from trainlint.capture import capture
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
 from trainlint.sites import recording
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from trainlint.capture import capture, single_node_functions
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.influence import Influence
-from trainlint.inputs import Inputs
-from trainlint.perturbation import influence
+from trainlint.measure.influence import Influence
+from trainlint.measure.perturbation import influence
 from trainlint.sites import recording
 
 

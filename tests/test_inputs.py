@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import trainlint
+from trainlint.capture.inputs import fits_signature, from_text, from_value, synthesize
 from trainlint.errors import InputError
-from trainlint.inputs import fits_signature, from_text, from_value, synthesize
-from trainlint.specs import DTYPES, parse_spec
+from trainlint.targets.specs import DTYPES, parse_spec
 
 
 class Takes(nn.Module):

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from trainlint.capture import capture
-from trainlint.graph import Graph
-from trainlint.layers import (
+from trainlint.analysis.layers import (
     agreed_width,
     blames_the_model,
     doubtful_faults,
@@ -21,6 +19,8 @@ from trainlint.layers import (
     trace_axis,
     width_source,
 )
+from trainlint.capture.tracer import capture
+from trainlint.graph import Graph
 from trainlint.sites import recording
 
 

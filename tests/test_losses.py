@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import trainlint
-from trainlint.capture import capture
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.tracer import capture
 from trainlint.errors import UsageError
 from trainlint.fixes.source import SourceText, apply
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs
-from trainlint.loss_source import loss_uses
-from trainlint.losses import Losses, Recipe, losses_of
-from trainlint.objective import given_loss, kind_of, objective_of
-from trainlint.pulse import pulse
+from trainlint.loss.objective import given_loss, kind_of, objective_of
+from trainlint.loss.source import loss_uses
+from trainlint.loss.uses import Losses, Recipe, losses_of
+from trainlint.measure.pulse import pulse
 from trainlint.records import ReportedFinding
 
 PRELUDE = """

@@ -17,7 +17,7 @@ from trainlint_rules.normalization.bias_before_batchnorm import without_bias
 
 import trainlint
 from trainlint import Report
-from trainlint.capture import capture
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
 from trainlint.rule import axis_after, ops
 

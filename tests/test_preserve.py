@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import trainlint
-from trainlint.capture import capture
+from trainlint.capture.tracer import capture
 from trainlint.preserve import preserved
 
 # ---------------------------------------------------------------------- what must be as before

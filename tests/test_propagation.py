@@ -24,16 +24,16 @@ from benchmarks.propagation import (
     sequences,
     vectors,
 )
-from trainlint.capture import capture
-from trainlint.depth import measured_trend, predicted_trend
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.tracer import capture
 from trainlint.fixes.source import apply
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs
-from trainlint.moments import Activation, Moments, measured
-from trainlint.prescriptions import prescriptions
-from trainlint.propagation import propagate
-from trainlint.pulse import pulse
+from trainlint.measure.pulse import pulse
 from trainlint.sites import INITIALIZATIONS, recording
+from trainlint.theory.depth import measured_trend, predicted_trend
+from trainlint.theory.moments import Activation, Moments, measured
+from trainlint.theory.prescriptions import prescriptions
+from trainlint.theory.propagation import propagate
 
 
 def graph_of(model: nn.Module, *args: Tensor) -> Graph:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainlint import pulse as pulse_module
-from trainlint.capture import capture, single_node_functions
+from trainlint.capture.inputs import Inputs, with_batch
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, with_batch
-from trainlint.pulse import RECORDED, pulse, work_of
-from trainlint.signal import Signal, SiteSignal, decades
+from trainlint.measure import pulse as pulse_module
+from trainlint.measure.pulse import RECORDED, pulse, work_of
+from trainlint.measure.signal import Signal, SiteSignal, decades
 
 
 def measured(model: nn.Module, *args: Any, is_given: bool = True, **options: Any) -> Signal:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainlint.capture import capture, single_node_functions
+from trainlint.analysis.methods import is_initializer, resolved_methods
+from trainlint.analysis.reachability import Reachability, dead_ends, hidden_weights, unused_modules
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.graph import Graph
-from trainlint.methods import is_initializer, resolved_methods
-from trainlint.reachability import Reachability, dead_ends, hidden_weights, unused_modules
 
 
 class Net(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from trainlint.capture import capture
+from trainlint.analysis.variants import Variants
+from trainlint.capture.inputs import Inputs, batch_size, batch_variants, with_batch
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, batch_size, batch_variants, with_batch
-from trainlint.variants import Variants
 
 
 def variants_of(
@@ -420,7 +420,7 @@ def test_lazy_layers_keep_the_shapes_they_got() -> None:
 def test_each_variant_is_captured_once_and_only_if_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import trainlint.capture
+    import trainlint.capture.tracer
 
     calls = []
 
@@ -429,7 +429,7 @@ def test_each_variant_is_captured_once_and_only_if_asked_for(
         return capture(*args)
 
     variants, graph = variants_of(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), torch.ones(2, 4))
-    monkeypatch.setattr(trainlint.capture, "capture", counting)
+    monkeypatch.setattr(trainlint.capture.tracer, "capture", counting)
     assert variants.batch_size == 2
     assert calls == []
     for node in graph.calls_in_order:

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainlint.capture import capture
+from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
-from trainlint.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 
 WIDTH = 4
 

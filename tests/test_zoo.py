@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainlint.capture import capture, single_node_functions
-from trainlint.inputs import Inputs
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.registry import all_rules
 from trainlint.rule import Settings
 from trainlint.sites import recording

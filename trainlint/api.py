@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from trainlint.config import Config
-from trainlint.discovery import discover, python_files
 from trainlint.engine import Facts, run_rules
 from trainlint.errors import UsageError
 from trainlint.fixes.source import SourceText
-from trainlint.jobs import Analyzed, Begin, Died, Job, Message
-from trainlint.losses import Recipe
+from trainlint.loss.uses import Recipe
+from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message
 from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
 from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
-from trainlint.specs import parse_spec
 from trainlint.suppression import Suppressions
+from trainlint.targets.discovery import discover, python_files
+from trainlint.targets.specs import parse_spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,10 +109,10 @@ def check(
 
 
 def _check_live(target: Any, inputs: Any, settings: Settings, recipe: Recipe) -> _Collected:
-    from trainlint.inputs import from_text, from_value
-    from trainlint.loading import unwrapped
+    from trainlint.capture.inputs import from_text, from_value
     from trainlint.preserve import preserved
     from trainlint.subject import analyze
+    from trainlint.targets.loading import unwrapped
 
     model = unwrapped(_instance(target))
     with preserved(model):
@@ -225,7 +225,7 @@ def _memory() -> int:
 def _check_files(
     jobs: Sequence[Job], config: Config, progress: Progress | None
 ) -> tuple[_Collected, list[str]]:
-    from trainlint.supervisor import run_jobs
+    from trainlint.processes.supervisor import run_jobs
 
     workers = config.jobs or min(len(jobs), os.cpu_count() or 1)
     by_job: dict[int, _Collected] = {number: _Collected() for number in range(len(jobs))}

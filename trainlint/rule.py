@@ -15,18 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainlint import ops
-from trainlint.depth import (
-    Trend,
-    agreed_trend,
-    is_plain_chain,
-    measured_trend,
-    predicted_trend,
-)
-from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
-from trainlint.fixes.activations import other_activation, other_loss, without_activation
-from trainlint.graph import GradientPath, Graph, Parameter
-from trainlint.influence import Constant, Draw, Influence, Leak, Mixing, Randomness, Spot, Unused
-from trainlint.layers import (
+from trainlint.analysis.layers import (
     Expectation,
     Mismatch,
     blamed_source,
@@ -37,9 +26,14 @@ from trainlint.layers import (
     width_fixes,
     width_source,
 )
-from trainlint.losses import Link, LossCall, Losses
-from trainlint.methods import Method, is_initializer, own_methods, resolved_methods, source_of
-from trainlint.norms import (
+from trainlint.analysis.methods import (
+    Method,
+    is_initializer,
+    own_methods,
+    resolved_methods,
+    source_of,
+)
+from trainlint.analysis.norms import (
     axis_after,
     batch_norms,
     chain_back,
@@ -47,10 +41,7 @@ from trainlint.norms import (
     keeps_statistics,
     unit_axis,
 )
-from trainlint.prescriptions import Prescription, prescriptions, reinitialise, unsuitable
-from trainlint.propagation import Propagation
-from trainlint.ranges import Range, value_range
-from trainlint.reachability import (
+from trainlint.analysis.reachability import (
     GradientCut,
     HiddenWeights,
     Reachability,
@@ -59,11 +50,35 @@ from trainlint.reachability import (
     hidden_weights,
     unused_modules,
 )
-from trainlint.signal import NonFinite, Signal, SiteSignal, decades
+from trainlint.analysis.variants import Variants
+from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
+from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
+from trainlint.fixes.activations import other_activation, other_loss, without_activation
+from trainlint.graph import GradientPath, Graph, Parameter
+from trainlint.loss.ranges import Range, value_range
+from trainlint.loss.uses import Link, LossCall, Losses
+from trainlint.measure.influence import (
+    Constant,
+    Draw,
+    Influence,
+    Leak,
+    Mixing,
+    Randomness,
+    Spot,
+    Unused,
+)
+from trainlint.measure.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.sites import Site, construction_site
 from trainlint.suppression import Suppressions
-from trainlint.variants import Variants
-from trainlint.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
+from trainlint.theory.depth import (
+    Trend,
+    agreed_trend,
+    is_plain_chain,
+    measured_trend,
+    predicted_trend,
+)
+from trainlint.theory.prescriptions import Prescription, prescriptions, reinitialise, unsuitable
+from trainlint.theory.propagation import Propagation
 
 __all__ = [
     "Confidence",

@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from trainlint.capture import Recording, capture
+from trainlint.analysis.layers import doubtful_faults
+from trainlint.analysis.variants import Variants
+from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.tracer import Recording, capture
 from trainlint.diagnosis import diagnose
 from trainlint.engine import Facts, FactUnavailable, RawFinding, failures_as_text, run_rules
 from trainlint.errors import InputError
 from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
-from trainlint.inputs import Inputs, synthesize
-from trainlint.layers import doubtful_faults
-from trainlint.losses import Losses, Recipe, losses_of
+from trainlint.loss.uses import Losses, Recipe, losses_of
 from trainlint.records import TargetResult
 from trainlint.rule import Settings
 from trainlint.sites import owner_of
-from trainlint.variants import Variants
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,22 +139,22 @@ def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> 
 
 
 def _propagation(graph: Graph, losses: Losses | None) -> Any:
-    from trainlint.propagation import propagate
+    from trainlint.theory.propagation import propagate
 
     judged = [] if losses is None else [call.scores for call in losses.calls]
     return propagate(graph, judged=tuple(dict.fromkeys(judged)))
 
 
 def _losses(graph: Graph, recipe: Recipe) -> Losses:
-    from trainlint.objective import given_loss
+    from trainlint.loss.objective import given_loss
 
     given = None if recipe.loss is None else given_loss(recipe.loss, graph)
     return losses_of(graph, recipe, given)
 
 
 def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
-    from trainlint.objective import objective_of
-    from trainlint.pulse import pulse
+    from trainlint.loss.objective import objective_of
+    from trainlint.measure.pulse import pulse
 
     objective = None if losses is None else objective_of(losses)
 
@@ -168,7 +168,7 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
 
 
 def _influence(inputs: Inputs, graph: Graph) -> Any:
-    from trainlint.perturbation import influence
+    from trainlint.measure.perturbation import influence
 
     return influence(graph.model, inputs, graph)
 
@@ -196,7 +196,7 @@ def unexplained_faults(graph: Graph) -> str | None:
 def _no_inputs(error: InputError) -> str:
     if error.refusal is None:
         return str(error)
-    from trainlint.capture import site_of
+    from trainlint.capture.tracer import site_of
 
     site = site_of(error.refusal)
     place = f" at {site.filename}:{site.row}" if site is not None else ""

@@ -11,7 +11,7 @@ from trainlint.fixes.edit import Fix
 if TYPE_CHECKING:
     from trainlint.fixes.source import CallBuilder, SourceEdits
     from trainlint.graph import Graph
-    from trainlint.losses import Link, LossCall
+    from trainlint.loss.uses import Link, LossCall
 
 ACTIVATION_CLASSES: Final = {
     "softmax": "Softmax",

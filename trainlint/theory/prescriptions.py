@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from trainlint import ops
 from trainlint.fixes import Fix, Safety, SourceEdits
 from trainlint.graph import Graph, product
-from trainlint.propagation import Propagation
 from trainlint.sites import INITIALIZATIONS, Site
+from trainlint.theory.propagation import Propagation
 
 if TYPE_CHECKING:
     from torch.fx import Node

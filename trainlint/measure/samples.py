@@ -14,7 +14,7 @@ from trainlint.tree import map_tensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trainlint.inputs import Inputs
+    from trainlint.capture.inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from trainlint.capture.inputs import Inputs, batch_size, with_batch
 from trainlint.engine import FactUnavailable
-from trainlint.inputs import Inputs, batch_size, with_batch
-from trainlint.pulse import on_device_of, seed_generators
-from trainlint.samples import Slot, named, replaced, slots_of
-from trainlint.steps import Step, Steps, changes, random_state
+from trainlint.measure.attention import Watch
+from trainlint.measure.pulse import on_device_of, seed_generators
+from trainlint.measure.samples import Slot, named, replaced, slots_of
+from trainlint.measure.steps import Step, Steps, changes, random_state
 from trainlint.tree import tensors
-from trainlint.watch import Watch
 
 if TYPE_CHECKING:
     from trainlint.graph import Graph

@@ -1,7 +1,7 @@
 """Run jobs in child processes, with limits of time and memory, and leave nothing running.
 
-A *zygote* (`python -m trainlint.supervisor`) imports torch once and forks a child per job, which takes
-milliseconds instead of the seconds of an import. It touches no tensor: a fork after one may hang. Where
+A *zygote* (`python -m trainlint.processes.supervisor`) imports torch once and forks a child per job, which
+takes milliseconds instead of the seconds of an import. It touches no tensor: a fork after one may hang. Where
 there is no fork (not Linux), each job gets a fresh interpreter.
 
 The zygote reads jobs from its standard input, one JSON line each, and writes the children's messages to
@@ -32,7 +32,7 @@ from typing import Final
 
 import msgspec
 
-from trainlint.jobs import (
+from trainlint.processes.jobs import (
     Analyzed,
     Begin,
     Died,
@@ -74,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]
 
     Every job ends with `Done` or `Died`. Closing the generator ends all children.
     """
-    from trainlint.worker import prepare_environment
+    from trainlint.processes.worker import prepare_environment
 
     if not CAN_FORK:
         yield from _supervise(enumerate(jobs), workers)
@@ -83,7 +83,14 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]
     zygote = subprocess.Popen(
         # -P: a `random.py` in the current folder must not be what torch imports. A session of its
         # own: Ctrl-C reaches only us, and we end it.
-        [sys.executable, "-P", "-m", "trainlint.supervisor", str(workers), str(os.getpid())],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "trainlint.processes.supervisor",
+            str(workers),
+            str(os.getpid()),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
@@ -300,7 +307,7 @@ def _start(number: int, job: Job) -> _Child:
     else:
         os.set_inheritable(sender, True)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trainlint.worker", str(sender)],
+            [sys.executable, "-P", "-m", "trainlint.processes.worker", str(sender)],
             stdin=subprocess.PIPE,
             stdout=printer,
             stderr=printer,
@@ -332,7 +339,7 @@ def _be_the_child(job: Job, sender: int, printer: int) -> None:
         os.dup2(printer, 2)
         os.close(printer)
         faulthandler.enable(file=2)
-        from trainlint.worker import limit_memory, work
+        from trainlint.processes.worker import limit_memory, work
 
         limit_memory(job.memory_limit)
         work(job, lambda message: _write(sender, encode(message) + b"\n"))
@@ -364,13 +371,13 @@ def _serve(workers: int, parent: int) -> None:
     import sympy  # type: ignore[import-untyped]  # noqa: F401 (torch's meta functions want it)
     import torch  # noqa: F401
 
-    import trainlint.influence
-    import trainlint.loading
-    import trainlint.losses
-    import trainlint.propagation
-    import trainlint.pulse
+    import trainlint.loss.uses
+    import trainlint.measure.influence
+    import trainlint.measure.pulse
     import trainlint.registry
     import trainlint.subject
+    import trainlint.targets.loading
+    import trainlint.theory.propagation
 
     trainlint.registry.all_rules()
     # What is there now stays: a child's collector need not look through all of torch each time.

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from trainlint.capture import Recording, capture
-from trainlint.errors import InputError
-from trainlint.graph import Graph
-from trainlint.layers import (
+from trainlint.analysis.layers import (
     WidthSource,
     doubtful_faults,
     expectation,
     trace_axis,
     width_source,
 )
-from trainlint.specs import parse_spec
+from trainlint.capture.tracer import Recording, capture
+from trainlint.errors import InputError
+from trainlint.graph import Graph
+from trainlint.targets.specs import parse_spec
 from trainlint.tree import map_tensors, tensors
 
 BATCH: Final = 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trainlint import ops
-from trainlint.capture import module_calls
+from trainlint.capture.tracer import module_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,8 +21,8 @@ from trainlint.graph import Graph
 if TYPE_CHECKING:
     from torch.fx import Node
 
-    from trainlint.moments import Moments
-    from trainlint.passages import Gradient
+    from trainlint.theory.moments import Moments
+    from trainlint.theory.passages import Gradient
 
 _WEIGHTS = "weights"
 _FARTHEST_STORY = 1.5  # decades
@@ -157,8 +157,8 @@ def propagate(
 
     The gradient starts at the outputs that a loss has `judged`, where these are known, else at all.
     """
-    from trainlint.mean_field import Walk
-    from trainlint.passages import Gradient, joined
+    from trainlint.theory.mean_field import Walk
+    from trainlint.theory.passages import Gradient, joined
 
     chosen = dict(variances or {})
     walk = Walk(graph, chosen)

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from trainlint import ops
 from trainlint.graph import Graph, product
-from trainlint.moments import (
+from trainlint.theory.moments import (
     TINY,
     Activation,
     Moments,
@@ -30,7 +30,7 @@ from trainlint.moments import (
     plus,
     times,
 )
-from trainlint.passages import (
+from trainlint.theory.passages import (
     HANDLERS,
     PASSED,
     Back,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.fx import Node
 
-from trainlint.moments import Activation, Moments, WeightMoments, constant, plus, times
+from trainlint.theory.moments import Activation, Moments, WeightMoments, constant, plus, times
 
 if TYPE_CHECKING:
-    from trainlint.mean_field import Walk
-    from trainlint.passages import Passages
+    from trainlint.theory.mean_field import Walk
+    from trainlint.theory.passages import Passages
 
 _SIGMOID: Final = Activation(("sigmoid",), torch.sigmoid)
 _TANH: Final = Activation(("tanh",), torch.tanh)
@@ -28,7 +28,7 @@ def through_recurrence(
     walk: Walk, node: Node, sources: list[Node]
 ) -> tuple[Moments, Passages] | None:
     """Moments of the outputs of a recurrent layer, and its passage to its input."""
-    from trainlint.passages import Gradient
+    from trainlint.theory.passages import Gradient
 
     place = _place_of_weights(walk, node)
     if place is None:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trainlint import ops
-from trainlint.capture import active, module_calls, single_node_functions
+from trainlint.capture.tracer import active, module_calls, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.influence import Spot
+from trainlint.measure.influence import Spot
 from trainlint.sites import Site, calling_site, construction_site
 from trainlint.tree import tensors
 

@@ -28,13 +28,13 @@ import torch.fx
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainlint import repair
-from trainlint.concrete import Eager
+from trainlint.capture import repair
+from trainlint.capture.concrete import Eager
 from trainlint.graph import Operation, TensorShape
 from trainlint.ops import CONVOLUTIONS, canonical_name, writes_in_place
 from trainlint.preserve import is_lazy, preserved
+from trainlint.processes.startup import compiler_is_loaded
 from trainlint.sites import Site, calling_site, is_caught, owner_of, replaced
-from trainlint.startup import compiler_is_loaded
 from trainlint.tree import map_tensors, tensors
 
 # Ask about a tensor without computing one; they pass through unrecorded.

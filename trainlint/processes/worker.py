@@ -1,7 +1,7 @@
 """The child's side: load one file, check its models, send what was found.
 
-Runs in a process of its own with the target's output going to a file. `python -m trainlint.worker`
-serves jobs from standard input where processes cannot be forked.
+Runs in a process of its own with the target's output going to a file. `python -m
+trainlint.processes.worker` serves jobs from standard input where processes cannot be forked.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from trainlint.errors import InputError, LoadError
 from trainlint.fixes.source import SourceText
-from trainlint.jobs import Analyzed, Begin, Done, Job, Message
+from trainlint.processes.jobs import Analyzed, Begin, Done, Job, Message
 from trainlint.records import TargetResult
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainlint.inputs import Inputs
-    from trainlint.loading import LoadedFile
+    from trainlint.capture.inputs import Inputs
     from trainlint.rule import Settings
     from trainlint.subject import Analysis
+    from trainlint.targets.loading import LoadedFile
 
 Send = Callable[[Message], None]
 
@@ -62,7 +62,7 @@ def work(job: Job, send: Send) -> None:
 
 def _guarded(job: Job, send: Send, target: str, check: Callable[[], None]) -> None:
     """Whatever ends this check early becomes the target's reason."""
-    from trainlint.loading import Stop, reason_of
+    from trainlint.targets.loading import Stop, reason_of
 
     try:
         check()
@@ -80,11 +80,11 @@ def _failed(send: Send, target: str, reason: str, status: str = "error") -> None
 
 
 def _check_file(job: Job, send: Send) -> None:
-    from trainlint.capture import single_node_functions
-    from trainlint.loading import load_file, models_of, named_model
+    from trainlint.capture.tracer import single_node_functions
     from trainlint.registry import select_rules
     from trainlint.rule import Settings
     from trainlint.sites import recording
+    from trainlint.targets.loading import load_file, models_of, named_model
 
     path = _find(job)
     text = SourceText.read(str(path))
@@ -127,9 +127,9 @@ def _check_file(job: Job, send: Send) -> None:
 def _check_model(
     job: Job, send: Send, loaded: LoadedFile, target: str, model: nn.Module, settings: Settings
 ) -> None:
-    from trainlint.loading import recipe_of
-    from trainlint.startup import without_compiler
+    from trainlint.processes.startup import without_compiler
     from trainlint.subject import analyze
+    from trainlint.targets.loading import recipe_of
 
     send(Begin(target))
     inputs = _inputs(job, loaded, model)
@@ -154,8 +154,8 @@ def _check_model(
 
 def _inputs(job: Job, loaded: LoadedFile, model: nn.Module) -> Inputs | None:
     """The inputs that the command line or the file gives, or None. Raises `InputError`."""
-    from trainlint.inputs import fits_signature, from_text, from_value
-    from trainlint.loading import example_inputs
+    from trainlint.capture.inputs import fits_signature, from_text, from_value
+    from trainlint.targets.loading import example_inputs
 
     if job.inputs is not None:
         return from_text(job.inputs, model)
@@ -202,7 +202,7 @@ def _unreadable(path: Path) -> str:
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Stop the run of a file that does not end by itself; what is defined by then is used."""
-    from trainlint.loading import Stop
+    from trainlint.targets.loading import Stop
 
     if not hasattr(signal, "setitimer"):
         yield
@@ -245,7 +245,7 @@ def limit_memory(limit: int) -> None:
 
 def _serve_one() -> None:
     """One job from standard input, messages on the descriptor named by the first argument."""
-    from trainlint.jobs import decode_job, encode
+    from trainlint.processes.jobs import decode_job, encode
 
     descriptor = int(sys.argv[1])
     job = decode_job(sys.stdin.buffer.readline())

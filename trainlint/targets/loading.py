@@ -28,13 +28,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from trainlint.discovery import CallSite, Candidate, Discovery, discover
 from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
-from trainlint.loss_source import loss_uses
-from trainlint.losses import Recipe
+from trainlint.loss.source import loss_uses
+from trainlint.loss.uses import Recipe
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
+from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover
 
 
 class Stop(BaseException):
@@ -451,7 +451,7 @@ def _called(name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _where(error: BaseException) -> str:
-    from trainlint.capture import site_of
+    from trainlint.capture.tracer import site_of
 
     site = site_of(error)
     return f" at {site.filename}:{site.row}" if site is not None else ""
@@ -600,7 +600,7 @@ _LOSS_NAMES: Final = ("loss_fn", "criterion", "loss", "loss_func", "loss_functio
 
 def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
     """What the file shows of the training of this model, which it calls `name`."""
-    from trainlint.objective import kind_of
+    from trainlint.loss.objective import kind_of
 
     namespace = vars(loaded.module)
     bound = {key for key, value in namespace.items() if unwrapped(value) is model}

@@ -15,7 +15,7 @@ from trainlint.graph import Graph
 if TYPE_CHECKING:
     from torch.fx import Node
 
-    from trainlint.inputs import Inputs
+    from trainlint.capture.inputs import Inputs
 
 
 # Along axis 0 these mix rows by an index.
@@ -47,7 +47,7 @@ class Variants:
     @cached_property
     def single(self) -> Graph | None:
         """The graph on one sample without a batch axis; None where the model takes batches alone."""
-        from trainlint.inputs import without_batch
+        from trainlint.capture.inputs import without_batch
 
         inputs = without_batch(self._inputs)
         graph = None if inputs is None else self._captured(inputs)
@@ -56,13 +56,13 @@ class Variants:
     @cached_property
     def batch_size(self) -> int | None:
         """The number of samples that the inputs seem to hold, without another capture."""
-        from trainlint.inputs import batch_size
+        from trainlint.capture.inputs import batch_size
 
         return batch_size(self._inputs)
 
     @cached_property
     def _larger(self) -> Graph | None:
-        from trainlint.inputs import batch_size, batch_variants
+        from trainlint.capture.inputs import batch_size, batch_variants
 
         if not self.batch_size:
             return None
@@ -99,7 +99,7 @@ class Variants:
         return axes[0] if (here[axes[0]], there[axes[0]]) == (size, size + 1) else None
 
     def _captured(self, inputs: Inputs) -> Graph | None:
-        from trainlint.capture import capture
+        from trainlint.capture.tracer import capture
 
         recording: Any = capture(self._graph.model, inputs.args, inputs.kwargs)
         if recording.exception is not None:

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from trainlint import ops
 from trainlint.graph import Graph, product
-from trainlint.moments import (
+from trainlint.theory.moments import (
     TINY,
     Activation,
     Moments,
@@ -33,7 +33,7 @@ from trainlint.moments import (
 )
 
 if TYPE_CHECKING:
-    from trainlint.mean_field import Walk
+    from trainlint.theory.mean_field import Walk
 
 
 @dataclass(frozen=True)
@@ -703,7 +703,7 @@ def _glu(walk: Walk, _: Node, sources: list[Node]) -> tuple[Moments, Passages]:
 
 
 def _recurrent(walk: Walk, node: Node, sources: list[Node]) -> tuple[Moments, Passages] | None:
-    from trainlint.recurrent import through_recurrence
+    from trainlint.theory.recurrent import through_recurrence
 
     return through_recurrence(walk, node, sources)
 

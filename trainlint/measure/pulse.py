@@ -14,23 +14,25 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from trainlint import ops
-from trainlint.capture import active, is_wrapped, module_calls, single_node_functions
+from trainlint.capture.inputs import Inputs, batch_size, with_batch
+from trainlint.capture.tracer import active, is_wrapped, module_calls, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph, product
-from trainlint.inputs import Inputs, batch_size, with_batch
-from trainlint.memory import available_memory
+from trainlint.measure.memory import available_memory
+from trainlint.measure.signal import NonFinite, Signal, SiteSignal
 from trainlint.preserve import preserved, unchanged_weights
-from trainlint.signal import NonFinite, Signal, SiteSignal
 from trainlint.tree import map_tensors, tensors
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 MOST_SAMPLES: Final = 16
 _FEWEST_SAMPLES: Final = 2
@@ -160,7 +162,7 @@ def without_collections() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> NoReturn:
-    from trainlint.capture import site_of
+    from trainlint.capture.tracer import site_of
 
     message = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
@@ -655,7 +657,9 @@ class _Finder(TorchFunctionMode):
         arrived: list[bool] = []
         for result in results:
             if result.requires_grad:
-                self.hooks.add(result, lambda g: arrived.append(g is None or bool(g.isfinite().all())))
+                self.hooks.add(
+                    result, lambda g: arrived.append(g is None or bool(g.isfinite().all()))
+                )
 
         def judge(gradient: Tensor | None) -> None:
             if gradient is None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
-from trainlint.loss_source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, LossUse, Step
-from trainlint.ranges import Range, after, value_range
+from trainlint.loss.ranges import Range, after, value_range
+from trainlint.loss.source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, LossUse, Step
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from trainlint import ops
+from trainlint.capture.inputs import Inputs, batch_size
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.influence import (
+from trainlint.measure.attention import ATTENTION, Watch
+from trainlint.measure.influence import (
     Constant,
     Draw,
     Influence,
@@ -31,10 +33,8 @@ from trainlint.influence import (
     Spot,
     Unused,
 )
-from trainlint.inputs import Inputs, batch_size
-from trainlint.preserve import preserved, unchanged_weights
-from trainlint.pulse import affordable_batch
-from trainlint.runs import (
+from trainlint.measure.pulse import affordable_batch
+from trainlint.measure.runs import (
     ANOTHER_SEED,
     OWN,
     Outputs,
@@ -44,9 +44,9 @@ from trainlint.runs import (
     own_shift,
     sample_spread,
 )
-from trainlint.samples import Slot, replaced
-from trainlint.steps import Step, along, ancestors, nodes_by_key, spot_of
-from trainlint.watch import ATTENTION, Watch
+from trainlint.measure.samples import Slot, replaced
+from trainlint.measure.steps import Step, along, ancestors, nodes_by_key, spot_of
+from trainlint.preserve import preserved, unchanged_weights
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -15,10 +15,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from trainlint.capture import capture
+from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
-from trainlint.loss_source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, Step
-from trainlint.losses import REGRESSIONS, Given, LossCall, Losses
+from trainlint.loss.source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, Step
+from trainlint.loss.uses import REGRESSIONS, Given, LossCall, Losses
 from trainlint.ops import REARRANGEMENTS, canonical_name
 from trainlint.sites import construction_site
 from trainlint.tree import tensors

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainlint import ops
 from trainlint.graph import Graph
-from trainlint.propagation import Propagation
-from trainlint.signal import Signal
+from trainlint.measure.signal import Signal
+from trainlint.theory.propagation import Propagation
 
 if TYPE_CHECKING:
     from torch.fx import Node

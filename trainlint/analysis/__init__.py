@@ -1,0 +1,1 @@
+"""What a graph shows by reasoning alone."""

@@ -1,0 +1,1 @@
+"""From an `nn.Module` to operations: one forward on meta tensors, and the inputs for it."""

@@ -1,0 +1,1 @@
+"""Which loss judges a model, and what it asks of the scores."""

@@ -1,0 +1,1 @@
+"""What real passes of a model show: signals, gradients, and what influences what."""

@@ -1,0 +1,1 @@
+"""Child processes, in which users' files are run."""

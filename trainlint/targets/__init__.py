@@ -1,0 +1,1 @@
+"""What a user may name, and how it becomes models."""

@@ -1,0 +1,1 @@
+"""What the weights do to signal and gradient, from mean-field theory."""
