@@ -1,8 +1,8 @@
 """Run jobs in child processes, with limits of time and memory, and leave nothing running.
 
 A *zygote* (`python -m trainlint.processes.supervisor`) imports torch once and forks a child per job, which
-takes milliseconds instead of the seconds of an import. It touches no tensor: a fork after one may hang. Where
-there is no fork (not Linux), each job gets a fresh interpreter.
+takes milliseconds instead of the seconds of an import. It touches no tensor: a fork after one may hang.
+Where there is no fork (not Linux), each job gets a fresh interpreter.
 
 The zygote reads jobs from its standard input, one JSON line each, and writes the children's messages to
 its standard output, each with the number of its job in front. On SIGTERM and at its parent's death it
