@@ -5,8 +5,8 @@
 First table: plain stacks from sound to starved (depth, activation, initial values). For each: the decades
 that gradient and spread lose from the first third of the layers to the last, as `trainlint.theory.depth`
 measures them, and how much of the constant guess's loss SGD with momentum and Adam learn away. Second
-table, with `--zoo '*'`: the models of `zoo_library` and `zoo_awkward` that come nearest to the thresholds of
-vanishing-gradient and exploding-gradient.
+table, with `--zoo '*'`: the models of `zoo_library` and `zoo_awkward` that come nearest to the thresholds
+of vanishing-gradient and exploding-gradient.
 
 As run for 0.1 (300 steps, torch 2.13): SGD with momentum learns all at -1.2 decades of gradient or above,
 a third at -1.7, and nothing at -1.94 or below. Adam, which divides the scale out, learns at -2 as well,
