@@ -1,0 +1,314 @@
+"""Tell an observer what a training loop does, through torch's own seams.
+
+Comes in: an `Observer`. What it is told: forwards of root modules, backward passes, optimizer steps,
+clipping, loss scaling, schedulers, passes over loaders, modes. Nothing else changes: an observer that
+raises is noted and then left alone, never heard by the loop. All seams are as before afterwards.
+
+`Tensor.backward` calls `torch.autograd.backward`, and both are the user's way in, so the inner one is
+patched for the event and the outer one only so that our function mode is left *before* the call, which
+is itself a torch function: leaving the mode inside would pop another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainlint.sites import Site, calling_site, replaced
+
+
+class Observer(Protocol):
+    """What `observed` tells. Sites are the nearest calls in the user's code, None where there is none."""
+
+    def forward_begins(self, module: nn.Module, site: Site | None) -> None:
+        """An outermost module with parameters is called."""
+
+    def forward_ends(self, module: nn.Module, inputs: Any, output: Any, site: Site | None) -> None:
+        """It returned; not told where it raised."""
+
+    def module_begins(self, module: nn.Module) -> None:
+        """A module inside of a root is called. Only while `wants_modules`."""
+
+    def module_ends(self) -> None:
+        """It returned or raised."""
+
+    def backward_begins(self, losses: list[Tensor], site: Site | None) -> None:
+        """Before a backward pass."""
+
+    def backward_ends(self, losses: list[Tensor], error: BaseException | None) -> None:
+        """After it."""
+
+    def leaves_mode(self) -> None:
+        """A torch function of the user's begins, in which no mode may be left: leave ours now."""
+
+    def optimizer_made(self, optimizer: Any, site: Site | None) -> None:
+        """An optimizer was constructed."""
+
+    def step_begins(self, optimizer: Any, closure: bool, site: Site | None) -> None:
+        """Before `optimizer.step()`."""
+
+    def step_ends(self, optimizer: Any) -> None:
+        """After it."""
+
+    def clips(self, parameters: list[Tensor], limit: float, norm: Any, site: Site | None) -> None:
+        """After `clip_grad_norm_`, with its result, or `clip_grad_value_`, with None."""
+
+    def scales(self, scaler: Any) -> None:
+        """A `GradScaler` scales a loss."""
+
+    def schedules(self, scheduler: Any, site: Site | None) -> None:
+        """After a scheduler's step."""
+
+    def passes(self, loader: Any, site: Site | None) -> None:
+        """A pass over a `DataLoader` begins."""
+
+    def switches(self, module: nn.Module, training: bool, site: Site | None) -> None:
+        """`module.train(training)` was called from outside of another such call."""
+
+    @property
+    def wants_modules(self) -> bool:
+        """Whether calls of inner modules are to be told as well."""
+
+
+class _Teller:
+    """Hands events over. The first failure of the observer ends it; the loop never hears of it."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.problem: BaseException | None = None
+        self.home = threading.get_ident()
+        # How deep this thread is in calls of each kind.
+        self.forward = self.backward = self.train = self.schedule = 0
+
+    def is_listening(self) -> bool:
+        """Not to other threads, nor to code that is being compiled."""
+        return (
+            self.problem is None
+            and threading.get_ident() == self.home
+            and not torch.compiler.is_compiling()
+        )
+
+    def __call__(self, event: str, *args: Any) -> None:
+        if self.problem is not None:
+            return
+        try:
+            with torch._C.DisableTorchFunction():
+                getattr(self.observer, event)(*args)
+        except Exception as error:
+            self.problem = error
+            with contextlib.suppress(Exception):
+                self.observer.leaves_mode()
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[Callable[[], BaseException | None]]:
+    """Tell the observer of everything within. Gives a function that tells what stopped it, if anything did.
+
+    Only the thread that enters is observed: training loops of other threads run as ever.
+    """
+    tell = _Teller(observer)
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            *_modules(tell),
+            *_backwards(tell),
+            *_clipping(tell),
+            *_schedulers(tell),
+            *_others(tell),
+        ):
+            stack.enter_context(replaced(owner, name, value))
+        for remove in _optimizer_hooks(tell):
+            stack.callback(remove)
+        stack.callback(observer.leaves_mode)
+        yield lambda: tell.problem
+
+
+_Seam = tuple[Any, str, Any]
+
+
+def _modules(tell: _Teller) -> Iterator[_Seam]:
+    original_call: Any = nn.Module.__call__
+    original_train = nn.Module.train
+    observer = tell.observer
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not tell.is_listening():
+            return original_call(self, *args, **kwargs)
+        if tell.forward:
+            if not observer.wants_modules:
+                return original_call(self, *args, **kwargs)
+            tell("module_begins", self)
+            try:
+                return original_call(self, *args, **kwargs)
+            finally:
+                tell("module_ends")
+        if not has_parameters(self):
+            return original_call(self, *args, **kwargs)
+        site = calling_site(2)
+        tell("forward_begins", self, site)
+        tell.forward += 1
+        try:
+            output = original_call(self, *args, **kwargs)
+        finally:
+            tell.forward -= 1
+        tell("forward_ends", self, (args, kwargs), output, site)
+        return output
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        if not tell.is_listening() or tell.train:
+            return original_train(self, mode)
+        tell.train += 1
+        try:
+            result = original_train(self, mode)
+        finally:
+            tell.train -= 1
+        tell("switches", self, bool(mode), calling_site(2))
+        return result
+
+    yield nn.Module, "__call__", call
+    yield nn.Module, "train", train
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether the module, or one inside of it, has a parameter."""
+    return next(iter(module.parameters()), None) is not None
+
+
+def _backwards(tell: _Teller) -> Iterator[_Seam]:
+    original = torch.autograd.backward
+    original_method: Any = Tensor.backward
+
+    def backward(losses: Any, *args: Any, **kwargs: Any) -> Any:
+        if not tell.is_listening() or tell.backward:
+            return original(losses, *args, **kwargs)
+        tell.observer.leaves_mode()
+        given = [losses] if isinstance(losses, Tensor) else list(losses)
+        tensors = [loss for loss in given if isinstance(loss, Tensor)]
+        tell("backward_begins", tensors, calling_site(2))
+        tell.backward += 1
+        # A checkpoint runs its modules again: those are no forwards of a root.
+        tell.forward += 1
+        failure: BaseException | None = None
+        try:
+            return original(losses if isinstance(losses, Tensor) else given, *args, **kwargs)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            tell.forward -= 1
+            tell.backward -= 1
+            tell("backward_ends", tensors, failure)
+
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if tell.is_listening():
+            tell.observer.leaves_mode()
+        return original_method(self, *args, **kwargs)
+
+    yield torch.autograd, "backward", backward
+    yield Tensor, "backward", method
+
+
+def _clipping(tell: _Teller) -> Iterator[_Seam]:
+    from torch.nn import utils
+    from torch.nn.utils import clip_grad
+
+    def noted(original: Callable[..., Any], keyword: str) -> Callable[..., Any]:
+        def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            if not tell.is_listening():
+                return original(parameters, *args, **kwargs)
+            # An iterator can be read only once.
+            given = parameters if isinstance(parameters, Tensor) else list(parameters)
+            norm = original(given, *args, **kwargs)
+            limit = args[0] if args else kwargs.get(keyword)
+            tensors = [given] if isinstance(given, Tensor) else given
+            tell("clips", tensors, float(limit or 0.0), norm, calling_site(2))
+            return norm
+
+        clip.__wrapped__ = original  # type: ignore[attr-defined]
+        clip.__name__ = original.__name__
+        return clip
+
+    for name, keyword in (("clip_grad_norm_", "max_norm"), ("clip_grad_value_", "clip_value")):
+        replacement = noted(getattr(clip_grad, name), keyword)
+        yield clip_grad, name, replacement
+        yield utils, name, replacement
+
+
+def _schedulers(tell: _Teller) -> Iterator[_Seam]:
+    from torch.optim import lr_scheduler
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # A constructor takes a first step of its own; a chain steps its parts.
+            if not tell.is_listening() or tell.schedule or getattr(self, "_is_initial", False):
+                return original(self, *args, **kwargs)
+            tell.schedule += 1
+            try:
+                result = original(self, *args, **kwargs)
+            finally:
+                tell.schedule -= 1
+            tell("schedules", self, calling_site(2))
+            return result
+
+        step.__wrapped__ = original  # type: ignore[attr-defined]
+        step.__name__ = "step"
+        return step
+
+    for kind in list(vars(lr_scheduler).values()):
+        if isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler):
+            own = vars(kind).get("step")
+            if own is not None:
+                yield kind, "step", noted(own)
+
+
+def _others(tell: _Teller) -> Iterator[_Seam]:
+    from torch.amp import GradScaler
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
+
+    original_init = Optimizer.__init__
+    original_scale = GradScaler.scale
+    original_iter = DataLoader.__iter__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original_init(self, *args, **kwargs)
+        if tell.is_listening():
+            tell("optimizer_made", self, calling_site(2))
+
+    def scale(self: Any, outputs: Any) -> Any:
+        if tell.is_listening():
+            tell("scales", self)
+        return original_scale(self, outputs)
+
+    def iterate(self: Any) -> Any:
+        if tell.is_listening():
+            tell("passes", self, calling_site(2))
+        return original_iter(self)
+
+    yield Optimizer, "__init__", init
+    yield GradScaler, "scale", scale
+    yield DataLoader, "__iter__", iterate
+
+
+def _optimizer_hooks(tell: _Teller) -> Iterator[Callable[[], None]]:
+    from torch.optim.optimizer import (
+        register_optimizer_step_post_hook,
+        register_optimizer_step_pre_hook,
+    )
+
+    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if tell.is_listening():
+            tell.observer.leaves_mode()
+            closure = bool(args) and callable(args[0]) or callable(kwargs.get("closure"))
+            tell("step_begins", optimizer, closure, calling_site(2))
+
+    def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if tell.is_listening():
+            tell("step_ends", optimizer)
+
+    yield register_optimizer_step_pre_hook(before).remove
+    yield register_optimizer_step_post_hook(after).remove

@@ -1,0 +1,312 @@
+"""Record one step of a training loop in full, and keep the figures on the device until they are asked for.
+
+A `TorchFunctionMode` is on while a recorded step runs: it takes a sample of each result, hangs a hook for
+the gradient on it, and looks at the losses. `close` turns the samples of a step into one small tensor;
+`drain` moves them all to the host at once, which is the only time that the device is waited for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from trainlint import ops
+from trainlint.capture.tracer import is_wrapped
+from trainlint.observe.trace import Place
+from trainlint.sites import Site, calling_site
+from trainlint.tree import tensors
+
+LARGEST_SAMPLE: Final = 8192
+MOST_SITES: Final = 2048
+# Calls of one operation in one module beyond this are steps of a loop through time: one more tells no more.
+MOST_CALLS: Final = 32
+RECORDED: Final = (
+    ops.WEIGHTED
+    | ops.RECURRENT
+    | ops.ATTENTION
+    | ops.NORMALIZATIONS
+    | ops.ACTIVATIONS
+    | {"matmul", "einsum", "embedding", "add"}
+)
+# Units of these end in exact zeros.
+RECTIFIERS: Final = frozenset({"relu", "relu6", "threshold", "clamp", "clamp_min", "hardtanh"})
+# |z| beyond which the slope is below 7% of its largest: σ'(4) = 0.018 of 0.25, tanh'(2) = 0.071 of 1.
+FLAT_BEYOND: Final = {"sigmoid": 4.0, "tanh": 2.0}
+# Behind these the channels are the second axis; behind all others the last.
+_CHANNELS_SECOND: Final = ("Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MaxPool", "AvgPool")
+_COLUMNS: Final = ("mean", "rms", "spread", "zero", "saturated", "gradient")
+
+
+@dataclass
+class _Sample:
+    """One result in a recorded step."""
+
+    values: Tensor
+    flat: Tensor | None
+    gradient: Tensor | None = None
+
+
+@dataclass
+class SiteRecord:
+    """What is known of an operation besides its figures."""
+
+    root: int
+    place: Place
+    site: Site | None
+    weight: str | None
+    alive: Tensor | None = None
+    windows: list[Tensor] = field(default_factory=list)
+
+
+Key = tuple[int, Place]
+LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], Any, int | None], None]
+
+
+class Recorder(TorchFunctionMode):
+    """Records results and their gradients in the forwards of root models, which are known by number."""
+
+    def __init__(self, seen: LossSeen) -> None:
+        super().__init__()
+        self._seen = seen
+        self._is_on = False
+        self.refused = 0
+        self.problem: BaseException | None = None
+        self.sites: dict[Key, SiteRecord] = {}
+        self._samples: dict[Key, _Sample] = {}
+        self._counts: dict[tuple[str, str], int] = defaultdict(int)
+        self._closed: list[tuple[int, list[Key], Tensor]] = []
+        self._figures: dict[Key, dict[int, tuple[float | None, ...]]] = defaultdict(dict)
+        self._root: int | None = None
+        self._paths: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+        self._stack: list[str] = []
+        self._handles: list[Any] = []
+
+    # ------------------------------------------------------------------ the mode
+
+    def enter(self) -> bool:
+        """Turn the mode on. Not above another mode: one that ends within ours would pop ours."""
+        if self._is_on:
+            return True
+        if _get_current_function_mode_stack():
+            self.refused += 1
+            return False
+        self.__enter__()
+        self._is_on = True
+        return True
+
+    def leave(self) -> None:
+        """Turn the mode off. Modes that the user entered above it keep their place."""
+        if not self._is_on:
+            return
+        self._is_on = False
+        above = []
+        while (stack := _get_current_function_mode_stack()) and stack[-1] is not self:
+            above.append(_pop_mode())
+        if stack:
+            _pop_mode()
+        for mode in reversed(above):
+            _push_mode(mode)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = _NAMES.get(func)
+        if name is None:
+            name = _name(func)
+        if name and self.problem is None:
+            try:
+                with torch._C.DisableTorchFunction():
+                    self._note(name, args, kwargs, result)
+            except Exception as error:  # the user's loop must not hear of it
+                self.problem = error
+        return result
+
+    # ------------------------------------------------------------------ one step
+
+    def begin_forward(self, root: int, paths: dict[int, str], names: dict[int, str]) -> None:
+        """A root's forward begins. `paths` of its modules and `names` of its parameters go by `id`."""
+        self._root, self._paths, self._names = root, paths, names
+        self._counts.clear()
+        self._stack.clear()
+
+    def end_forward(self) -> None:
+        """What follows is the loop's own code."""
+        self._root = None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a root's forward is being recorded."""
+        return self._root is not None
+
+    def push(self, module: nn.Module) -> None:
+        """An inner module is called."""
+        above = self._stack[-1] if self._stack else ""
+        self._stack.append(self._paths.get(id(module), above))
+
+    def pop(self) -> None:
+        """It returned."""
+        if self._stack:
+            self._stack.pop()
+
+    def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        if name in _LOSSES:
+            self._seen(name, args, kwargs, result, self._root)
+        if self._root is None or name not in RECORDED or not torch.is_grad_enabled():
+            return
+        path = self._stack[-1] if self._stack else ""
+        index = self._counts[path, name]
+        self._counts[path, name] += 1
+        tensor = result if isinstance(result, Tensor) else next((t for _, t in tensors(result)), None)
+        if tensor is None or index >= MOST_CALLS or not tensor.is_floating_point():
+            return
+        if tensor.is_meta or is_wrapped(tensor) or not tensor.numel():
+            return
+        key = (self._root, Place(path, name, index))
+        record = self.sites.get(key)
+        if record is None:
+            if len(self.sites) >= MOST_SITES:
+                return
+            weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
+            record = SiteRecord(*key, calling_site(3), weight)
+            self.sites[key] = record
+        flat = None
+        if name in FLAT_BEYOND and args and isinstance(args[0], Tensor):
+            flat = (_sampled(args[0]).abs() > FLAT_BEYOND[name]).float().mean()
+        sample = _Sample(_sampled(tensor), flat)
+        self._samples[key] = sample
+        if name in RECTIFIERS:
+            self._units(record, args, tensor)
+        if tensor.requires_grad:
+            self._handles.append(tensor.register_hook(_norm_into(sample)))
+
+    def _units(self, record: SiteRecord, args: Any, result: Tensor) -> None:
+        """Which units were above zero for some sample."""
+        if result.dim() < 2:
+            return
+        source = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
+        kind = "" if source is None else source.name()
+        axis = 1 if result.dim() == 4 or kind.startswith(_CHANNELS_SECOND) else result.dim() - 1
+        others = [i for i in range(result.dim()) if i != axis]
+        alive = result.detach().amax(others) > 0
+        before = record.alive
+        record.alive = alive if before is None or before.shape != alive.shape else before | alive
+
+    def close(self, step: int) -> None:
+        """The backward pass is over: make the step's figures, still on the device."""
+        for handle in self._handles:
+            handle.remove()  # what was written in place is the model's own tensor
+        self._handles.clear()
+        groups: dict[tuple[Any, ...], list[Key]] = defaultdict(list)
+        for key, sample in self._samples.items():
+            groups[(*sample.values.shape, sample.values.device)].append(key)
+        for keys in groups.values():
+            self._closed.append((step, keys, _figures([self._samples[key] for key in keys])))
+        self._samples.clear()
+
+    def close_window(self) -> None:
+        """Note the share of dead units since the last window, and begin another."""
+        for record in self.sites.values():
+            if record.alive is not None:
+                record.windows.append(1 - record.alive.float().mean())
+                record.alive = None
+
+    def discard(self) -> None:
+        """Forget a step that had no backward pass."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._samples.clear()
+
+    def drain(self) -> None:
+        """Move what was made so far to the host: one transfer a device."""
+        for device in {figures.device for _, _, figures in self._closed}:
+            there = [entry for entry in self._closed if entry[2].device == device]
+            rows = iter(torch.cat([figures for _, _, figures in there]).tolist())
+            for step, keys, _ in there:
+                for key in keys:
+                    row = enumerate(next(rows))
+                    self._figures[key][step] = tuple(None if v < 0 and i > 3 else v for i, v in row)
+        self._closed.clear()
+
+    def series(self, key: Key) -> tuple[list[int], dict[str, list[float | None]]]:
+        """The recorded steps of a site, and its figures by name."""
+        by_step = self._figures.get(key, {})
+        steps = sorted(by_step)
+        columns = {name: [by_step[s][i] for s in steps] for i, name in enumerate(_COLUMNS)}
+        return steps, columns
+
+    def keep_every_other(self) -> None:
+        """Halve what is kept, so that a long run takes no more memory than a short one."""
+        for key, by_step in self._figures.items():
+            kept = sorted(by_step)[::2]
+            self._figures[key] = {step: by_step[step] for step in kept}
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """At most 8192 elements, in rows, one a sample of the batch where that is the first axis."""
+    flat = tensor.detach()
+    rows = flat.shape[0] if flat.dim() > 1 else 1
+    most = max(1, LARGEST_SAMPLE // rows)
+    flat = flat.reshape(rows, -1)
+    if flat.shape[1] > most:
+        # An odd stride does not keep hitting the same channel or position.
+        flat = flat[:, :: -(-flat.shape[1] // most) | 1]
+    return flat.to(torch.float32, copy=True)
+
+
+def _norm_into(sample: _Sample) -> Callable[[Tensor | None], None]:
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is not None:
+            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+            sample.gradient = norm if sample.gradient is None else torch.hypot(sample.gradient, norm)
+
+    return hook
+
+
+def _figures(samples: Sequence[_Sample]) -> Tensor:
+    """(sites, columns) of samples of one shape. -1 stands for what there is not."""
+    stacked = torch.stack([sample.values for sample in samples])
+    every = (1, 2)
+    missing = stacked.new_full((), -1.0)
+    return torch.stack(
+        [
+            stacked.mean(every),
+            stacked.square().mean(every).sqrt(),
+            (stacked - stacked.mean(1, keepdim=True)).square().mean(every).sqrt(),
+            (stacked == 0).float().mean(every),
+            torch.stack([missing if s.flat is None else s.flat for s in samples]),
+            torch.stack([missing if s.gradient is None else s.gradient for s in samples]),
+        ],
+        dim=1,
+    )
+
+
+_LOSSES: Final = frozenset(
+    "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss "
+    "smooth_l1_loss huber_loss kl_div soft_margin_loss poisson_nll_loss gaussian_nll_loss "
+    "sub mul add div".split()
+)
+_NAMES: dict[Any, str] = {}
+
+
+def _name(func: Any) -> str:
+    name = ops.canonical_name(func)
+    name = name if name in RECORDED or name in _LOSSES else ""
+    try:
+        _NAMES[func] = name
+    except TypeError:
+        pass
+    return name

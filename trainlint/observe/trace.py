@@ -1,0 +1,182 @@
+"""What was seen of a training run: the TRACE, whichever way it was recorded. Imports no torch.
+
+Steps are counted from 0, one for each step of the optimizer that steps most often; a series has one
+figure for each *recorded* step, whose numbers stand beside it. Figures that could not be had are None.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainlint.sites import Site
+
+Series = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An operation of a model: the `index`-th call of that name in the module at `path`."""
+
+    path: str
+    operation: str
+    index: int
+
+    def __str__(self) -> str:
+        which = f"[{self.index}]" if self.index else ""
+        return f"{self.path}.{self.operation}{which}" if self.path else f"{self.operation}{which}"
+
+
+@dataclass(frozen=True)
+class SiteTrace:
+    """One operation's result over the recorded steps, from at most 8192 of its elements.
+
+    `mean`, `std`, `rms`, `spread` (RMS of what differs between the samples), `zero` and `saturated` are
+    as in a `SiteSignal`; `gradient` is the norm of the loss's gradient by the whole result. `dead` is the
+    share of units (channels, features) that were 0 for every sample of a window of recorded steps, for
+    operations that end in exact zeros; one figure a window. `weight` is the name of the parameter that
+    the operation applies: several sites with one weight are one layer used again.
+    """
+
+    place: Place
+    site: Site | None = field(repr=False)
+    weight: str | None
+    steps: Sequence[int]
+    mean: Series
+    std: Series
+    rms: Series
+    spread: Series
+    zero: Series
+    saturated: Series
+    gradient: Series
+    dead: Sequence[float] = ()
+
+    def median(self, figure: str, last: int | None = None) -> float | None:
+        """The median of a series, over its `last` recorded steps if given."""
+        values = [v for v in getattr(self, figure)[-last if last else None :] if v is not None]
+        return statistics.median(values) if values else None
+
+
+@dataclass(frozen=True)
+class ParameterTrace:
+    """A parameter over the recorded steps.
+
+    `gradient` is the norm of its gradient as the optimizer's step finds it, after unscaling and clipping;
+    `weight` its own norm, and `update` the norm of the step's change over that, both from at most 8192 of
+    its elements. `arrived` counts the recorded steps in which a gradient was there.
+    """
+
+    name: str
+    elements: int
+    dimensions: int
+    trainable: bool
+    optimized: bool
+    steps: Sequence[int]
+    gradient: Series
+    weight: Series
+    update: Series
+    arrived: int
+
+
+@dataclass(frozen=True)
+class OptimizerTrace:
+    """An optimizer. `backwards` maps numbers of backward passes before a step to how often that was.
+
+    `groups` are the options of its parameter groups as they were made; `rates` are (step, learning rate
+    of each group) whenever one had changed.
+    """
+
+    kind: str
+    site: Site | None = field(repr=False)
+    steps: int
+    backwards: Mapping[int, int]
+    groups: Sequence[Mapping[str, Any]]
+    rates: Sequence[tuple[int, tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class ClipTrace:
+    """A call of `clip_grad_norm_`: `factor` is what it multiplied the gradients by, 1 where it did not."""
+
+    site: Site | None = field(repr=False)
+    limit: float
+    calls: int
+    factor: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that a loop did which the recorder could only see while it happened.
+
+    `kind` names it, `count` says how often, `step` when first; `facts` are its figures at that time.
+    """
+
+    kind: str
+    site: Site | None = field(repr=False)
+    count: int
+    step: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelTrace:
+    """A root module: one that is called from outside of any other module.
+
+    `forwards` counts its calls by (phase, whether it was in train mode), where the phase is `train` if a
+    backward pass reached it, else `evaluation`. `optimized` tells whether an optimizer holds parameters
+    of it. `layers` maps the paths of its modules to where they were constructed.
+    """
+
+    name: str
+    site: Site | None = field(repr=False)
+    optimized: bool
+    forwards: Mapping[tuple[str, bool], int]
+    sites: Sequence[SiteTrace] = field(repr=False)
+    parameters: Sequence[ParameterTrace] = field(repr=False)
+    layers: Mapping[str, Site | None] = field(repr=False)
+
+    def depth_profile(self, figure: str = "gradient", last: int | None = None) -> list[tuple[str, float]]:
+        """(layer, median figure) of the layers with weights, in order of execution.
+
+        Sites that share a weight count once, with their root of summed squares.
+        """
+        shared: dict[str, list[float]] = {}
+        for site in self.sites:
+            value = site.median(figure, last)
+            if site.weight is not None and value is not None:
+                shared.setdefault(site.weight, []).append(value)
+        return [
+            (weight.removesuffix(".weight"), sum(v * v for v in values) ** 0.5)
+            for weight, values in shared.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A run as far as it was watched.
+
+    `steps` is how many optimizer steps were seen, `recorded` which of them were recorded in full.
+    `losses` are (step, value) of each backward pass's loss. `evaluations` are (step, value) of losses that
+    were computed without a gradient.
+    """
+
+    steps: int
+    recorded: Sequence[int]
+    models: Sequence[ModelTrace]
+    optimizers: Sequence[OptimizerTrace]
+    losses: Sequence[tuple[int, float]] = field(repr=False)
+    clips: Sequence[ClipTrace] = ()
+    incidents: Sequence[Incident] = ()
+    notes: Sequence[str] = ()
+
+    def of(self, *kinds: str) -> Iterator[Incident]:
+        """The incidents of these kinds."""
+        return (incident for incident in self.incidents if incident.kind in kinds)
+
+    @property
+    def trained(self) -> list[ModelTrace]:
+        """The models that an optimizer trains."""
+        return [model for model in self.models if model.optimized]
