@@ -303,10 +303,10 @@ def _optimizer_hooks(tell: _Teller) -> Iterator[Callable[[], None]]:
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
         if tell.is_listening():
             tell.observer.leaves_mode()
-            closure = bool(args) and callable(args[0]) or callable(kwargs.get("closure"))
+            closure = (bool(args) and callable(args[0])) or callable(kwargs.get("closure"))
             tell("step_begins", optimizer, closure, calling_site(2))
 
-    def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+    def after(optimizer: Any, _: Any, __: Any) -> None:
         if tell.is_listening():
             tell("step_ends", optimizer)
 

@@ -10,13 +10,14 @@ import math
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from trainlint.observe.origin import origin_in
 from trainlint.observe.recorder import LARGEST_SAMPLE, Recorder
 from trainlint.observe.trace import (
     ClipTrace,
@@ -43,6 +44,12 @@ _WRAPPERS: Final = frozenset(
 _SENSITIVE: Final = ("Dropout", "BatchNorm", "SyncBatch", "AlphaDropout", "FeatureAlpha")
 
 
+class _Sentinel:
+    """Lives as long as the autograd node whose metadata hold it."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass
 class _Root:
     """A module that is called from outside of all others."""
@@ -56,7 +63,10 @@ class _Root:
     sensitive: bool
     layers: dict[str, Site | None]
     shapes: dict[str, tuple[int, int, bool]]
+    # Names of parameters that an optimizer holds, and of others that had a gradient at a step.
     held: set[str] = field(default_factory=set)
+    neglected: set[str] = field(default_factory=set)
+    inputs: Any = None
     forwards: Counter[tuple[str, bool]] = field(default_factory=Counter)
     trained_in: Counter[bool] = field(default_factory=Counter)
     switched: dict[bool, Site | None] = field(default_factory=dict)
@@ -66,7 +76,7 @@ class _Root:
 
 @dataclass
 class _Forward:
-    """A forward that no backward pass has reached yet; `ends` are numbers of its outputs' autograd nodes."""
+    """A forward that no backward pass has reached yet; `ends` number its outputs' autograd nodes."""
 
     root: _Root
     ends: frozenset[int]
@@ -126,7 +136,7 @@ class TrainingObserver:
         self._incidents: dict[tuple[str, Any], Incident] = {}
         self._losses: list[tuple[int, Any]] = []
         self._clips: dict[Any, tuple[Site | None, float, list[Any]]] = {}
-        self._scaler: Callable[[], Any] = lambda: None
+        self._scaler: Any = None
         self._parameter_steps: list[_ParameterStep] = []
         self._parameters: dict[tuple[int, str], dict[int, tuple[float | None, ...]]] = {}
         self._recorded: list[int] = []
@@ -137,6 +147,9 @@ class TrainingObserver:
         self._clock = time.perf_counter()
         self._costs: dict[bool, deque[float]] = {True: deque(maxlen=16), False: deque(maxlen=16)}
         self._compiled = False
+        # Until the first NaN or infinity.
+        self._is_sound = True
+        self._graphs: deque[tuple[int, weakref.ref[_Sentinel], Site | None]] = deque(maxlen=256)
 
     # ------------------------------------------------------------------ forwards
 
@@ -155,13 +168,13 @@ class TrainingObserver:
             self._is_recording = True
         if self._is_recording and self.recorder.enter():
             self.recorder.begin_forward(root.number, root.paths, root.names)
-            self.recorder.push(_unwrapped(module))
+            self.recorder.enter_module(_unwrapped(module))
 
     def module_begins(self, module: nn.Module) -> None:
-        self.recorder.push(module)
+        self.recorder.enter_module(module)
 
     def module_ends(self) -> None:
-        self.recorder.pop()
+        self.recorder.leave_module()
 
     def forward_ends(self, module: nn.Module, inputs: Any, output: Any, site: Site | None) -> None:
         self.recorder.end_forward()
@@ -169,6 +182,7 @@ class TrainingObserver:
         if root is None:
             return
         training = _unwrapped(module).training
+        root.inputs = inputs if self._is_sound else None
         ends = frozenset(_sequence(t.grad_fn) for _, t in tensors(output) if t.grad_fn is not None)
         if not ends:
             self._evaluated(root, site, training)
@@ -234,32 +248,68 @@ class TrainingObserver:
         for loss in losses:
             if loss.grad_fn is None:
                 self._incident("detached-loss", site, leaf=loss.is_leaf and loss.requires_grad)
+            else:
+                sentinel = _Sentinel()
+                metadata: Any = loss.grad_fn.metadata
+                metadata["trainlint"] = sentinel
+                self._graphs.append((self.step, weakref.ref(sentinel), site))
         for optimizer in self._optimizers.values():
             held = {id(p) for p in optimizer.parameters()}
             if held & parameters:
                 optimizer.pending += 1
                 optimizer.was_reset = optimizer.was_reset or _is_reset(optimizer)
         if len(losses) == 1 and losses[0].numel() == 1:
-            self._keep_loss(losses[0].detach())
+            self._keep_loss(losses[0].detach(), site)
 
     def _trained(self, forward: _Forward) -> None:
         root = forward.root
         root.forwards["train", forward.training] += 1
         root.idle = (None, 0)
         if root.trained_in[True] and not forward.training and root.sensitive:
-            self._incident("eval-mode-training", forward.site, model=root.name,
-                           switched=_place(root.switched.get(False)))  # fmt: skip
+            where = root.switched.get(False) or forward.site
+            self._incident("eval-mode-training", where, model=root.name)
         root.trained_in[forward.training] += 1
 
-    def _keep_loss(self, loss: Tensor) -> None:
+    def _keep_loss(self, loss: Tensor, site: Site | None) -> None:
         value: Any = float(loss) if loss.device.type == "cpu" else loss.clone()
+        if self._is_sound and isinstance(value, float) and not math.isfinite(value):
+            self._is_sound = False
+            self._find_origin("nan" if math.isnan(value) else "inf", site)
         self._losses.append((self.step, value))
         if len(self._losses) > MOST_LOSSES:
             del self._losses[1::2]
 
+    def _find_origin(self, value: str, site: Site | None) -> None:
+        """The first operation that gave a NaN or an infinity, in this forward or in one like it."""
+        root = next((f.root for f in reversed(self._pending)), None) or self._latest()
+        facts: dict[str, Any] = {"value": value}
+        module = None if root is None else root.module()
+        if root is None or module is None:
+            self._incident("non-finite-loss", site, **facts)
+            return
+        broken = [n for n, p in module.named_parameters() if not bool(p.detach().isfinite().all())]
+        if broken:
+            self._incident(
+                "non-finite-weights", site, **facts, parameters=broken[:3], model=root.name
+            )
+            return
+        given = [t for _, t in tensors(root.inputs) if t.is_floating_point()] if root.inputs else []
+        if not all(bool(t.detach().isfinite().all()) for t in given):
+            self._incident("non-finite-input", root.site, **facts, model=root.name)
+            return
+        found = None if root.inputs is None else origin_in(module, *root.inputs)
+        if found is not None:
+            self._incident("non-finite-result", found.site, value=found.value, operation=found.operation,
+                           least=found.least, largest=found.largest, model=root.name)  # fmt: skip
+        else:
+            self._incident("non-finite-loss", site, **facts, model=root.name)
+
+    def _latest(self) -> _Root | None:
+        return next((r for r in reversed(self._roots.values()) if r.inputs is not None), None)
+
     def backward_ends(self, losses: list[Tensor], error: BaseException | None) -> None:
-        if error is not None and "does not require grad" in str(error):
-            self._incident("detached-loss", calling_site(), leaf=False)
+        if error is not None and "a second time" in str(error):
+            self._incident("graph-used-twice", calling_site())
 
     # ------------------------------------------------------------------ steps
 
@@ -295,6 +345,15 @@ class TrainingObserver:
         held = {id(p) for p in parameters}
         for root in self._roots.values():
             root.held.update(name for id_, name in root.names.items() if id_ in held)
+            module = root.module()
+            if root.held and module is not None:
+                root.neglected.update(
+                    name
+                    for name, p in module.named_parameters()
+                    if name not in root.held and p.requires_grad and p.grad is not None
+                )
+        if known.pending and self.step and self._are_zero(parameters):
+            self._incident("zeroed-before-step", site, optimizer=known.kind)
         if parameters and all(p.grad is None for p in parameters):
             others = [
                 root.name
@@ -303,6 +362,12 @@ class TrainingObserver:
             ]
             self._incident("step-without-gradients", site, optimizer=known.kind, elsewhere=others,
                            made=_place(known.site))  # fmt: skip
+
+    @staticmethod
+    def _are_zero(parameters: list[Tensor]) -> bool:
+        """Whether all gradients are there and exactly zero. Looked at on the CPU alone: it waits."""
+        given = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        return bool(given) and all(g.device.type == "cpu" and not bool(g.any()) for g in given)
 
     def step_ends(self, optimizer: Any) -> None:
         known = self._known(optimizer)
@@ -327,7 +392,11 @@ class TrainingObserver:
 
     def _note_parameters(self, known: _Optimizer) -> None:
         """Gradient norm, weight norm and relative change of each parameter, on the device."""
-        owners = {id_: (root.number, name) for root in self._roots.values() for id_, name in root.names.items()}
+        owners = {
+            id_: (root.number, name)
+            for root in self._roots.values()
+            for id_, name in root.names.items()
+        }
         chosen = [p for p in known.parameters() if id(p) in owners and id(p) in self._before]
         if not chosen:
             return
@@ -366,12 +435,21 @@ class TrainingObserver:
                 self._drain()
         else:
             self.recorder.discard()
+        self._count_graphs()
         self.step += 1
         self._is_recording = False
         if self.step < FIRST_STEPS:
             self._next = self.step
         elif self.step > self._next:
             self._next = self.step - 1 + self._gap()
+
+    def _count_graphs(self) -> None:
+        """Graphs of eight earlier steps that are still alive are being collected somewhere."""
+        if self.step % 8 == 7:
+            old = [(step, site) for step, ref, site in self._graphs
+                   if ref() is not None and step < self.step - 2]  # fmt: skip
+            if len({step for step, _ in old}) >= 8:
+                self._incident("graph-kept-alive", old[-1][1], graphs=len(old))
 
     def _gap(self) -> int:
         """Steps from one recorded step to the next."""
@@ -426,7 +504,11 @@ class TrainingObserver:
     # ------------------------------------------------------------------ losses
 
     def _loss_call(
-        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, root: int | None
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        root: int | None,
     ) -> None:
         first = args[0] if args else kwargs.get("input")
         second = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("other"))
@@ -434,7 +516,10 @@ class TrainingObserver:
             return
         if name not in ("cross_entropy", "nll_loss") and root is None:
             self._broadcast(name, first, second)
-        softened = {"cross_entropy": "SoftmaxBackward0", "binary_cross_entropy_with_logits": "SigmoidBackward0"}
+        softened = {
+            "cross_entropy": "SoftmaxBackward0",
+            "binary_cross_entropy_with_logits": "SigmoidBackward0",
+        }
         made_by = _maker(first)
         if softened.get(name) is not None and made_by == softened[name]:
             kind = "double-softmax" if name == "cross_entropy" else "double-sigmoid"
@@ -500,10 +585,13 @@ class TrainingObserver:
                     for m, r in zip(means, squares, strict=True)
                 ]
                 dead = [float(share) for share in record.windows]
-                sites.append(SiteTrace(record.place, record.site, record.weight, steps, dead=dead, **columns))
+                sites.append(
+                    SiteTrace(record.place, record.site, record.weight, steps, dead=dead, **columns)
+                )
         return ModelTrace(
             root.name, root.site, bool(root.held), dict(root.forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
+            sorted(root.neglected),
         )  # fmt: skip
 
     def _parameter(self, root: _Root, name: str) -> ParameterTrace:
@@ -530,7 +618,9 @@ def _sequence(node: Any) -> int:
     return int(node._sequence_nr())
 
 
-def _walk(losses: Iterable[Tensor], wanted: set[int], most: int = 20000) -> tuple[set[int], set[int]]:
+def _walk(
+    losses: Iterable[Tensor], wanted: set[int], most: int = 20000
+) -> tuple[set[int], set[int]]:
     """Which of the wanted nodes lie below the losses, and the `id`s of the parameters there."""
     seen: set[Any] = set()
     found: set[int] = set()
@@ -554,7 +644,8 @@ def _is_reset(optimizer: _Optimizer) -> bool:
     """Whether the gradients are gone, or zero, before a backward pass adds to them."""
     probes = [probe() for probe in optimizer.probes]
     return not probes or any(
-        p is None or p.grad is None or (p.device.type == "cpu" and not bool(p.grad.any())) for p in probes
+        p is None or p.grad is None or (p.device.type == "cpu" and not bool(p.grad.any()))
+        for p in probes
     )
 
 
@@ -565,10 +656,23 @@ def _has_gradients(root: _Root) -> bool:
 
 def _maker(tensor: Tensor) -> str:
     """The operation that made the values, behind rearrangements of them."""
-    views = ("View", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Permute", "T", "ToCopy", "Clone")
+    views = (
+        "View",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Transpose",
+        "Permute",
+        "T",
+        "ToCopy",
+        "Clone",
+    )
     node = tensor.grad_fn
     for _ in range(4):
-        if node is None or not node.name().removesuffix("0").removesuffix("1").removesuffix("Backward") in views:
+        if (
+            node is None
+            or node.name().removesuffix("0").removesuffix("1").removesuffix("Backward") not in views
+        ):
             break
         node = node.next_functions[0][0]
     return "" if node is None else node.name()

@@ -7,6 +7,7 @@ the gradient on it, and looks at the losses. `close` turns the samples of a step
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,12 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 from trainlint import ops
 from trainlint.capture.tracer import is_wrapped
@@ -65,7 +71,7 @@ class SiteRecord:
 
 
 Key = tuple[int, Place]
-LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], Any, int | None], None]
+LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], int | None], None]
 
 
 class Recorder(TorchFunctionMode):
@@ -94,10 +100,10 @@ class Recorder(TorchFunctionMode):
         """Turn the mode on. Not above another mode: one that ends within ours would pop ours."""
         if self._is_on:
             return True
-        if _get_current_function_mode_stack():
+        if _stack():
             self.refused += 1
             return False
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
         self._is_on = True
         return True
 
@@ -107,12 +113,12 @@ class Recorder(TorchFunctionMode):
             return
         self._is_on = False
         above = []
-        while (stack := _get_current_function_mode_stack()) and stack[-1] is not self:
-            above.append(_pop_mode())
+        while (stack := _stack()) and stack[-1] is not self:
+            above.append(_pop_mode())  # type: ignore[no-untyped-call]
         if stack:
-            _pop_mode()
+            _pop_mode()  # type: ignore[no-untyped-call]
         for mode in reversed(above):
-            _push_mode(mode)
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -151,25 +157,27 @@ class Recorder(TorchFunctionMode):
         """Whether a root's forward is being recorded."""
         return self._root is not None
 
-    def push(self, module: nn.Module) -> None:
+    def enter_module(self, module: nn.Module) -> None:
         """An inner module is called."""
         above = self._stack[-1] if self._stack else ""
         self._stack.append(self._paths.get(id(module), above))
 
-    def pop(self) -> None:
+    def leave_module(self) -> None:
         """It returned."""
         if self._stack:
             self._stack.pop()
 
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         if name in _LOSSES:
-            self._seen(name, args, kwargs, result, self._root)
+            self._seen(name, args, kwargs, self._root)
         if self._root is None or name not in RECORDED or not torch.is_grad_enabled():
             return
         path = self._stack[-1] if self._stack else ""
         index = self._counts[path, name]
         self._counts[path, name] += 1
-        tensor = result if isinstance(result, Tensor) else next((t for _, t in tensors(result)), None)
+        tensor = (
+            result if isinstance(result, Tensor) else next((t for _, t in tensors(result)), None)
+        )
         if tensor is None or index >= MOST_CALLS or not tensor.is_floating_point():
             return
         if tensor.is_meta or is_wrapped(tensor) or not tensor.numel():
@@ -190,7 +198,7 @@ class Recorder(TorchFunctionMode):
         if name in RECTIFIERS:
             self._units(record, args, tensor)
         if tensor.requires_grad:
-            self._handles.append(tensor.register_hook(_norm_into(sample)))
+            self._handles.append(tensor.register_hook(_norm_into(sample)))  # type: ignore[no-untyped-call]
 
     def _units(self, record: SiteRecord, args: Any, result: Tensor) -> None:
         """Which units were above zero for some sample."""
@@ -255,6 +263,10 @@ class Recorder(TorchFunctionMode):
             self._figures[key] = {step: by_step[step] for step in kept}
 
 
+def _stack() -> list[Any]:
+    return list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
 def _sampled(tensor: Tensor) -> Tensor:
     """At most 8192 elements, in rows, one a sample of the batch where that is the first axis."""
     flat = tensor.detach()
@@ -271,7 +283,9 @@ def _norm_into(sample: _Sample) -> Callable[[Tensor | None], None]:
     def hook(gradient: Tensor | None) -> None:
         if gradient is not None:
             norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
-            sample.gradient = norm if sample.gradient is None else torch.hypot(sample.gradient, norm)
+            sample.gradient = (
+                norm if sample.gradient is None else torch.hypot(sample.gradient, norm)
+            )
 
     return hook
 
@@ -305,8 +319,6 @@ _NAMES: dict[Any, str] = {}
 def _name(func: Any) -> str:
     name = ops.canonical_name(func)
     name = name if name in RECORDED or name in _LOSSES else ""
-    try:
+    with contextlib.suppress(TypeError):
         _NAMES[func] = name
-    except TypeError:
-        pass
     return name

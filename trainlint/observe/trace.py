@@ -127,7 +127,8 @@ class ModelTrace:
 
     `forwards` counts its calls by (phase, whether it was in train mode), where the phase is `train` if a
     backward pass reached it, else `evaluation`. `optimized` tells whether an optimizer holds parameters
-    of it. `layers` maps the paths of its modules to where they were constructed.
+    of it. `layers` maps the paths of its modules to where they were constructed. `neglected` names
+    trainable parameters that had a gradient when an optimizer stepped, and are in none.
     """
 
     name: str
@@ -137,8 +138,18 @@ class ModelTrace:
     sites: Sequence[SiteTrace] = field(repr=False)
     parameters: Sequence[ParameterTrace] = field(repr=False)
     layers: Mapping[str, Site | None] = field(repr=False)
+    neglected: Sequence[str] = ()
 
-    def depth_profile(self, figure: str = "gradient", last: int | None = None) -> list[tuple[str, float]]:
+    def place_of(self, name: str) -> Site | None:
+        """Where the layer of a parameter was constructed, else where the model is called."""
+        path = name.rpartition(".")[0]
+        while path and self.layers.get(path) is None:
+            path = path.rpartition(".")[0]
+        return self.layers.get(path) or self.site
+
+    def depth_profile(
+        self, figure: str = "gradient", last: int | None = None
+    ) -> list[tuple[str, float]]:
         """(layer, median figure) of the layers with weights, in order of execution.
 
         Sites that share a weight count once, with their root of summed squares.
