@@ -1,7 +1,7 @@
 """trainlint: a training linter for PyTorch.
 
-`trainlint.check(model_or_target, inputs=...)` checks a live model or files; the command line is
-`trainlint check model.py`. Importing the package imports neither torch nor the analysis.
+`trainlint.check(model_or_target, inputs=...)` checks a live model or files, `trainlint.watch(model)` a
+training loop; the command line is `trainlint check model.py` and `trainlint run train.py`. Importing the package imports neither torch nor the analysis.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Report", "TrainlintError", "__version__", "check"]
+__all__ = ["Report", "TrainlintError", "__version__", "check", "watch"]
 
 if TYPE_CHECKING:
     from trainlint.api import check
     from trainlint.errors import TrainlintError
     from trainlint.records import Report
+    from trainlint.watching import watch
 
 _HOMES = {
     "check": "trainlint.api",
     "Report": "trainlint.records",
     "TrainlintError": "trainlint.errors",
+    "watch": "trainlint.watching",
 }
 
 

@@ -320,6 +320,15 @@ def _report(collected: _Collected, rules: Sequence[Rule], files: Sequence[str]) 
     )
 
 
+def report_on(
+    findings: Sequence[tuple[ReportedFinding, float]],
+    results: Sequence[TargetResult],
+    rules: Sequence[Rule],
+) -> Report:
+    """A report of findings that were made elsewhere: suppressed, ranked, without doubles."""
+    return _report(_Collected(list(findings), list(results)), rules, [])
+
+
 def _is_suppressed(
     finding: ReportedFinding, by_code: Mapping[str, Rule], suppressions: Suppressions
 ) -> bool:

@@ -161,6 +161,62 @@ def check(
     ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
 
 
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module.")
+@click.option("--steps", type=click.IntRange(min=1), help="End it after so many optimizer steps.")
+@click.option("--every", type=click.IntRange(min=1), help="Record each so many steps [adaptive].")
+@click.option("--timeout", type=click.FloatRange(min=1), help="End it after so many seconds.")
+@_selector_option("--select", "Only these: codes, prefixes, names, families or ALL; by commas.")
+@_selector_option("--extend-select", "These as well.")
+@_selector_option("--ignore", "Not these.")
+@click.option(
+    "--fail-on", type=click.Choice(FAIL_ON), help="Exit with 1 for findings from here on."
+)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "concise", "json"]), default="text",
+    show_default=True, help="How to write the report.",
+)  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
+@click.option("--show-info", is_flag=True, help="Show advice, too.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    script: str,
+    args: tuple[str, ...],
+    module: bool,
+    steps: int | None,
+    every: int | None,
+    timeout: float | None,
+    select: tuple[str, ...],
+    extend_select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    fail_on: str | None,
+    form: str,
+    output: Path | None,
+    show_info: bool,
+    config_path: Path | None,
+) -> None:
+    """Run a training script as it is, watch it train, and say what is wrong.
+
+    Options of trainlint stand before SCRIPT, what follows it is the script's. The report goes to stderr,
+    or to --output. Exit status: the script's own; with --fail-on 1 where it is 0 and there are findings.
+    """
+    from trainlint.running import run_script
+
+    config = load_config(config_path)
+    done = run_script(
+        script, args, module=module, steps=steps or 0, every=every or 0, timeout=timeout,
+        select=select or None, ignore=ignore, extend_select=extend_select, config=config,
+    )  # fmt: skip
+    config = msgspec.structs.replace(config, fail_on=fail_on or "never")
+    _write(done.report, config, form, output, show_info=show_info, to=sys.stderr)
+    failed = done.report.fails(config.fail_on)
+    ctx.exit(done.status or (1 if failed else 0))
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None] | None]:
     """What is being checked, on stderr, and only where that is a terminal."""
@@ -183,12 +239,18 @@ def _complain(report: Report) -> None:
 
 
 def _write(
-    report: Report, config: Config, form: str, output: Path | None, *, show_info: bool
+    report: Report,
+    config: Config,
+    form: str,
+    output: Path | None,
+    *,
+    show_info: bool,
+    to: TextIO | None = None,
 ) -> None:
     from trainlint.report import FORMATS
 
     try:
-        stream = sys.stdout if output is None else output.open("w", encoding="utf-8")
+        stream = (to or sys.stdout) if output is None else output.open("w", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
     try:

@@ -100,21 +100,28 @@ def run_rules(
         if any(
             value is None and parameter not in rule.optional
             for parameter, value in arguments.items()
-        ):
+        ) or all(value is None for value in arguments.values()):
             continue
         settings = _settings(rule, options or {})
         try:
             for finding in rule.function(**arguments, **settings):
                 order = len(outcome.findings)
-                measured = [name for name, stage in FACT_STAGES.items()
-                            if stage == "signal" and name in rule.facts.values()]  # fmt: skip
-                stage = "signal" if any(facts.has(name) for name in measured) else rule.stages[0]
+                stage = _stage(rule, facts)
                 outcome.findings.append(
                     _located(finding, rule, facts.get("Graph"), target, order, stage)
                 )
         except Exception as error:  # a fault of the rule, not of the user's model
             outcome.failures.append((rule, error))
     return outcome
+
+
+def _stage(rule: Rule, facts: Facts) -> str:
+    """The last stage that had a say."""
+    for stage in ("probe", "signal"):
+        names = [name for name, given in FACT_STAGES.items() if given == stage]
+        if any(name in rule.facts.values() and facts.has(name) for name in names):
+            return stage
+    return rule.stages[0]
 
 
 def _settings(rule: Rule, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class ReportedFinding(msgspec.Struct, frozen=True):
 class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
-    `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `notes` are
+    `watched` says what was seen of a training run. `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `notes` are
     remarks about the loading, such as the line at which the run of the file stopped. `output` is what
     the target printed, kept for failures only.
     """
@@ -54,6 +54,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     stages: list[str] = []
     seconds: float = 0.0
     inputs: str | None = None
+    watched: str | None = None
     operations: int = 0
     notes: list[str] = []
     output: str = ""

@@ -68,6 +68,15 @@ from trainlint.measure.influence import (
     Unused,
 )
 from trainlint.measure.signal import NonFinite, Signal, SiteSignal, decades
+from trainlint.observe.trace import (
+    ClipTrace,
+    Incident,
+    ModelTrace,
+    OptimizerTrace,
+    ParameterTrace,
+    SiteTrace,
+    Trace,
+)
 from trainlint.sites import Site, construction_site
 from trainlint.suppression import Suppressions
 from trainlint.theory.depth import (
@@ -81,6 +90,7 @@ from trainlint.theory.prescriptions import Prescription, prescriptions, reinitia
 from trainlint.theory.propagation import Propagation
 
 __all__ = [
+    "ClipTrace",
     "Confidence",
     "Constant",
     "Draw",
@@ -92,6 +102,7 @@ __all__ = [
     "GradientPath",
     "Graph",
     "HiddenWeights",
+    "Incident",
     "Influence",
     "Leak",
     "Link",
@@ -101,8 +112,11 @@ __all__ = [
     "Method",
     "Mismatch",
     "Mixing",
+    "ModelTrace",
     "NonFinite",
+    "OptimizerTrace",
     "Parameter",
+    "ParameterTrace",
     "Prescription",
     "Propagation",
     "Randomness",
@@ -114,9 +128,11 @@ __all__ = [
     "Signal",
     "Site",
     "SiteSignal",
+    "SiteTrace",
     "SourceEdits",
     "Spot",
     "Suppressions",
+    "Trace",
     "Trend",
     "Unused",
     "Variants",
@@ -225,6 +241,7 @@ FACT_STAGES: Final = {
     "SourceEdits": "static",
     "Signal": "signal",
     "Influence": "signal",
+    "Trace": "probe",
     "Suppressions": "report",
 }
 STAGES: Final = ("static", "signal")

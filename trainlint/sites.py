@@ -219,9 +219,9 @@ _INIT_FUNCTIONS: Final = (
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[None]:
-    """Note construction and initialisation sites of all modules that are built within."""
-    from torch import Tensor, nn
+def construction_sites() -> Iterator[None]:
+    """Note where the modules are constructed that are built within."""
+    from torch import nn
 
     original_init = nn.Module.__init__
 
@@ -232,6 +232,15 @@ def recording() -> Iterator[None]:
         original_init(self, *args, **kwargs)
         if site is not None:
             self.__dict__[SITE_ATTRIBUTE] = site
+
+    with replaced(nn.Module, "__init__", init_with_site):
+        yield
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Note construction and initialisation sites of all modules that are built within."""
+    from torch import Tensor, nn
 
     def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @wraps(function)
@@ -247,7 +256,7 @@ def recording() -> Iterator[None]:
         return fill
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(replaced(nn.Module, "__init__", init_with_site))
+        stack.enter_context(construction_sites())
         for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, ["zero_", "fill_"])):
             for name in names:
                 stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))

@@ -70,6 +70,9 @@ class Observer(Protocol):
     def switches(self, module: nn.Module, training: bool, site: Site | None) -> None:
         """`module.train(training)` was called from outside of another such call."""
 
+    step: int
+    after_step: Callable[[int], None] | None
+
     @property
     def wants_modules(self) -> bool:
         """Whether calls of inner modules are to be told as well."""
@@ -309,6 +312,8 @@ def _optimizer_hooks(tell: _Teller) -> Iterator[Callable[[], None]]:
     def after(optimizer: Any, _: Any, __: Any) -> None:
         if tell.is_listening():
             tell("step_ends", optimizer)
+            if tell.observer.after_step is not None:
+                tell.observer.after_step(tell.observer.step)
 
     yield register_optimizer_step_pre_hook(before).remove
     yield register_optimizer_step_post_hook(after).remove

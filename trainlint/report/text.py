@@ -50,7 +50,10 @@ def print_report(
 
 def _print_target(target: TargetResult, console: Console) -> None:
     header = Text(target.target, style="bold")
-    facts = [f"input {target.inputs}", f"{target.operations} ops", ", ".join(target.stages)]
+    if target.watched is not None:
+        facts = [target.watched]
+    else:
+        facts = [f"input {target.inputs}", f"{target.operations} ops", ", ".join(target.stages)]
     header.append("".join(f" · {fact}" for fact in facts), style="not bold")
     header.append(f" ({target.seconds:.1f} s)", style="not bold dim")
     console.print(header)

@@ -1,0 +1,63 @@
+"""From the trace of a run to findings: the rules that read a `Trace`, and diagnosis."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from trainlint.diagnosis import diagnose
+from trainlint.engine import Facts, failures_as_text, run_rules
+from trainlint.fixes.source import SourceEdits
+from trainlint.records import TargetResult
+from trainlint.sites import owner_of
+from trainlint.subject import Analysis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trainlint.observe.trace import Trace
+    from trainlint.rule import Settings
+
+
+def judged(
+    trace: Trace,
+    *,
+    target: str,
+    settings: Settings,
+    seconds: float = 0.0,
+    notes: Sequence[str] = (),
+) -> Analysis:
+    """The findings on a run as far as it was seen."""
+    facts = Facts(
+        {"Trace": trace, "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project")}
+    )
+    rules = [rule for rule in settings.rules if "Trace" in rule.facts.values()]
+    outcome = run_rules(rules, facts, target=target, options=settings.options)
+    problems = list(failures_as_text(outcome.failures))
+    result = TargetResult(
+        target,
+        "error" if problems else "ok",
+        "; ".join(problems) or None,
+        stages=["watched"],
+        seconds=round(seconds, 3),
+        watched=what_was_watched(trace),
+        notes=[*notes, *trace.notes],
+    )
+    return Analysis(diagnose(outcome.findings), result)
+
+
+def what_was_watched(trace: Trace) -> str:
+    """`200 steps of Adam, 31 of them recorded; Net (4 layers, 1.2e+04 parameters)`."""
+    kinds = Counter(optimizer.kind for optimizer in trace.optimizers if optimizer.steps)
+    if not kinds:
+        forwards = sum(sum(model.forwards.values()) for model in trace.models)
+        return f"no optimizer step, {forwards} forwards" if forwards else "no model was run"
+    names = " and ".join(kind if n == 1 else f"{n} {kind}" for kind, n in kinds.items())
+    models = [
+        f"{model.name} ({sum(p.elements for p in model.parameters):.2g} parameters)"
+        for model in trace.models
+        if model.optimized
+    ]
+    recorded = f"{len(trace.recorded)} of them recorded"
+    what = f"{trace.steps} steps of {names}, {recorded}"
+    return "; ".join([what, ", ".join(models)]) if models else what

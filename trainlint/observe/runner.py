@@ -1,0 +1,232 @@
+"""The child's side of `trainlint run`: be the script, observed.
+
+`python -m trainlint.observe.runner JOB SCRIPT ARGS...` runs the script as `python SCRIPT ARGS...` would:
+its own `__main__`, argv, path, output and exit status. Torch is observed from the moment at which the
+script itself has imported it. What was found is written to the file that the job names, now and then and
+at the end, also before `os._exit`; a process that is killed leaves the last of these.
+
+The script is run by `exec` in a fresh `__main__`, since `runpy.run_path` clears the globals that threads
+and `atexit` functions still use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import importlib.machinery
+import importlib.util
+import io
+import os
+import sys
+import threading
+import time
+import types
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from trainlint.subject import Analysis
+
+_FIRST_REPORT: Final = 10.0
+_BETWEEN_REPORTS: Final = 60.0
+
+
+class RunJob(msgspec.Struct, frozen=True):
+    """What to run, and how to judge it. `steps` ends the run after so many optimizer steps; 0 never."""
+
+    label: str
+    report: str
+    module: bool = False
+    steps: int = 0
+    every: int = 0
+    rules: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
+
+
+class Enough(SystemExit):
+    """The steps that were asked for are done."""
+
+
+class _Watch:
+    """Observes this process from torch's import to its end."""
+
+    def __init__(self, job: RunJob) -> None:
+        self._job = job
+        self._process = os.getpid()
+        self._started = time.monotonic()
+        self._next_report = self._started + _FIRST_REPORT
+        self._stack = ExitStack()
+        self._observer: Any = None
+        self._is_over = False
+        self._problem: Any = lambda: None
+
+    def start(self) -> None:
+        """Torch is there: observe it."""
+        from trainlint.observe.hooks import observed
+        from trainlint.observe.observer import TrainingObserver
+        from trainlint.sites import construction_sites
+
+        self._observer = TrainingObserver(period=self._job.every, after_step=self._after_step)
+        self._stack.enter_context(construction_sites())
+        self._problem = self._stack.enter_context(observed(self._observer))
+
+    def _after_step(self, steps: int) -> None:
+        now = time.monotonic()
+        if now > self._next_report:
+            self._next_report = now + _BETWEEN_REPORTS
+            self.write(is_final=False)
+        if 0 < self._job.steps <= steps:
+            raise Enough(0)
+
+    def end(self) -> None:
+        """Stop observing, and write what was found. Not in a forked child, and once."""
+        if self._is_over or os.getpid() != self._process:
+            return
+        self._is_over = True
+        with suppress(Exception):
+            self.write(is_final=True)
+
+    def write(self, *, is_final: bool) -> None:
+        from trainlint.observe.report import RunReport
+
+        if self._observer is None:
+            report = RunReport(None, [], [], is_final)
+        else:
+            analysis = self._judged()
+            report = RunReport(
+                analysis.result,
+                [finding.reported for finding in analysis.findings],
+                [finding.starved for finding in analysis.findings],
+                is_final,
+            )
+        path = Path(self._job.report)
+        beside = path.with_suffix(".new")
+        beside.write_bytes(msgspec.json.encode(report))
+        beside.replace(path)
+        if is_final:
+            self._stack.close()
+
+    def _judged(self) -> Analysis:
+        from trainlint.observe.judgement import judged
+        from trainlint.registry import select_rules
+        from trainlint.rule import Settings
+
+        problem = self._problem()
+        notes = [f"watching stopped: {type(problem).__name__}: {problem}"] if problem else []
+        settings = Settings(select_rules(self._job.rules), self._job.options)
+        seconds = time.monotonic() - self._started
+        return judged(
+            self._observer.trace(),
+            target=self._job.label,
+            settings=settings,
+            seconds=seconds,
+            notes=notes,
+        )
+
+
+class _AfterTorch:
+    """A finder that starts the watch when `import torch` has finished, whoever imports it."""
+
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def exec_module(module: types.ModuleType) -> None:
+            execute(module)
+            del loader.exec_module
+            if threading.current_thread() is threading.main_thread():
+                self._watch.start()
+
+        loader.exec_module = exec_module
+        return spec
+
+
+def _main_module() -> types.ModuleType:
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = builtins  # an imported module has the dictionary instead
+    main.__dict__["__annotations__"] = {}
+    sys.modules["__main__"] = main
+    return main
+
+
+def _run_file(name: str) -> None:
+    path = name
+    if Path(path).is_dir():
+        sys.path[0] = path
+        path = os.path.join(path, "__main__.py")  # noqa: PTH118
+    else:
+        sys.path[0] = os.path.dirname(os.path.realpath(path))  # noqa: PTH120
+    with io.open_code(os.path.abspath(path)) as file:  # noqa: PTH100
+        source = file.read()
+    path = os.path.abspath(path)  # noqa: PTH100
+    main = _main_module()
+    main.__dict__.update(
+        __file__=path,
+        __cached__=None,
+        __spec__=None,
+        __loader__=importlib.machinery.SourceFileLoader("__main__", path),
+    )
+    exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+
+
+def _run_module(name: str) -> None:
+    import runpy
+
+    sys.path[0] = os.getcwd()  # noqa: PTH109
+    _main_module()
+    run: Any = runpy._run_module_as_main  # type: ignore[attr-defined]
+    run(name, alter_argv=True)
+
+
+def _without_our_frames() -> None:
+    """Let the interpreter print the exception under way as if nobody had stood around the script."""
+    hook = sys.excepthook
+
+    def strip(kind: Any, error: Any, traceback: Any) -> None:
+        while traceback is not None and _is_ours(traceback.tb_frame.f_code.co_filename):
+            traceback = traceback.tb_next
+        hook(kind, error.with_traceback(traceback), traceback)
+
+    sys.excepthook = strip
+
+
+def _is_ours(filename: str) -> bool:
+    return filename == __file__ or "runpy" in filename
+
+
+def main(argv: Sequence[str]) -> None:
+    """Be the script. `argv` is the job and then what `sys.argv` shall be."""
+    job = msgspec.json.decode(argv[0], type=RunJob)
+    watch = _Watch(job)
+    sys.argv[:] = argv[1:]
+    atexit.register(watch.end)  # the first to be registered is the last to run
+    leave = os._exit
+
+    def exit_now(status: int) -> None:
+        watch.end()
+        leave(status)
+
+    os._exit = exit_now  # type: ignore[assignment]
+    sys.meta_path.insert(0, _AfterTorch(watch))  # type: ignore[arg-type]
+    try:
+        (_run_module if job.module else _run_file)(argv[1])
+    except BaseException:
+        _without_our_frames()
+        raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

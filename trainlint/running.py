@@ -1,0 +1,154 @@
+"""`trainlint run`: run a training script in a child process, observed, and report on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from trainlint.api import report_on
+from trainlint.config import Config
+from trainlint.errors import UsageError
+from trainlint.observe.report import RunReport
+from trainlint.observe.runner import RunJob
+from trainlint.records import Report, TargetResult
+from trainlint.registry import check_options, select_rules
+
+_GRACE: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a script: its exit status as a shell shows it, and the report."""
+
+    status: int
+    report: Report
+
+
+def run_script(
+    script: str,
+    args: Sequence[str] = (),
+    *,
+    module: bool = False,
+    steps: int = 0,
+    every: int = 0,
+    timeout: float | None = None,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    extend_select: Sequence[str] = (),
+    config: Config | None = None,
+) -> Run:
+    """Run `script`, or the module of that name, with `args`, and report on its training.
+
+    It has this process's standard streams, directory and environment. After `steps` optimizer steps it is
+    ended as by `sys.exit(0)`; after `timeout` seconds as by Ctrl-C. Raises `UsageError` for an unknown rule.
+    """
+    config = config or Config()
+    check_options(config.rules)
+    rules = select_rules(
+        config.select if select is None else select,
+        [*config.ignore, *ignore],
+        [*config.extend_select, *extend_select],
+    )
+    if not module and not Path(script).exists():
+        raise UsageError(f"{script}: no such file")
+    with tempfile.TemporaryDirectory(prefix="trainlint-") as folder:
+        job = RunJob(
+            label=script,
+            report=os.path.join(folder, "report.json"),  # noqa: PTH118
+            module=module,
+            steps=steps,
+            every=every,
+            rules=[rule.code for rule in rules],
+            options={name: dict(values) for name, values in config.rules.items()},
+        )
+        started = time.monotonic()
+        status, ending = _run(job, [script, *args], timeout)
+        seconds = time.monotonic() - started
+        found = _read(Path(job.report))
+    result = found.result or TargetResult(
+        script,
+        "ok",
+        stages=["watched"],
+        watched="torch was never imported",
+        seconds=round(seconds, 3),
+    )
+    notes = [
+        *result.notes,
+        *([] if found.is_final else [f"{ending}; this is the last word before"]),
+    ]
+    if status and found.is_final:
+        notes.append(ending)
+    result = msgspec.structs.replace(result, notes=notes)
+    return Run(
+        status, report_on(list(zip(found.findings, found.starved, strict=True)), [result], rules)
+    )
+
+
+def _read(path: Path) -> RunReport:
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=RunReport)
+    return RunReport(None, [], [], is_final=False)
+
+
+def _run(job: RunJob, argv: Sequence[str], timeout: float | None) -> tuple[int, str]:
+    """The exit status of the child as a shell has it, and a word on how it ended."""
+    command = [
+        sys.executable,
+        *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+        "-m",
+        "trainlint.observe.runner",
+        msgspec.json.encode(job).decode(),
+        *argv,
+    ]
+    child = subprocess.Popen(command)
+    with _signals_for(child):
+        timed_out = False
+        try:
+            code = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            code = _ended(child)
+    if timed_out:
+        return 124, f"it was ended after {timeout:g} s (--timeout)"
+    if code < 0:
+        with suppress(ValueError):
+            return 128 - code, f"it was killed by {signal.Signals(-code).name}"
+        return 128 - code, f"it was killed by signal {-code}"
+    return code, f"it exited with status {code}"
+
+
+def _ended(child: subprocess.Popen[Any]) -> int:
+    for how in (signal.SIGINT, signal.SIGTERM):
+        child.send_signal(how)
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(_GRACE)
+    child.kill()
+    return child.wait()
+
+
+@contextmanager
+def _signals_for(child: subprocess.Popen[Any]) -> Iterator[None]:
+    """Ctrl-C reaches the child by itself, from the terminal; what is sent to us alone is handed on."""
+
+    def hand_on(number: int, _: Any) -> None:
+        with suppress(ProcessLookupError):
+            child.send_signal(number)
+
+    handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
