@@ -1,7 +1,8 @@
 """trainlint: a training linter for PyTorch.
 
 `trainlint.check(model_or_target, inputs=...)` checks a live model or files, `trainlint.watch(model)` a
-training loop; the command line is `trainlint check model.py` and `trainlint run train.py`. Importing the package imports neither torch nor the analysis.
+training loop; the command line is `trainlint check model.py` and `trainlint run train.py`. Importing the
+package imports neither torch nor the analysis.
 """
 
 from __future__ import annotations

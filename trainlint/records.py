@@ -43,9 +43,9 @@ class ReportedFinding(msgspec.Struct, frozen=True):
 class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
-    `watched` says what was seen of a training run. `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `notes` are
-    remarks about the loading, such as the line at which the run of the file stopped. `output` is what
-    the target printed, kept for failures only.
+    `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `watched` says
+    what was seen of a training run, `notes` are remarks, such as the line at which the run of a file
+    stopped. `output` is what the target printed, kept for failures only.
     """
 
     target: str

@@ -71,6 +71,7 @@ from trainlint.measure.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.observe.trace import (
     ClipTrace,
     Incident,
+    LossTrace,
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
@@ -108,6 +109,7 @@ __all__ = [
     "Link",
     "Location",
     "LossCall",
+    "LossTrace",
     "Losses",
     "Method",
     "Mismatch",

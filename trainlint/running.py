@@ -51,7 +51,8 @@ def run_script(
     """Run `script`, or the module of that name, with `args`, and report on its training.
 
     It has this process's standard streams, directory and environment. After `steps` optimizer steps it is
-    ended as by `sys.exit(0)`; after `timeout` seconds as by Ctrl-C. Raises `UsageError` for an unknown rule.
+    ended as by `sys.exit(0)`; after `timeout` seconds as by Ctrl-C. Raises `UsageError` for a file that is
+    not there or an unknown rule.
     """
     config = config or Config()
     check_options(config.rules)

@@ -12,8 +12,12 @@ is itself a torch function: leaving the mode inside would pop another one.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -122,12 +126,56 @@ def observed(observer: Observer) -> Iterator[Callable[[], BaseException | None]]
             *_clipping(tell),
             *_schedulers(tell),
             *_others(tell),
+            (warnings, "warn", _warn_at_the_users_line(warnings.warn)),
         ):
             stack.enter_context(replaced(owner, name, value))
         for remove in _optimizer_hooks(tell):
             stack.callback(remove)
         stack.callback(observer.leaves_mode)
         yield lambda: tell.problem
+
+
+def _warn_at_the_users_line(original: Callable[..., None]) -> Callable[..., None]:
+    """`warnings.warn` that looks past our function mode, so that a warning names the line that it did.
+
+    Through a mode, torch's Python functions call themselves again: caller, function,
+    `handle_torch_function`, mode, function.
+    """
+    own = str(Path(__file__).parent)
+
+    def warn(
+        message: Any, category: Any = None, stacklevel: int = 1, source: Any = None, **options: Any
+    ) -> None:
+        frame = _frame(stacklevel)
+        if frame is None or not frame.f_code.co_filename.startswith(own):
+            original(message, category, stacklevel + 1, source, **options)
+            return
+        while frame is not None and frame.f_code.co_filename.startswith(own):
+            frame = frame.f_back
+        if frame is not None and frame.f_code.co_name == "handle_torch_function":
+            frame = None if frame.f_back is None else frame.f_back.f_back
+        if frame is None:
+            original(message, category, stacklevel + 1, source, **options)
+            return
+        kind = type(message) if isinstance(message, Warning) else category or UserWarning
+        warnings.warn_explicit(
+            message,
+            kind,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+            module=frame.f_globals.get("__name__", "<unknown>"),
+            registry=frame.f_globals.setdefault("__warningregistry__", {}),
+            source=source,
+        )
+
+    return warn
+
+
+def _frame(stacklevel: int) -> FrameType | None:
+    try:
+        return sys._getframe(stacklevel + 1)
+    except ValueError:
+        return None
 
 
 _Seam = tuple[Any, str, Any]

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from trainlint.observe.origin import origin_in
-from trainlint.observe.recorder import LARGEST_SAMPLE, Recorder
+from trainlint.observe.recorder import LARGEST_SAMPLE, LOSS_FUNCTIONS, Recorder
 from trainlint.observe.trace import (
     ClipTrace,
     Incident,
+    LossTrace,
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
@@ -109,6 +110,67 @@ class _Optimizer:
 
 
 @dataclass
+class _Objective:
+    """A loss function at one place, its values and what the targets are like. On the device."""
+
+    kind: str
+    site: Site | None
+    values: list[tuple[int, Any]] = field(default_factory=list)
+    counts: Tensor | None = None
+    sums: list[Tensor] | None = None
+    is_plain: bool = True
+
+    def look_at(self, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any]) -> None:
+        """Add up what the best constant answer depends on."""
+        self.is_plain = self.is_plain and not any(
+            kwargs.get(option) is not None for option in ("weight", "pos_weight")
+        )
+        if kwargs.get("label_smoothing") or kwargs.get("reduction", "mean") != "mean":
+            self.is_plain = False
+        if self.kind in ("cross_entropy", "nll_loss") and not targets.is_floating_point():
+            classes = scores.shape[1] if scores.dim() > 1 else scores.shape[0]
+            flat = targets.reshape(-1)
+            flat = flat[(flat >= 0) & (flat < classes)]
+            counts = torch.bincount(flat, minlength=classes)
+            self.counts = counts if self.counts is None else self.counts + counts
+        elif self.kind == "mse_loss" and scores.shape == targets.shape:
+            wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
+            # One constant for each output: a constant answer may differ from output to output.
+            count = torch.full_like(wide[0], len(wide)) if wide.dim() else torch.ones_like(wide)
+            squares = wide.square()
+            sums = [
+                count,
+                wide.sum(0) if wide.dim() else wide,
+                squares.sum(0) if wide.dim() else squares,
+            ]
+            if self.sums is not None and self.sums[0].shape == sums[0].shape:
+                sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
+            self.sums = sums
+
+    def guess(self) -> float | None:
+        """The loss of the best constant answer."""
+        if not self.is_plain:
+            return None
+        if self.counts is not None:
+            shares = self.counts.double() / self.counts.sum()
+            return float(torch.special.entr(shares).sum())
+        if self.sums is not None:
+            count, total, squares = self.sums
+            return float((squares / count - (total / count).square()).mean())
+        return None
+
+    def trace(self) -> LossTrace:
+        return LossTrace(
+            self.kind,
+            self.site,
+            [step for step, _ in self.values],
+            [float(value) for _, value in self.values],
+            self.guess(),
+            None if self.counts is None else len(self.counts),
+        )
+
+
+@dataclass
 class _ParameterStep:
     """Figures of all parameters in one recorded step, on the device: (parameters, 3)."""
 
@@ -143,6 +205,7 @@ class TrainingObserver:
         self._pending: deque[_Forward] = deque(maxlen=512)
         self._incidents: dict[tuple[str, Any], Incident] = {}
         self._losses: list[tuple[int, Any]] = []
+        self._objectives: dict[Any, _Objective] = {}
         self._clips: dict[Any, tuple[Site | None, float, list[Any]]] = {}
         self._scaler: Any = None
         self._parameter_steps: list[_ParameterStep] = []
@@ -479,6 +542,10 @@ class TrainingObserver:
                 arrived = gradient if gradient >= 0 else None
                 self._parameters.setdefault(key, {})[noted.step] = (arrived, weight, update)
         self._parameter_steps.clear()
+        for objective in self._objectives.values():
+            objective.values = [(step, float(value)) for step, value in objective.values]
+            if len(objective.values) > MOST_LOSSES:
+                del objective.values[1::2]
         if len(self._recorded) > MOST_RECORDED:
             self.recorder.keep_every_other()
             self._recorded = self._recorded[::2]
@@ -516,6 +583,7 @@ class TrainingObserver:
         name: str,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        result: Any,
         root: int | None,
     ) -> None:
         first = args[0] if args else kwargs.get("input")
@@ -524,6 +592,8 @@ class TrainingObserver:
             return
         if name not in ("cross_entropy", "nll_loss") and root is None:
             self._broadcast(name, first, second)
+        if name in LOSS_FUNCTIONS and isinstance(result, Tensor) and result.requires_grad:
+            self._objective(name, first, second, kwargs, result)
         softened = {
             "cross_entropy": "SoftmaxBackward0",
             "binary_cross_entropy_with_logits": "SigmoidBackward0",
@@ -534,6 +604,18 @@ class TrainingObserver:
             self._incident(kind, calling_site())
         if name == "nll_loss" and made_by == "SoftmaxBackward0":
             self._incident("missing-log-softmax", calling_site())
+
+    def _objective(
+        self, name: str, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any], loss: Tensor
+    ) -> None:
+        site = calling_site()
+        key = (name, None if site is None else site.key)
+        known = self._objectives.get(key)
+        if known is None:
+            known = self._objectives[key] = _Objective(name, site)
+        if loss.numel() == 1:
+            known.values.append((self.step, loss.detach()))
+        known.look_at(scores.detach(), targets.detach(), kwargs)
 
     def _broadcast(self, name: str, first: Tensor, second: Tensor) -> None:
         if first.requires_grad == second.requires_grad or {first.dim(), second.dim()} != {1, 2}:
@@ -570,6 +652,7 @@ class TrainingObserver:
                 ClipTrace(site, limit, len(norms), [min(1.0, limit / (float(n) + 1e-6)) for n in norms])
                 for site, limit, norms in self._clips.values()
             ],
+            objectives=[objective.trace() for objective in self._objectives.values()],
             incidents=list(self._incidents.values()),
             notes=list(self._notes()),
         )  # fmt: skip

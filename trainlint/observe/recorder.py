@@ -71,7 +71,7 @@ class SiteRecord:
 
 
 Key = tuple[int, Place]
-LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], int | None], None]
+LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], Any, int | None], None]
 
 
 class Recorder(TorchFunctionMode):
@@ -169,7 +169,7 @@ class Recorder(TorchFunctionMode):
 
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         if name in _LOSSES:
-            self._seen(name, args, kwargs, self._root)
+            self._seen(name, args, kwargs, result, self._root)
         if self._root is None or name not in RECORDED or not torch.is_grad_enabled():
             return
         path = self._stack[-1] if self._stack else ""
@@ -308,11 +308,12 @@ def _figures(samples: Sequence[_Sample]) -> Tensor:
     )
 
 
-_LOSSES: Final = frozenset(
+LOSS_FUNCTIONS: Final = frozenset(
     "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss "
-    "smooth_l1_loss huber_loss kl_div soft_margin_loss poisson_nll_loss gaussian_nll_loss "
-    "sub mul add div".split()
+    "smooth_l1_loss huber_loss kl_div soft_margin_loss poisson_nll_loss gaussian_nll_loss".split()
 )
+# Written out, a loss is made of these.
+_LOSSES: Final = LOSS_FUNCTIONS | {"sub", "mul", "add", "div"}
 _NAMES: dict[Any, str] = {}
 
 

@@ -134,10 +134,10 @@ class _AfterTorch:
     def __init__(self, watch: _Watch) -> None:
         self._watch = watch
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, *_: Any) -> Any:
         if name != "torch":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return spec
@@ -156,8 +156,8 @@ class _AfterTorch:
 
 def _main_module() -> types.ModuleType:
     main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = builtins  # an imported module has the dictionary instead
-    main.__dict__["__annotations__"] = {}
+    # An imported module has the dictionary of builtins instead.
+    main.__dict__.update(__builtins__=builtins, __annotations__={})
     sys.modules["__main__"] = main
     return main
 
@@ -187,7 +187,7 @@ def _run_module(name: str) -> None:
 
     sys.path[0] = os.getcwd()  # noqa: PTH109
     _main_module()
-    run: Any = runpy._run_module_as_main  # type: ignore[attr-defined]
+    run: Any = vars(runpy)["_run_module_as_main"]
     run(name, alter_argv=True)
 
 
@@ -220,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
         leave(status)
 
     os._exit = exit_now  # type: ignore[assignment]
-    sys.meta_path.insert(0, _AfterTorch(watch))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _AfterTorch(watch))
     try:
         (_run_module if job.module else _run_file)(argv[1])
     except BaseException:

@@ -108,6 +108,33 @@ class ClipTrace:
 
 
 @dataclass(frozen=True)
+class LossTrace:
+    """A loss function at one place in the code, over the recorded steps.
+
+    `guess` is the loss of the best constant answer to the targets that were seen: their entropy for class
+    indices, their variance for a squared error; None where that is not known (other losses, weights,
+    smoothing). `classes` is the number of scores a sample, for cross entropy.
+    """
+
+    kind: str
+    site: Site | None = field(repr=False)
+    steps: Sequence[int]
+    values: Sequence[float]
+    guess: float | None = None
+    classes: int | None = None
+
+    def learnt(self, after: int) -> float | None:
+        """Share of the guess's loss that was gone after so many steps: 0 as good as a guess, 1 perfect.
+
+        By the median of the last fifth of the recorded steps, at least three. None where it cannot be said.
+        """
+        if not self.guess or not self.steps or self.steps[-1] < after - 1:
+            return None
+        last = self.values[-max(3, len(self.values) // 5) :]
+        return 1 - statistics.median(last) / self.guess
+
+
+@dataclass(frozen=True)
 class Incident:
     """Something that a loop did which the recorder could only see while it happened.
 
@@ -170,8 +197,7 @@ class Trace:
     """A run as far as it was watched.
 
     `steps` is how many optimizer steps were seen, `recorded` which of them were recorded in full.
-    `losses` are (step, value) of each backward pass's loss. `evaluations` are (step, value) of losses that
-    were computed without a gradient.
+    `losses` are (step, value) of each backward pass's loss, `objectives` the loss functions by place.
     """
 
     steps: int
@@ -180,6 +206,7 @@ class Trace:
     optimizers: Sequence[OptimizerTrace]
     losses: Sequence[tuple[int, float]] = field(repr=False)
     clips: Sequence[ClipTrace] = ()
+    objectives: Sequence[LossTrace] = ()
     incidents: Sequence[Incident] = ()
     notes: Sequence[str] = ()
 
