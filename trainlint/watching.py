@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -75,6 +75,9 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         traceback: TracebackType | None,
     ) -> None:
         self._problem = self._problem_of()
+        if error is not None:
+            with suppress(Exception):
+                self._observer.fails(error)
         self._stack.close()
         self._seconds += time.monotonic() - self._started
 

@@ -11,14 +11,16 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from trainlint.observe.failures import failure_in
 from trainlint.observe.origin import origin_in
 from trainlint.observe.recorder import LARGEST_SAMPLE, LOSS_FUNCTIONS, Recorder
+from trainlint.observe.targets import SeenTargets
 from trainlint.observe.trace import (
     ClipTrace,
     Incident,
@@ -26,6 +28,7 @@ from trainlint.observe.trace import (
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
+    ScheduleTrace,
     SiteTrace,
     Trace,
 )
@@ -35,6 +38,7 @@ from trainlint.tree import tensors
 FIRST_STEPS: Final = 5
 MOST_RECORDED: Final = 128
 MOST_LOSSES: Final = 4096
+MOST_SCHEDULES: Final = 64
 WINDOW: Final = 5
 # A recorded step may cost so much more than a bare one, on average over all steps.
 OVERHEAD: Final = 0.05
@@ -43,6 +47,16 @@ _WRAPPERS: Final = frozenset(
 )
 # Their results differ between train and eval mode.
 _SENSITIVE: Final = ("Dropout", "BatchNorm", "SyncBatch", "AlphaDropout", "FeatureAlpha")
+
+# What may not stand before a loss function, and how that is called.
+_WRONG_BEFORE: Final = {
+    ("cross_entropy", "Softmax"): "double-softmax",
+    ("binary_cross_entropy_with_logits", "Sigmoid"): "double-sigmoid",
+    ("binary_cross_entropy_with_logits", "Softmax"): "double-sigmoid",
+    ("nll_loss", "Softmax"): "missing-log-softmax",
+    ("nll_loss", "Sigmoid"): "missing-log-softmax",
+    ("kl_div", "Softmax"): "missing-log-softmax",
+}
 
 
 class _Sentinel:
@@ -64,15 +78,46 @@ class _Root:
     sensitive: bool
     layers: dict[str, Site | None]
     shapes: dict[str, tuple[int, int, bool]]
-    # Names of parameters that an optimizer holds, and of others that had a gradient at a step.
+    # Names of parameters that an optimizer holds; others that had a gradient at a step, with some of
+    # their elements then.
     held: set[str] = field(default_factory=set)
-    neglected: set[str] = field(default_factory=set)
+    neglected: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, tuple[_Optimizer, int]] = field(default_factory=dict)
     inputs: Any = None
     forwards: Counter[tuple[str, bool]] = field(default_factory=Counter)
     trained_in: Counter[bool] = field(default_factory=Counter)
+    trained_at: set[Any] = field(default_factory=set)
+    # The modes of the forwards behind the next step, and how many steps had one in train mode.
+    modes: Counter[bool] = field(default_factory=Counter)
+    steps_in_train_mode: int = 0
     switched: dict[bool, Site | None] = field(default_factory=dict)
-    # Forwards in a row, at one site, that no backward pass reached.
-    idle: tuple[Any, int] = (None, 0)
+    # Whether `train()` was called since the last forward that was trained: what runs in it, shall.
+    is_asked: bool = False
+    idle: _Idle | None = None
+    # Forwards with a graph that no backward pass reached, by site and mode.
+    unused: dict[Any, _Idle] = field(default_factory=dict)
+
+
+@dataclass
+class _Idle:
+    """Forwards in a row, at one site, that nothing is trained by; `passes` are rows of two or more."""
+
+    key: Any
+    site: Site | None
+    step: int
+    inputs: weakref.ref[Tensor] | None = None
+    row: int = 1
+    passes: int = 0
+    first: int = 0
+
+    def goes_on(self, step: int, inputs: weakref.ref[Tensor] | None) -> None:
+        """One more forward. The same input again is a sample of what is random, not a pass over data."""
+        is_same = inputs is not None and self.inputs is not None and inputs() is self.inputs()
+        self.row = self.row + 1 if step == self.step and not is_same else 1
+        self.step, self.inputs = step, inputs
+        if self.row == 2:
+            self.first = self.first if self.passes else step
+            self.passes += 1
 
 
 @dataclass
@@ -84,6 +129,8 @@ class _Forward:
     site: Site | None
     training: bool
     step: int
+    inputs: weakref.ref[Tensor] | None = None
+    asked: bool = False
 
 
 @dataclass
@@ -100,7 +147,10 @@ class _Optimizer:
     rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     was_reset: bool = True
     closure: bool = False
+    # Whether the last backward pass was seen to leave it a gradient that is not zero.
+    arrived: bool = False
     probes: tuple[weakref.ref[Tensor], ...] = ()
+    roots: set[int] = field(default_factory=set)
 
     def parameters(self) -> Iterator[Tensor]:
         optimizer = self.held()
@@ -119,9 +169,15 @@ class _Objective:
     counts: Tensor | None = None
     sums: list[Tensor] | None = None
     is_plain: bool = True
+    made_by: str = ""
+    largest: Tensor | None = None
+    seen: SeenTargets = field(default_factory=SeenTargets)
 
     def look_at(self, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Add up what the best constant answer depends on."""
+        if self.kind in ("nll_loss", "kl_div") and scores.numel():
+            largest = scores.amax()
+            self.largest = largest if self.largest is None else self.largest.maximum(largest)
         self.is_plain = self.is_plain and not any(
             kwargs.get(option) is not None for option in ("weight", "pos_weight")
         )
@@ -130,8 +186,10 @@ class _Objective:
         if self.kind in ("cross_entropy", "nll_loss") and not targets.is_floating_point():
             classes = scores.shape[1] if scores.dim() > 1 else scores.shape[0]
             flat = targets.reshape(-1)
-            flat = flat[(flat >= 0) & (flat < classes)]
-            counts = torch.bincount(flat, minlength=classes)
+            # `bincount` and a mask would wait for the device.
+            index = torch.where((flat >= 0) & (flat < classes), flat, classes).long()
+            ones = torch.ones_like(index)
+            counts = ones.new_zeros(classes + 1).scatter_add_(0, index, ones)[:classes]
             self.counts = counts if self.counts is None else self.counts + counts
         elif self.kind == "mse_loss" and scores.shape == targets.shape:
             wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
@@ -167,6 +225,10 @@ class _Objective:
             [float(value) for _, value in self.values],
             self.guess(),
             None if self.counts is None else len(self.counts),
+            self.made_by,
+            None if self.largest is None else float(self.largest),
+            self.is_plain,
+            self.seen.trace(),
         )
 
 
@@ -206,7 +268,10 @@ class TrainingObserver:
         self._incidents: dict[tuple[str, Any], Incident] = {}
         self._losses: list[tuple[int, Any]] = []
         self._objectives: dict[Any, _Objective] = {}
-        self._clips: dict[Any, tuple[Site | None, float, list[Any]]] = {}
+        self._clips: dict[Any, tuple[Site | None, float, list[Any], set[str]]] = {}
+        self._schedules: dict[
+            tuple[str, int, Any], tuple[Site | None, _Optimizer | None, int, int, int | None]
+        ] = {}
         self._scaler: Any = None
         self._parameter_steps: list[_ParameterStep] = []
         self._parameters: dict[tuple[int, str], dict[int, tuple[float | None, ...]]] = {}
@@ -255,23 +320,48 @@ class TrainingObserver:
         training = _unwrapped(module).training
         root.inputs = inputs if self._is_sound else None
         ends = frozenset(_sequence(t.grad_fn) for _, t in tensors(output) if t.grad_fn is not None)
+        given = next((weakref.ref(t) for _, t in tensors(inputs)), None)
         if not ends:
-            self._evaluated(root, site, training)
+            self._evaluated(root, site, training, given)
             return
         if len(self._pending) == self._pending.maxlen:
             self._unused(self._pending.popleft())
-        self._pending.append(_Forward(root, ends, site, training, self.step))
+        self._pending.append(_Forward(root, ends, site, training, self.step, given, root.is_asked))
 
-    def _evaluated(self, root: _Root, site: Site | None, training: bool) -> None:
+    def _evaluated(
+        self, root: _Root, site: Site | None, training: bool, given: weakref.ref[Tensor] | None
+    ) -> None:
         """A forward without a graph. One alone may be a look; several in a row at a place are a pass."""
         root.forwards["evaluation", training] += 1
+        if not training or not root.sensitive or not root.trained_in or root.is_asked:
+            return
         key = None if site is None else site.key
-        root.idle = (key, root.idle[1] + 1 if root.idle[0] == key else 1)
-        if training and root.sensitive and root.trained_in and root.idle[1] >= 2:
+        if root.idle is None or root.idle.key != key:
+            root.idle = _Idle(key, site, self.step, given)
+            return
+        root.idle.goes_on(self.step, given)
+        if root.idle.row == 2:
             self._incident("train-mode-evaluation", site, model=root.name)
 
     def _unused(self, forward: _Forward) -> None:
-        forward.root.forwards["evaluation", forward.training] += 1
+        root = forward.root
+        root.forwards["evaluation", forward.training] += 1
+        if root.trained_in and not (forward.training and (forward.asked or not root.sensitive)):
+            _note_unused(root.unused, forward)
+
+    def _unused_graphs(self) -> Iterator[Incident]:
+        """Passes of forwards with a graph, at places where the model is never trained."""
+        for root in self._roots.values():
+            unused = {key: replace(idle) for key, idle in root.unused.items()}
+            for forward in self._pending:
+                if forward.root is root and root.trained_in and not (
+                    forward.training and (forward.asked or not root.sensitive)
+                ):  # fmt: skip
+                    _note_unused(unused, forward)
+            for (key, training), idle in unused.items():
+                if idle.passes and key not in root.trained_at:
+                    kind = "train-mode-evaluation" if training else "unused-graph"
+                    yield Incident(kind, idle.site, idle.passes, idle.first, {"model": root.name})
 
     def _root(self, module: nn.Module, site: Site | None) -> _Root | None:
         module = _unwrapped(module)
@@ -287,7 +377,7 @@ class TrainingObserver:
             site,
             {id(m): path for path, m in module.named_modules()},
             {id(p): name for name, p in module.named_parameters()},
-            any(type(m).__name__.startswith(_SENSITIVE) for m in module.modules()),
+            any(_is_sensitive(m) for m in module.modules()),
             {path: construction_site(m) for path, m in module.named_modules()},
             {n: (p.numel(), p.dim(), p.requires_grad) for n, p in module.named_parameters()},
         )
@@ -298,7 +388,8 @@ class TrainingObserver:
         root = self._roots.get(id(_unwrapped(module)))
         if root is not None:
             root.switched[training] = site
-            root.idle = (None, 0)
+            root.is_asked = training
+            root.idle = None
 
     # ------------------------------------------------------------------ backward passes
 
@@ -318,7 +409,7 @@ class TrainingObserver:
         self._pending = waiting
         for loss in losses:
             if loss.grad_fn is None:
-                self._incident("detached-loss", site, leaf=loss.is_leaf and loss.requires_grad)
+                self._detached(loss, site)
             else:
                 sentinel = _Sentinel()
                 metadata: Any = loss.grad_fn.metadata
@@ -335,11 +426,36 @@ class TrainingObserver:
     def _trained(self, forward: _Forward) -> None:
         root = forward.root
         root.forwards["train", forward.training] += 1
-        root.idle = (None, 0)
-        if root.trained_in[True] and not forward.training and root.sensitive:
-            where = root.switched.get(False) or forward.site
-            self._incident("eval-mode-training", where, model=root.name)
+        root.idle = None
+        root.is_asked = False
+        root.modes[forward.training] += 1
         root.trained_in[forward.training] += 1
+        root.trained_at.add(None if forward.site is None else forward.site.key)
+
+    def _look_at_modes(self, known: _Optimizer, site: Site | None) -> None:
+        """Whether all forwards behind a step ran in eval mode, though those of earlier steps did not."""
+        for root in self._roots.values():
+            if root.number not in known.roots or not root.modes:
+                continue
+            if root.modes[True]:
+                root.steps_in_train_mode += 1
+            elif root.steps_in_train_mode and root.sensitive:
+                where = root.switched.get(False) or site
+                self._incident("eval-mode-training", where, model=root.name,
+                               trained=root.steps_in_train_mode)  # fmt: skip
+            root.modes.clear()
+
+    def _detached(self, loss: Tensor, site: Site | None) -> None:
+        if loss.requires_grad and loss.numel() != 1:
+            return
+        ran = [root for root in self._roots.values() if root.forwards or root.trained_in]
+        modules = [root.module() for root in ran]
+        frozen = bool(modules) and not any(
+            p.requires_grad for module in modules if module is not None for p in module.parameters()
+        )
+        graph = any(forward.step == self.step for forward in self._pending)
+        self._incident("detached-loss", site, leaf=loss.requires_grad, graph=graph, frozen=frozen,
+                       grad_mode=torch.is_grad_enabled())  # fmt: skip
 
     def _keep_loss(self, loss: Tensor, site: Site | None) -> None:
         value: Any = float(loss) if loss.device.type == "cpu" else loss.clone()
@@ -379,6 +495,9 @@ class TrainingObserver:
         return next((r for r in reversed(self._roots.values()) if r.inputs is not None), None)
 
     def backward_ends(self, losses: list[Tensor], error: BaseException | None) -> None:
+        for known in self._optimizers.values():
+            if known.pending and (known.steps < FIRST_STEPS or self._is_recording):
+                known.arrived = _has_arrived(known.parameters())
         if error is not None and "a second time" in str(error):
             self._incident("graph-used-twice", calling_site())
 
@@ -403,29 +522,32 @@ class TrainingObserver:
         known = self._known(optimizer)
         known.closure = known.closure or closure
         if closure:
+            if known.steps < FIRST_STEPS:
+                self._note_held(known)
+            self._look_at_modes(known, site)
             return
         if known.steps and known.pending and not known.was_reset:
             self._incident("stale-gradient", site, optimizer=known.kind)
         parameters = list(known.parameters())
         if known.steps < FIRST_STEPS or self._is_recording:
             self._look_at(known, parameters, site)
+        self._look_at_modes(known, site)
         if self._is_recording:
             self._before = {id(p): _part(p) for p in parameters}
 
     def _look_at(self, known: _Optimizer, parameters: list[Tensor], site: Site | None) -> None:
         held = {id(p) for p in parameters}
+        self._note_held(known)
         for root in self._roots.values():
-            root.held.update(name for id_, name in root.names.items() if id_ in held)
             module = root.module()
             if root.held and module is not None:
-                root.neglected.update(
-                    name
-                    for name, p in module.named_parameters()
-                    if name not in root.held and p.requires_grad and p.grad is not None
-                )
-        if known.pending and self.step and self._are_zero(parameters):
+                for name, p in module.named_parameters():
+                    if name not in root.held and p.requires_grad and p.grad is not None:
+                        root.neglected.setdefault(name, _few(p))
+        are_gone = bool(parameters) and all(p.grad is None for p in parameters)
+        if known.pending and known.arrived and (are_gone or self._are_zero(parameters)):
             self._incident("zeroed-before-step", site, optimizer=known.kind)
-        if parameters and all(p.grad is None for p in parameters):
+        elif are_gone:
             others = [
                 root.name
                 for root in self._roots.values()
@@ -433,6 +555,21 @@ class TrainingObserver:
             ]
             self._incident("step-without-gradients", site, optimizer=known.kind, elsewhere=others,
                            made=_place(known.site))  # fmt: skip
+
+    def _note_held(self, known: _Optimizer) -> None:
+        """Which parameters of which roots it holds, and in which of its groups."""
+        optimizer = known.held()
+        if optimizer is None:
+            return
+        groups = {
+            id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]
+        }
+        for root in self._roots.values():
+            for id_, name in root.names.items():
+                if id_ in groups:
+                    root.held.add(name)
+                    known.roots.add(root.number)
+                    root.groups[name] = (known, groups[id_])
 
     @staticmethod
     def _are_zero(parameters: list[Tensor]) -> bool:
@@ -444,13 +581,18 @@ class TrainingObserver:
         known = self._known(optimizer)
         if self._is_recording:
             self._note_parameters(known)
-        rates = tuple(_plain(group["lr"]) for group in optimizer.param_groups if "lr" in group)
+        rates = tuple(
+            _plain(group["lr"])
+            for group in optimizer.param_groups
+            if isinstance(group.get("lr"), (int, float, Tensor))
+        )
         if not known.rates or known.rates[-1][1] != rates:
             known.rates.append((self.step, rates))
             if len(known.rates) > MOST_LOSSES:
                 del known.rates[1::2]
         known.backwards[known.pending] += 1
         known.pending = 0
+        known.arrived = False
         known.steps += 1
         known.was_reset = known.closure
         if known.steps <= FIRST_STEPS or not known.probes:
@@ -477,8 +619,7 @@ class TrainingObserver:
             gradient = parameter.grad
             missing = before.new_full((), -1.0)
             rows.append(torch.stack([
-                missing if gradient is None or gradient.is_sparse
-                else torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).to(before.device),
+                missing if gradient is None else _norm(gradient.detach()).to(before.device),
                 torch.linalg.vector_norm(before),
                 torch.linalg.vector_norm(_part(parameter) - before),
             ]))  # fmt: skip
@@ -556,22 +697,54 @@ class TrainingObserver:
 
     def clips(self, parameters: list[Tensor], limit: float, norm: Any, site: Site | None) -> None:
         ids = {id(p) for p in parameters}
-        for known in self._optimizers.values():
-            held = {id(p) for p in known.parameters()}
-            if known.steps and not known.pending and ids & held:
-                self._incident("clipped-after-step", site, optimizer=known.kind)
+        owners = [
+            known
+            for known in self._optimizers.values()
+            if any(id(p) in ids for p in known.parameters())
+        ]
+        # Gradients that no backward pass made are set by hand: when, nobody knows. And a limit that
+        # is out of reach asks for the norm alone.
+        if owners and limit < 1e4 and all(
+            known.steps and not known.pending and any(known.backwards) for known in owners
+        ):  # fmt: skip
+            self._incident("clipped-after-step", site, optimizer=owners[0].kind)
+        for known in owners:
+            if self._is_still_scaled(known):
+                self._incident("clipped-while-scaled", site, optimizer=known.kind)
         key = None if site is None else site.key
-        _, _, norms = self._clips.setdefault(key, (site, limit, []))
+        _, _, norms, kinds = self._clips.setdefault(key, (site, limit, [], set()))
+        kinds.update(known.kind for known in owners)
         if norm is not None and len(norms) < MOST_LOSSES:
             norms.append(norm.detach() if isinstance(norm, Tensor) else norm)
 
     def scales(self, scaler: Any) -> None:
         self._scaler = weakref.ref(scaler)
 
+    def _is_still_scaled(self, known: _Optimizer) -> bool:
+        """Whether a `GradScaler` has multiplied the optimizer's gradients, and not yet divided them."""
+        scaler = None if self._scaler is None else self._scaler()
+        if scaler is None or not scaler.is_enabled() or not known.pending:
+            return False
+        state = scaler._per_optimizer_states.get(id(known.held()))
+        return state is None or getattr(state["stage"], "name", "") == "READY"
+
     def schedules(self, scheduler: Any, site: Site | None) -> None:
         known = self._optimizers.get(id(getattr(scheduler, "optimizer", None)))
-        if known is not None and known.steps == 0:
+        # A scaler leaves out steps, the first ones most of all.
+        if known is not None and known.steps == 0 and self._scaler is None:
             self._incident("scheduled-before-step", site, scheduler=type(scheduler).__name__)
+        kind = type(scheduler).__name__
+        length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
+        key = (kind, id(known), None if site is None else site.key)
+        before = self._schedules.get(key)
+        if before is not None or len(self._schedules) < MOST_SCHEDULES:
+            self._schedules[key] = (
+                site,
+                known,
+                1 if before is None else before[2] + 1,
+                self.step if known is None else known.steps,
+                length if isinstance(length, int) else None,
+            )
 
     def passes(self, loader: Any, site: Site | None) -> None:
         pass
@@ -590,23 +763,36 @@ class TrainingObserver:
         second = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("other"))
         if not isinstance(first, Tensor) or not isinstance(second, Tensor):
             return
-        if name not in ("cross_entropy", "nll_loss") and root is None:
+        if name not in ("cross_entropy", "nll_loss") and (root is None or name in LOSS_FUNCTIONS):
             self._broadcast(name, first, second)
-        if name in LOSS_FUNCTIONS and isinstance(result, Tensor) and result.requires_grad:
-            self._objective(name, first, second, kwargs, result)
-        softened = {
-            "cross_entropy": "SoftmaxBackward0",
-            "binary_cross_entropy_with_logits": "SigmoidBackward0",
-        }
-        made_by = _maker(first)
-        if softened.get(name) is not None and made_by == softened[name]:
-            kind = "double-softmax" if name == "cross_entropy" else "double-sigmoid"
-            self._incident(kind, calling_site())
-        if name == "nll_loss" and made_by == "SoftmaxBackward0":
-            self._incident("missing-log-softmax", calling_site())
+        if name not in LOSS_FUNCTIONS or not isinstance(result, Tensor) or not result.requires_grad:
+            return
+        weighted = len(args) > 2 and isinstance(args[2], Tensor)
+        options = {**kwargs, "weight": args[2]} if weighted else kwargs
+        made_by = _maker(first).removesuffix("0").removesuffix("Backward")
+        self._objective(name, first, second, options, result, made_by)
+        twice = _WRONG_BEFORE.get((name, made_by))
+        if twice is not None:
+            site = calling_site()
+            maker = self.recorder.maker_of(first)
+            self._incident(
+                twice,
+                site if maker is None or maker.site is None else maker.site,
+                loss=name,
+                gets=made_by.lower(),
+                classes=first.shape[1] if first.dim() > 1 else first.shape[0],
+                module=None if maker is None else maker.place.path,
+                at=_place(site),
+            )
 
     def _objective(
-        self, name: str, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any], loss: Tensor
+        self,
+        name: str,
+        scores: Tensor,
+        targets: Tensor,
+        kwargs: Mapping[str, Any],
+        loss: Tensor,
+        made_by: str,
     ) -> None:
         site = calling_site()
         key = (name, None if site is None else site.key)
@@ -615,15 +801,30 @@ class TrainingObserver:
             known = self._objectives[key] = _Objective(name, site)
         if loss.numel() == 1:
             known.values.append((self.step, loss.detach()))
+        known.made_by = made_by
         known.look_at(scores.detach(), targets.detach(), kwargs)
+        root = self._latest()
+        given = [] if root is None else [t.data_ptr() for _, t in tensors(root.inputs) if t.numel()]
+        known.seen.look_at(targets.detach(), kwargs, inputs=targets.data_ptr() in given)
 
     def _broadcast(self, name: str, first: Tensor, second: Tensor) -> None:
-        if first.requires_grad == second.requires_grad or {first.dim(), second.dim()} != {1, 2}:
+        """(N, 1, …) with (N, …), of which one is a prediction: a table of each with each."""
+        if abs(first.dim() - second.dim()) != 1 or (first.grad_fn is None) == (
+            second.grad_fn is None
+        ):
             return
-        table, line = (first, second) if first.dim() == 2 else (second, first)
-        if table.shape[1] == 1 and table.shape[0] == line.shape[0] > 1:
+        if first.requires_grad and second.requires_grad:
+            return  # a parameter, compared with predictions
+        more, fewer = (first, second) if first.dim() > second.dim() else (second, first)
+        if (
+            fewer.dim()
+            and more.shape[1] == 1
+            and more.shape[0] == fewer.shape[0] > 1
+            and more.shape[2:] == fewer.shape[1:]
+        ):
             self._incident("broadcast-loss", calling_site(), operation=name,
-                           shapes=[list(first.shape), list(second.shape)])  # fmt: skip
+                           shapes=[list(first.shape), list(second.shape)],
+                           prediction=0 if first.requires_grad else 1)  # fmt: skip
 
     # ------------------------------------------------------------------ the end
 
@@ -634,6 +835,18 @@ class TrainingObserver:
             self._incidents[key] = Incident(kind, site, 1, self.step, facts)
         else:
             self._incidents[key] = Incident(kind, site, before.count + 1, before.step, before.facts)
+
+    def fails(self, error: BaseException) -> None:
+        """The loop ended with this exception."""
+        failure = failure_in(error)
+        if failure is None:
+            return
+        facts = dict(failure.facts)
+        module = facts.pop("module", None)
+        paths = [
+            root.paths[id(module)] for root in self._roots.values() if id(module) in root.paths
+        ]
+        self._incident(failure.kind, failure.site, **facts, module=paths[0] if paths else None)
 
     def trace(self) -> Trace:
         """What was seen. May be asked at any time; moves what is on the device to the host."""
@@ -649,13 +862,37 @@ class TrainingObserver:
             ],
             losses=[(step, float(value)) for step, value in self._losses],
             clips=[
-                ClipTrace(site, limit, len(norms), [min(1.0, limit / (float(n) + 1e-6)) for n in norms])
-                for site, limit, norms in self._clips.values()
+                ClipTrace(site, limit, len(norms), [min(1.0, limit / (float(n) + 1e-6)) for n in norms],
+                          sorted(kinds))
+                for site, limit, norms, kinds in self._clips.values()
+            ],
+            schedules=[
+                ScheduleTrace(kind, site, self._place_of(known), calls, steps, length)
+                for (kind, _, _), (site, known, calls, steps, length) in self._schedules.items()
             ],
             objectives=[objective.trace() for objective in self._objectives.values()],
-            incidents=list(self._incidents.values()),
+            incidents=[*self._incidents.values(), *self._unused_graphs()],
             notes=list(self._notes()),
         )  # fmt: skip
+
+    def _place_of(self, known: _Optimizer | None) -> int | None:
+        """The optimizer's place in the trace."""
+        return next((i for i, o in enumerate(self._optimizers.values()) if o is known), None)
+
+    def _neglected(self, root: _Root) -> list[str]:
+        """Without those that an optimizer holds, or held by now, and those that change by other hands."""
+        module = root.module()
+        now = {} if module is None else dict(module.named_parameters())
+        held = {id(p) for known in self._optimizers.values() for p in known.parameters()}
+        return sorted(
+            name
+            for name, before in root.neglected.items()
+            if name not in root.held
+            and (
+                name not in now
+                or (id(now[name]) not in held and torch.equal(_few(now[name]), before))
+            )
+        )
 
     def _notes(self) -> Iterator[str]:
         if self._compiled:
@@ -677,21 +914,26 @@ class TrainingObserver:
                 ]
                 dead = [float(share) for share in record.windows]
                 sites.append(
-                    SiteTrace(record.place, record.site, record.weight, steps, dead=dead, **columns)
-                )
+                    SiteTrace(record.place, record.site, record.weight, steps, dead=dead,
+                              seen=list(record.seen), feeds=record.feeds,
+                              values=dict(record.values), **columns)
+                )  # fmt: skip
         return ModelTrace(
             root.name, root.site, bool(root.held), dict(root.forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
-            sorted(root.neglected),
+            self._neglected(root),
         )  # fmt: skip
 
     def _parameter(self, root: _Root, name: str) -> ParameterTrace:
         by_step = self._parameters.get((root.number, name), {})
         steps = sorted(by_step)
         gradient, weight, update = ([by_step[s][i] for s in steps] for i in range(3))
+        known, group = root.groups.get(name, (None, 0))
+        place = self._place_of(known)
         return ParameterTrace(
             name, *root.shapes[name], name in root.held, steps,
             gradient, weight, update, sum(g is not None for g in gradient),
+            None if place is None else (place, group),
         )  # fmt: skip
 
 
@@ -703,6 +945,22 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
+
+
+def _is_sensitive(module: nn.Module) -> bool:
+    """Whether its results differ between train and eval mode."""
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.dropout > 0
+    return type(module).__name__.startswith(_SENSITIVE) and getattr(module, "p", 1) != 0
+
+
+def _note_unused(unused: dict[Any, _Idle], forward: _Forward) -> None:
+    key = None if forward.site is None else forward.site.key
+    known = unused.get((key, forward.training))
+    if known is None:
+        unused[key, forward.training] = _Idle(key, forward.site, forward.step, forward.inputs)
+    else:
+        known.goes_on(forward.step, forward.inputs)
 
 
 def _sequence(node: Any) -> int:
@@ -738,6 +996,27 @@ def _is_reset(optimizer: _Optimizer) -> bool:
         p is None or p.grad is None or (p.device.type == "cpu" and not bool(p.grad.any()))
         for p in probes
     )
+
+
+def _has_arrived(parameters: Iterable[Tensor]) -> bool:
+    """Whether one of them has a gradient; on the CPU, where it costs no waiting, one that is not zero."""
+    given = [p.grad for p in parameters if p.grad is not None]
+    if not given:
+        return False
+    if any(g.device.type != "cpu" or g.is_sparse for g in given):
+        return True
+    return any(bool(g.any()) for g in given)
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float32)
+    return norm
+
+
+def _few(parameter: Tensor) -> Tensor:
+    """Some elements of it, copied."""
+    return parameter.detach().reshape(-1)[:16].clone()
 
 
 def _has_gradients(root: _Root) -> bool:

@@ -46,6 +46,14 @@ RECTIFIERS: Final = frozenset({"relu", "relu6", "threshold", "clamp", "clamp_min
 FLAT_BEYOND: Final = {"sigmoid": 4.0, "tanh": 2.0}
 # Behind these the channels are the second axis; behind all others the last.
 _CHANNELS_SECOND: Final = ("Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MaxPool", "AvgPool")
+# Hinges, max(0, margin − distance), are no layers: all of them zero is what is aimed at.
+_MARGINS: Final = ("Sub", "Rsub", "Neg")
+_USES: Final = ops.WEIGHTED | {"mul", "matmul", "bmm", "einsum", "lerp", "addcmul"}
+_VIEWS: Final = (
+    "View", "Reshape", "Unsafe", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Permute", "T", "Split",
+    "Slice", "Select", "Unbind", "ToCopy", "Clone", "Repeat",
+)  # fmt: skip
+_NODES_BACK: Final = 5
 _COLUMNS: Final = ("mean", "rms", "spread", "zero", "saturated", "gradient")
 
 
@@ -67,7 +75,11 @@ class SiteRecord:
     site: Site | None
     weight: str | None
     alive: Tensor | None = None
+    samples: int = 0
     windows: list[Tensor] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+    feeds: str = ""
+    values: dict[int, int] = field(default_factory=dict)
 
 
 Key = tuple[int, Place]
@@ -93,6 +105,9 @@ class Recorder(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._stack: list[str] = []
         self._handles: list[Any] = []
+        # Sites of this forward by the numbers of their autograd nodes; sigmoids and tanhs once more.
+        self._nodes: dict[int, SiteRecord] = {}
+        self._flat: dict[int, SiteRecord] = {}
 
     # ------------------------------------------------------------------ the mode
 
@@ -147,6 +162,8 @@ class Recorder(TorchFunctionMode):
         self._root, self._paths, self._names = root, paths, names
         self._counts.clear()
         self._stack.clear()
+        self._nodes.clear()
+        self._flat.clear()
 
     def end_forward(self) -> None:
         """What follows is the loop's own code."""
@@ -170,7 +187,11 @@ class Recorder(TorchFunctionMode):
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         if name in _LOSSES:
             self._seen(name, args, kwargs, result, self._root)
-        if self._root is None or name not in RECORDED or not torch.is_grad_enabled():
+        if self._root is None or not torch.is_grad_enabled():
+            return
+        if self._flat and name in _USES:
+            self._use(name, args)
+        if name not in RECORDED:
             return
         path = self._stack[-1] if self._stack else ""
         index = self._counts[path, name]
@@ -190,15 +211,40 @@ class Recorder(TorchFunctionMode):
             weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
             record = SiteRecord(*key, calling_site(3), weight)
             self.sites[key] = record
-        flat = None
-        if name in FLAT_BEYOND and args and isinstance(args[0], Tensor):
-            flat = (_sampled(args[0]).abs() > FLAT_BEYOND[name]).float().mean()
-        sample = _Sample(_sampled(tensor), flat)
+        sample = _Sample(_sampled(tensor), self._particulars(name, record, args, kwargs, tensor))
         self._samples[key] = sample
-        if name in RECTIFIERS:
-            self._units(record, args, tensor)
         if tensor.requires_grad:
             self._handles.append(tensor.register_hook(_norm_into(sample)))  # type: ignore[no-untyped-call]
+
+    def _particulars(
+        self, name: str, record: SiteRecord, args: Any, kwargs: dict[str, Any], result: Tensor
+    ) -> Tensor | None:
+        """What is noted of some operations only. Gives the share of elements where the slope is gone."""
+        flat = None
+        if result.grad_fn is not None:
+            self._nodes[_number(result.grad_fn)] = record
+        if name in FLAT_BEYOND and args and isinstance(args[0], Tensor):
+            flat = (_sampled(args[0]).abs() > FLAT_BEYOND[name]).float().mean()
+            if result.grad_fn is not None:
+                self._flat[_number(result.grad_fn)] = record
+        elif name == "batch_norm" and _is_training(args, kwargs):
+            values = result.numel() // result.shape[1]
+            if values in record.values or len(record.values) < MOST_CALLS:
+                record.values[values] = record.values.get(values, 0) + 1
+        elif name in RECTIFIERS:
+            self._units(record, args, result)
+        return flat
+
+    def maker_of(self, tensor: Tensor) -> SiteRecord | None:
+        """The recorded operation that made the values, behind rearrangements of them."""
+        node: Any = tensor.grad_fn
+        for _ in range(_NODES_BACK):
+            if node is None or _number(node) in self._nodes:
+                return None if node is None else self._nodes[_number(node)]
+            if not node.name().startswith(_VIEWS) or not node.next_functions:
+                return None
+            node = node.next_functions[0][0]
+        return None
 
     def _units(self, record: SiteRecord, args: Any, result: Tensor) -> None:
         """Which units were above zero for some sample."""
@@ -206,11 +252,39 @@ class Recorder(TorchFunctionMode):
             return
         source = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
         kind = "" if source is None else source.name()
+        if kind.startswith(_MARGINS):
+            return
         axis = 1 if result.dim() == 4 or kind.startswith(_CHANNELS_SECOND) else result.dim() - 1
         others = [i for i in range(result.dim()) if i != axis]
         alive = result.detach().amax(others) > 0
         before = record.alive
-        record.alive = alive if before is None or before.shape != alive.shape else before | alive
+        if before is None or before.shape != alive.shape:
+            record.alive, record.samples = alive, 0
+        else:
+            record.alive = before | alive
+        record.samples += result.numel() // result.shape[axis]
+
+    def _use(self, name: str, args: Any) -> None:
+        """Note what a sigmoid or tanh of this forward goes into: a layer's weights, or a product."""
+        operands = [a for a in args[:2] if isinstance(a, Tensor)]
+        is_layer = name in ops.WEIGHTED and len(operands) == 2
+        for operand in operands[: 1 if is_layer else 2]:
+            node: Any = operand.grad_fn
+            for _ in range(_NODES_BACK):
+                record = None if node is None else self._flat.get(_number(node))
+                if node is None or record is not None:
+                    break
+                # Other operations in between make something else of a gate, but not of a layer's input.
+                is_view = node.name().startswith(_VIEWS)
+                node = (
+                    node.next_functions[0][0]
+                    if node.next_functions and (is_layer or is_view)
+                    else None
+                )
+            else:
+                continue
+            if record is not None and record.feeds != "gate":
+                record.feeds = "weights" if is_layer else "gate"
 
     def close(self, step: int) -> None:
         """The backward pass is over: make the step's figures, still on the device."""
@@ -229,6 +303,7 @@ class Recorder(TorchFunctionMode):
         for record in self.sites.values():
             if record.alive is not None:
                 record.windows.append(1 - record.alive.float().mean())
+                record.seen.append(record.samples)
                 record.alive = None
 
     def discard(self) -> None:
@@ -261,6 +336,10 @@ class Recorder(TorchFunctionMode):
         for key, by_step in self._figures.items():
             kept = sorted(by_step)[::2]
             self._figures[key] = {step: by_step[step] for step in kept}
+
+
+def _number(node: Any) -> int:
+    return int(node._sequence_nr())
 
 
 def _stack() -> list[Any]:
@@ -317,9 +396,14 @@ _LOSSES: Final = LOSS_FUNCTIONS | {"sub", "mul", "add", "div"}
 _NAMES: dict[Any, str] = {}
 
 
+def _is_training(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether this `batch_norm` takes the statistics of the batch."""
+    return bool(args[5] if len(args) > 5 else kwargs.get("training", False))
+
+
 def _name(func: Any) -> str:
     name = ops.canonical_name(func)
-    name = name if name in RECORDED or name in _LOSSES else ""
+    name = name if name in RECORDED or name in _LOSSES or name in _USES else ""
     with contextlib.suppress(TypeError):
         _NAMES[func] = name
     return name

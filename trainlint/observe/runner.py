@@ -82,6 +82,12 @@ class _Watch:
         if 0 < self._job.steps <= steps:
             raise Enough(0)
 
+    def fails(self, error: BaseException) -> None:
+        """The script ends with this exception."""
+        if self._observer is not None:
+            with suppress(Exception):
+                self._observer.fails(error)
+
     def end(self) -> None:
         """Stop observing, and write what was found. Not in a forked child, and once."""
         if self._is_over or os.getpid() != self._process:
@@ -223,7 +229,8 @@ def main(argv: Sequence[str]) -> None:
     sys.meta_path.insert(0, _AfterTorch(watch))
     try:
         (_run_module if job.module else _run_file)(argv[1])
-    except BaseException:
+    except BaseException as error:
+        watch.fails(error)
         _without_our_frames()
         raise
 

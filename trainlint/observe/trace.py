@@ -7,7 +7,7 @@ figure for each *recorded* step, whose numbers stand beside it. Figures that cou
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,11 @@ class SiteTrace:
     `mean`, `std`, `rms`, `spread` (RMS of what differs between the samples), `zero` and `saturated` are
     as in a `SiteSignal`; `gradient` is the norm of the loss's gradient by the whole result. `dead` is the
     share of units (channels, features) that were 0 for every sample of a window of recorded steps, for
-    operations that end in exact zeros; one figure a window. `weight` is the name of the parameter that
-    the operation applies: several sites with one weight are one layer used again.
+    operations that end in exact zeros; one figure a window, of `seen` samples (positions) each. `weight`
+    is the name of the parameter that the operation applies: several sites with one weight are one layer
+    used again. `feeds` says what a sigmoid's or tanh's result goes into: `weights` of another layer, or a
+    product in which it is a `gate`. `values` counts, for a BatchNorm in train mode, the recorded steps by
+    how many values a channel had.
     """
 
     place: Place
@@ -53,6 +56,9 @@ class SiteTrace:
     saturated: Series
     gradient: Series
     dead: Sequence[float] = ()
+    seen: Sequence[int] = ()
+    feeds: str = ""
+    values: Mapping[int, int] = field(default_factory=dict)
 
     def median(self, figure: str, last: int | None = None) -> float | None:
         """The median of a series, over its `last` recorded steps if given."""
@@ -66,7 +72,8 @@ class ParameterTrace:
 
     `gradient` is the norm of its gradient as the optimizer's step finds it, after unscaling and clipping;
     `weight` its own norm, and `update` the norm of the step's change over that, both from at most 8192 of
-    its elements. `arrived` counts the recorded steps in which a gradient was there.
+    its elements. `arrived` counts the recorded steps in which a gradient was there. `group` is the place
+    of its optimizer in the trace and that of its group there.
     """
 
     name: str
@@ -79,6 +86,16 @@ class ParameterTrace:
     weight: Series
     update: Series
     arrived: int
+    group: tuple[int, int] | None = None
+
+    def median(self, figure: str, steps: Container[int] | None = None) -> float | None:
+        """The median of a series, over these steps if given."""
+        values = [
+            value
+            for step, value in zip(self.steps, getattr(self, figure), strict=True)
+            if value is not None and (steps is None or step in steps)
+        ]
+        return statistics.median(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -99,12 +116,52 @@ class OptimizerTrace:
 
 @dataclass(frozen=True)
 class ClipTrace:
-    """A call of `clip_grad_norm_`: `factor` is what it multiplied the gradients by, 1 where it did not."""
+    """A call of `clip_grad_norm_`: `factor` is what it multiplied the gradients by, 1 where it did not.
+
+    `optimizers` are the kinds of those that hold what was clipped. Clipping by value has no factors.
+    """
 
     site: Site | None = field(repr=False)
     limit: float
     calls: int
     factor: Sequence[float]
+    optimizers: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ScheduleTrace:
+    """A learning rate scheduler: how often it stepped, and how often its optimizer had by its last step.
+
+    `optimizer` is that one's place in the trace. `length` is in how many of its own steps it ends or turns
+    (`total_steps` of OneCycleLR, `T_max` of CosineAnnealingLR), where it knows.
+    """
+
+    kind: str
+    site: Site | None = field(repr=False)
+    optimizer: int | None
+    calls: int
+    steps: int
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class TargetTrace:
+    """The targets of a loss function as they were seen, from at most 8192 elements a step.
+
+    `counts` says how often each whole number from 0 to 255 was one, empty where other values were, too.
+    `integral` tells of their dtype, `one_hot` whether each row was, `mixed` whether more than one value
+    was there in each step, `inputs` whether they are an input of the model. `ignored` counts the recorded
+    steps in which all targets were to be ignored.
+    """
+
+    least: float
+    largest: float
+    counts: Sequence[int] = ()
+    integral: bool = False
+    one_hot: bool = False
+    mixed: bool = False
+    inputs: bool = False
+    ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +170,10 @@ class LossTrace:
 
     `guess` is the loss of the best constant answer to the targets that were seen: their entropy for class
     indices, their variance for a squared error; None where that is not known (other losses, weights,
-    smoothing). `classes` is the number of scores a sample, for cross entropy.
+    smoothing). `classes` is the number of scores a sample, for cross entropy. `made_by` is the operation
+    that made the scores, as autograd names it: `Softmax`, `Sigmoid`, `Addmm`; `largest` the largest score
+    that nll_loss or kl_div got. `is_plain` tells that there were neither weights nor another reduction
+    than the mean.
     """
 
     kind: str
@@ -122,6 +182,10 @@ class LossTrace:
     values: Sequence[float]
     guess: float | None = None
     classes: int | None = None
+    made_by: str = ""
+    largest: float | None = None
+    is_plain: bool = False
+    targets: TargetTrace | None = None
 
     def learnt(self, after: int) -> float | None:
         """Share of the guess's loss that was gone after so many steps: 0 as good as a guess, 1 perfect.
@@ -174,6 +238,27 @@ class ModelTrace:
             path = path.rpartition(".")[0]
         return self.layers.get(path) or self.site
 
+    def weights(self) -> list[ParameterTrace]:
+        """What the optimizers train, of two dimensions or more; not tables, of which a step meets few rows."""
+        tables = {site.weight for site in self.sites if site.place.operation == "embedding"}
+        return [
+            parameter
+            for parameter in self.parameters
+            if parameter.optimized
+            and parameter.trainable
+            and parameter.dimensions > 1
+            and parameter.name not in tables
+        ]
+
+    def paces(self) -> dict[int, float]:
+        """The median layer's update over weight, by recorded step."""
+        by_step: dict[int, list[float]] = {}
+        for parameter in self.weights():
+            for step, update in zip(parameter.steps, parameter.update, strict=True):
+                if update is not None:
+                    by_step.setdefault(step, []).append(update)
+        return {step: statistics.median(updates) for step, updates in sorted(by_step.items())}
+
     def depth_profile(
         self, figure: str = "gradient", last: int | None = None
     ) -> list[tuple[str, float]]:
@@ -206,6 +291,7 @@ class Trace:
     optimizers: Sequence[OptimizerTrace]
     losses: Sequence[tuple[int, float]] = field(repr=False)
     clips: Sequence[ClipTrace] = ()
+    schedules: Sequence[ScheduleTrace] = ()
     objectives: Sequence[LossTrace] = ()
     incidents: Sequence[Incident] = ()
     notes: Sequence[str] = ()
@@ -213,6 +299,15 @@ class Trace:
     def of(self, *kinds: str) -> Iterator[Incident]:
         """The incidents of these kinds."""
         return (incident for incident in self.incidents if incident.kind in kinds)
+
+    def optimizer_of(self, model: ModelTrace) -> OptimizerTrace | None:
+        """The optimizer that holds most of the model's elements."""
+        held: dict[int, int] = {}
+        for parameter in model.parameters:
+            if parameter.group is not None:
+                place = parameter.group[0]
+                held[place] = held.get(place, 0) + parameter.elements
+        return self.optimizers[max(held, key=lambda place: held[place])] if held else None
 
     @property
     def trained(self) -> list[ModelTrace]:

@@ -1,0 +1,79 @@
+"""What the targets of a loss function are like, added up on their device without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainlint.observe.trace import TargetTrace
+
+_MOST: Final = 8192
+_LARGEST_WHOLE: Final = 255
+
+
+class SeenTargets:
+    """The targets at one loss so far. Figures stay 0-dimensional tensors until `trace`."""
+
+    def __init__(self) -> None:
+        self._bounds: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._ignored: Tensor | None = None
+        self._one_hot: Tensor | None = None
+        self._mixed: Tensor | None = None
+        self._integral = True
+        self._inputs = False
+
+    def look_at(self, targets: Tensor, kwargs: Mapping[str, Any], *, inputs: bool) -> None:
+        """Add a call's targets. `inputs` tells that the model was given the very same tensor."""
+        if not targets.numel() or targets.is_complex() or targets.is_meta:
+            return
+        self._inputs = self._inputs or inputs
+        self._integral = self._integral and not targets.is_floating_point()
+        flat = targets.reshape(-1)
+        flat = flat[:: -(-flat.numel() // _MOST) | 1].to(torch.float32)
+        least, largest = flat.amin(), flat.amax()
+        bounds = torch.stack([least, -largest])
+        self._bounds = bounds if self._bounds is None else torch.minimum(self._bounds, bounds)
+        self._mixed = _both(self._mixed, least < largest)
+        self._one_hot = _both(self._one_hot, _is_one_hot(targets))
+        # The last bin is for everything else.
+        other = (flat != flat.round()) | (flat < 0) | (flat > _LARGEST_WHOLE)
+        index = torch.where(other, _LARGEST_WHOLE + 1, flat.nan_to_num(0)).long()
+        counts = flat.new_zeros(_LARGEST_WHOLE + 2).scatter_add_(0, index, torch.ones_like(flat))
+        self._counts = counts if self._counts is None else self._counts + counts
+        if not targets.is_floating_point():
+            none = (targets == kwargs.get("ignore_index", -100)).all().int()
+            self._ignored = none if self._ignored is None else self._ignored + none
+
+    def trace(self) -> TargetTrace | None:
+        """What they add up to. None where there were none."""
+        if self._bounds is None or self._counts is None:
+            return None
+        *counts, others = map(int, self._counts.tolist())
+        while counts and not counts[-1]:
+            counts.pop()
+        return TargetTrace(
+            least=float(self._bounds[0]),
+            largest=-float(self._bounds[1]),
+            counts=[] if others else counts,
+            integral=self._integral,
+            one_hot=bool(self._one_hot),
+            mixed=bool(self._mixed),
+            inputs=self._inputs,
+            ignored=0 if self._ignored is None else int(self._ignored),
+        )
+
+
+def _both(before: Tensor | None, now: Tensor) -> Tensor:
+    return now if before is None else before & now
+
+
+def _is_one_hot(targets: Tensor) -> Tensor:
+    if targets.dim() != 2 or targets.shape[1] < 2:
+        return torch.zeros((), dtype=torch.bool, device=targets.device)
+    some = targets[:_MOST]
+    are_bits = ((some == 0) | (some == 1)).all()
+    return are_bits & (some.sum(1) == 1).all()
