@@ -107,8 +107,9 @@ def _run(job: RunJob, argv: Sequence[str], timeout: float | None) -> tuple[int, 
     command = [
         sys.executable,
         *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
-        "-m",
-        "trainlint.observe.runner",
+        # `-m` would lose the exit status of an unhandled KeyboardInterrupt.
+        "-c",
+        "from trainlint.observe.runner import main; main()",
         msgspec.json.encode(job).decode(),
         *argv,
     ]

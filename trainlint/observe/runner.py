@@ -1,6 +1,6 @@
 """The child's side of `trainlint run`: be the script, observed.
 
-`python -m trainlint.observe.runner JOB SCRIPT ARGS...` runs the script as `python SCRIPT ARGS...` would:
+`main` with the arguments JOB SCRIPT ARGS... runs the script as `python SCRIPT ARGS...` would:
 its own `__main__`, argv, path, output and exit status. Torch is observed from the moment at which the
 script itself has imported it. What was found is written to the file that the job names, now and then and
 at the end, also before `os._exit`; a process that is killed leaves the last of these.
@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -62,6 +61,7 @@ class _Watch:
         self._stack = ExitStack()
         self._observer: Any = None
         self._is_over = False
+        self._was_interrupted = False
         self._problem: Any = lambda: None
 
     def start(self) -> None:
@@ -84,6 +84,7 @@ class _Watch:
 
     def fails(self, error: BaseException) -> None:
         """The script ends with this exception."""
+        self._was_interrupted = isinstance(error, KeyboardInterrupt)
         if self._observer is not None:
             with suppress(Exception):
                 self._observer.fails(error)
@@ -95,6 +96,10 @@ class _Watch:
         self._is_over = True
         with suppress(Exception):
             self.write(is_final=True)
+        if self._was_interrupted:
+            # The interpreter's note of it, its exit status, is lost with the next `exec` of a text: ours.
+            with suppress(KeyboardInterrupt):
+                exec("raise KeyboardInterrupt")
 
     def write(self, *, is_final: bool) -> None:
         from trainlint.observe.report import RunReport
@@ -210,11 +215,12 @@ def _without_our_frames() -> None:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename == __file__ or "runpy" in filename
+    return filename in (__file__, "<string>") or "runpy" in filename
 
 
-def main(argv: Sequence[str]) -> None:
-    """Be the script. `argv` is the job and then what `sys.argv` shall be."""
+def main() -> None:
+    """Be the script. The arguments are the job, and then what `sys.argv` shall be."""
+    argv = sys.argv[1:]
     job = msgspec.json.decode(argv[0], type=RunJob)
     watch = _Watch(job)
     sys.argv[:] = argv[1:]
@@ -233,7 +239,3 @@ def main(argv: Sequence[str]) -> None:
         watch.fails(error)
         _without_our_frames()
         raise
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
