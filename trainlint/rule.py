@@ -75,6 +75,7 @@ from trainlint.observe.trace import (
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
+    ScheduleTrace,
     SiteTrace,
     Trace,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "Reachability",
     "Rule",
     "Safety",
+    "ScheduleTrace",
     "Severity",
     "Signal",
     "Site",

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, NonFinite, Severity, Signal, ops, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Incident,
+    NonFinite,
+    Severity,
+    Signal,
+    Trace,
+    ops,
+    rule,
+)
 
 # What an operation cannot take, and what to write instead.
 CURES = {
@@ -61,7 +74,9 @@ HALF = 65504.0
 @rule(
     "GRD003", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off", "constant-output"]
 )
-def non_finite(graph: Graph, signal: Signal) -> Iterator[Finding]:
+def non_finite(
+    graph: Graph | None, signal: Signal | None, trace: Trace | None
+) -> Iterator[Finding]:
     """An operation makes NaN or infinity in the first forward or backward pass.
 
     log 0 = -∞, 0/0 and ∞ - ∞ are NaN, and NaN spreads: one of them in a gradient makes every weight that
@@ -74,6 +89,11 @@ def non_finite(graph: Graph, signal: Signal) -> Iterator[Finding]:
     operands into something else, with the range of what it was given. Infinities that hide attention
     scores are no fault. Where trainlint made the inputs up, an operation right on the input, with no
     weights in between, is not held against the model: log of a made-up negative number says nothing.
+
+    In a training run that is watched, the loss is looked at before each backward pass. At the first NaN
+    or infinity the forward is made once more to find the operation; where the weights or the input were
+    not finite before it, that is said instead. A loss that was finite again afterwards, as mixed
+    precision's skipped steps leave it, is a warning.
 
     ## Bad
     ```python
@@ -112,8 +132,15 @@ def non_finite(graph: Graph, signal: Signal) -> Iterator[Finding]:
     Goldberg 1991, What every computer scientist should know about floating-point arithmetic. PyTorch,
     frequently asked questions on gradients of `where`. Seed A, problem 3 (NaN from exploding gradients).
     """
-    bad = signal.non_finite
-    if bad is None or (not signal.given and not _behind_weights(graph, bad.node)):
+    if trace is not None:
+        yield from _watched(trace)
+    bad = None if signal is None else signal.non_finite
+    if (
+        graph is None
+        or signal is None
+        or bad is None
+        or (not signal.given and not _behind_weights(graph, bad.node))
+    ):
         return
     name = graph.name(bad.node)
     reason, cure = CURES.get(name, ("", ""))
@@ -162,3 +189,85 @@ def _behind_weights(graph: Graph, node: Any) -> bool:
                 seen.add(other)
                 stack.append(other)
     return False
+
+
+def _watched(trace: Trace) -> Iterator[Finding]:
+    """What a run's first loss that was not finite came from."""
+    values = [value for _, value in trace.losses]
+    if all(map(isfinite, values)):
+        return
+    rows = [step for step, value in trace.losses if not isfinite(value)]
+    recovered = isfinite(values[-1])
+    after = (
+        f"; {len(rows)} of {len(values)} losses were so, the last was finite again"
+        if recovered
+        else f"; from step {rows[0]} on nothing is learnt, and the weights may be lost"
+    )
+    incidents = list(
+        trace.of("non-finite-result", "non-finite-input", "non-finite-weights", "non-finite-loss")
+    )
+    first = min(incidents, key=lambda incident: incident.step, default=None)
+    said, cure, evidence = _said(first)
+    yield Finding(
+        said + after,
+        where=first.site if first is not None else _broken_loss(trace),
+        evidence={"first_step": rows[0], "losses": len(rows), **evidence},
+        fixes=[Fix(cure)],
+        severity=Severity.WARNING if recovered else Severity.ERROR,
+    )
+
+
+def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
+    """The words for an incident, its cure, and its figures."""
+    if incident is None:
+        return "the loss became NaN or infinite", "a smaller learning rate, or clip_grad_norm_", {}
+    facts = incident.facts
+    what = "NaN" if facts["value"] == "nan" else "infinity"
+    if incident.kind == "non-finite-result":
+        name, least, largest = facts["operation"], facts["least"], facts["largest"]
+        reason, cure = CURES.get(name, ("", ""))
+        if max(abs(least), abs(largest)) > HALF:
+            cure = GROWTH
+        said = f"{name} makes {what} from values between {least:.4g} and {largest:.4g}"
+        return (
+            said + (f" ({reason})" if reason else ""),
+            cure or "an ε where it divides, takes a root or a logarithm, or clamp its argument",
+            {"value": facts["value"], "operation": name, "inputs": [least, largest]},
+        )
+    if incident.kind == "non-finite-weights":
+        return (
+            (
+                f"the weights of {facts['parameters'][0]} were not finite before the loss was: the step "
+                "before made them so, by a gradient that was not or by its size"
+            ),
+            (
+                "a smaller learning rate, or clip_grad_norm_ before the step; "
+                "torch.autograd.detect_anomaly() names the backward that made a NaN"
+            ),
+            {"value": facts["value"], "parameters": list(facts["parameters"])},
+        )
+    if incident.kind == "non-finite-input":
+        return (
+            f"{facts['model']} was given NaN or infinity: the fault is in the data, before the model",
+            (
+                "assert torch.isfinite(x).all() where the data are made, and a look at missing values and "
+                "at divisions by a deviation of 0"
+            ),
+            {"value": facts["value"]},
+        )
+    return (
+        f"the loss is {what} though the model's result is finite: the loss itself makes it",
+        (
+            "the version on logits (cross_entropy, binary_cross_entropy_with_logits), or an ε in its log, "
+            "root or division"
+        ),
+        {"value": facts["value"]},
+    )
+
+
+def _broken_loss(trace: Trace) -> Any:
+    """Where a loss function gave it."""
+    for objective in trace.objectives:
+        if not all(map(isfinite, objective.values)):
+            return objective.site
+    return trace.models[0].site if trace.models else None

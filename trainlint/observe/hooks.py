@@ -60,7 +60,7 @@ class Observer(Protocol):
         """After it."""
 
     def clips(self, parameters: list[Tensor], limit: float, norm: Any, site: Site | None) -> None:
-        """After `clip_grad_norm_`, with its result, or `clip_grad_value_`, with None."""
+        """After `clip_grad_norm_`, with the norm before it, or `clip_grad_value_`, with None."""
 
     def scales(self, scaler: Any) -> None:
         """A `GradScaler` scales a loss."""
@@ -283,10 +283,28 @@ def _clipping(tell: _Teller) -> Iterator[_Seam]:
         clip.__name__ = original.__name__
         return clip
 
-    for name, keyword in (("clip_grad_norm_", "max_norm"), ("clip_grad_value_", "clip_value")):
-        replacement = noted(getattr(clip_grad, name), keyword)
-        yield clip_grad, name, replacement
-        yield utils, name, replacement
+    def noted_inner(original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
+            if not tell.is_listening():
+                return original(parameters, max_norm, total_norm, *args, **kwargs)
+            given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            result = original(given, max_norm, total_norm, *args, **kwargs)
+            tell("clips", given, float(max_norm), total_norm, calling_site(2))
+            return result
+
+        return clip
+
+    replacement = noted(clip_grad.clip_grad_value_, "clip_value")
+    yield clip_grad, "clip_grad_value_", replacement
+    yield utils, "clip_grad_value_", replacement
+    # What a script has imported by name before, is its own: but it calls this one.
+    inner: Any = getattr(clip_grad, "_clip_grads_with_norm_", None)
+    if inner is not None:
+        yield clip_grad, "_clip_grads_with_norm_", noted_inner(inner)
+    else:
+        replacement = noted(clip_grad.clip_grad_norm_, "max_norm")
+        yield clip_grad, "clip_grad_norm_", replacement
+        yield utils, "clip_grad_norm_", replacement
 
 
 def _schedulers(tell: _Teller) -> Iterator[_Seam]:

@@ -147,6 +147,8 @@ class _Optimizer:
     rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     was_reset: bool = True
     closure: bool = False
+    # Parameters that had no gradient at any step.
+    unreached: list[weakref.ref[Tensor]] | None = None
     # Whether the last backward pass was seen to leave it a gradient that is not zero.
     arrived: bool = False
     probes: tuple[weakref.ref[Tensor], ...] = ()
@@ -579,6 +581,12 @@ class TrainingObserver:
 
     def step_ends(self, optimizer: Any) -> None:
         known = self._known(optimizer)
+        if known.unreached is None:
+            known.unreached = [weakref.ref(p) for p in known.parameters()]
+        if known.unreached:
+            known.unreached = [
+                r for r in known.unreached if (p := r()) is not None and p.grad is None
+            ]
         if self._is_recording:
             self._note_parameters(known)
         rates = tuple(
@@ -879,6 +887,12 @@ class TrainingObserver:
         """The optimizer's place in the trace."""
         return next((i for i, o in enumerate(self._optimizers.values()) if o is known), None)
 
+    @staticmethod
+    def _is_reached(root: _Root, name: str, known: _Optimizer | None) -> bool:
+        if known is None or not known.unreached:
+            return True
+        return all(root.names.get(id(ref())) != name for ref in known.unreached)
+
     def _neglected(self, root: _Root) -> list[str]:
         """Without those that an optimizer holds, or held by now, and those that change by other hands."""
         module = root.module()
@@ -918,8 +932,12 @@ class TrainingObserver:
                               seen=list(record.seen), feeds=record.feeds,
                               values=dict(record.values), **columns)
                 )  # fmt: skip
+        forwards = root.forwards.copy()
+        for forward in self._pending:  # no backward pass has come, so far
+            if forward.root is root:
+                forwards["evaluation", forward.training] += 1
         return ModelTrace(
-            root.name, root.site, bool(root.held), dict(root.forwards), sites,
+            root.name, root.site, bool(root.held), dict(forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
             self._neglected(root),
         )  # fmt: skip
@@ -933,7 +951,7 @@ class TrainingObserver:
         return ParameterTrace(
             name, *root.shapes[name], name in root.held, steps,
             gradient, weight, update, sum(g is not None for g in gradient),
-            None if place is None else (place, group),
+            None if place is None else (place, group), self._is_reached(root, name, known),
         )  # fmt: skip
 
 

@@ -72,8 +72,9 @@ class ParameterTrace:
 
     `gradient` is the norm of its gradient as the optimizer's step finds it, after unscaling and clipping;
     `weight` its own norm, and `update` the norm of the step's change over that, both from at most 8192 of
-    its elements. `arrived` counts the recorded steps in which a gradient was there. `group` is the place
-    of its optimizer in the trace and that of its group there.
+    its elements. `arrived` counts the recorded steps in which a gradient was there, `reached` tells whether
+    one was there in any step. `group` is the place of its optimizer in the trace and that of its group
+    there.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ParameterTrace:
     update: Series
     arrived: int
     group: tuple[int, int] | None = None
+    reached: bool = True
 
     def median(self, figure: str, steps: Container[int] | None = None) -> float | None:
         """The median of a series, over these steps if given."""
@@ -150,8 +152,8 @@ class TargetTrace:
 
     `counts` says how often each whole number from 0 to 255 was one, empty where other values were, too.
     `integral` tells of their dtype, `one_hot` whether each row was, `mixed` whether more than one value
-    was there in each step, `inputs` whether they are an input of the model. `ignored` counts the recorded
-    steps in which all targets were to be ignored.
+    was there in each step, `inputs` whether they are an input of the model. `columns` is how many there are
+    a sample. `ignored` counts the recorded steps in which all targets were to be ignored.
     """
 
     least: float
@@ -161,6 +163,7 @@ class TargetTrace:
     one_hot: bool = False
     mixed: bool = False
     inputs: bool = False
+    columns: int = 1
     ignored: int = 0
 
 
@@ -237,6 +240,12 @@ class ModelTrace:
         while path and self.layers.get(path) is None:
             path = path.rpartition(".")[0]
         return self.layers.get(path) or self.site
+
+    @staticmethod
+    def spelled(path: str) -> str:
+        """How a script writes a path within a model: `model.body[0].weight`."""
+        parts = path.split(".") if path else []
+        return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
     def weights(self) -> list[ParameterTrace]:
         """What the optimizers train, of two dimensions or more; not tables, of which a step meets few rows."""

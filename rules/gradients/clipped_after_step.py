@@ -1,0 +1,67 @@
+"""GRD009 clipped-after-step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainlint.rule import Finding, Fix, Severity, Trace, rule
+
+
+@rule("GRD009", severity=Severity.ERROR, since="0.1", explains=["exploding-gradient"])
+def clipped_after_step(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
+    """Gradients are clipped after the optimizer has used them, so that nothing is clipped.
+
+    `clip_grad_norm_` shortens the `.grad` that is there. `optimizer.step()` must find the short one: in
+    the order backward, step, clip it has found the long one already, and `zero_grad()` throws the clipped
+    one away. The loop looks protected against exploding gradients, and is not.
+
+    Reported where the call came with no backward pass since the optimizer's last step, `times` times or
+    more. Not reported: a call with a limit of infinity, which only asks for the norm; gradients that no
+    `backward()` made; and parameters of which another optimizer has yet to step.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    Never: to read the norm alone, give the limit infinity.
+
+    ## Fix safety
+    Only shown. The steps become shorter, and the learning rate may be set anew.
+
+    ## References
+    PyTorch documentation, `torch.nn.utils.clip_grad_norm_`. Pascanu, Mikolov & Bengio 2013,
+    arXiv:1211.5063.
+    """
+    for incident in trace.of("clipped-after-step"):
+        if incident.count >= times:
+            kind = incident.facts["optimizer"]
+            yield Finding(
+                f"the gradients are clipped after {kind}.step() has used them, {incident.count} times: "
+                "no step was clipped",
+                where=incident.site,
+                evidence={"times": incident.count, "first_step": incident.step},
+                fixes=[Fix("move the clipping between loss.backward() and optimizer.step()")],
+            )

@@ -1,0 +1,117 @@
+"""GRD006 clipping-too-tight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median, quantiles
+
+from trainlint.rule import ClipTrace, Confidence, Finding, Fix, Incident, Severity, Trace, rule
+
+# The length of their step goes with that of the gradient. Others divide it out.
+SCALED = frozenset({"SGD", "ASGD"})
+
+
+@rule("GRD006", severity=Severity.WARNING, since="0.1", explains=["learning-rate-too-low"])
+def clipping_too_tight(
+    trace: Trace, *, factor: float = 0.1, update: float = 1e-3, calls: int = 10
+) -> Iterator[Finding]:
+    """Gradient clipping cuts nearly every step to a small part, instead of the rare spike.
+
+    Clipping multiplies the gradient by min(1, c/‖g‖). It is there for outliers. Where the median factor
+    is a hundredth, c is far below the usual ‖g‖: the learning rate of SGD is in truth a hundredth of
+    what was set, and every batch counts the same, however sure the model is of it.
+
+    Reported where the median factor of at least `calls` calls is below `factor`. It is a warning for
+    SGD, if the updates are small as well: below `update` of the weights in the median of the layer that
+    moves most. Else it is advice: a learning rate of 20 may have been chosen for it. Adam and its kind
+    divide the gradient by its own size, which takes the factor out again.
+
+    A warning also where the gradients are still multiplied by a `GradScaler`'s 65536 when they are
+    clipped: the limit then holds for numbers that are thousands of times too large.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(30):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(30):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    Where steps of one length are wanted, as by normalised gradient descent, or where each sample's
+    gradient is bounded for privacy.
+
+    ## Fix safety
+    Only shown: with another limit the learning rate means something else. The limit that is suggested
+    lets nine of ten of the norms pass that were seen.
+
+    ## References
+    Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063. PyTorch documentation, automatic mixed precision
+    examples, "Working with unscaled gradients".
+    """
+    scaled = list(trace.of("clipped-while-scaled"))
+    for incident in scaled:
+        if incident.count > 1:
+            yield _scaled(incident)
+    if scaled:
+        return
+    for clip in trace.clips:
+        if clip.limit > 0 and len(clip.factor) >= calls and median(clip.factor) < factor:
+            yield _tight(trace, clip, update)
+
+
+def _scaled(incident: Incident) -> Finding:
+    return Finding(
+        "the gradients are clipped while they are still multiplied by the GradScaler's scale: "
+        "hardly anything is left of them when the step divides by it",
+        where=incident.site,
+        evidence={"calls": incident.count, "optimizer": incident.facts["optimizer"]},
+        fixes=[Fix("scaler.unscale_(optimizer) before clip_grad_norm_")],
+    )
+
+
+def _tight(trace: Trace, clip: ClipTrace, update: float) -> Finding:
+    middle = median(clip.factor)
+    norms = [clip.limit / factor for factor in clip.factor]
+    usual = float(f"{quantiles(norms, n=10)[-1]:.1g}")
+    fastest = [
+        pace
+        for model in trace.trained
+        for parameter in model.weights()
+        if (pace := parameter.median("update")) is not None
+    ]
+    is_slow = bool(fastest) and max(fastest) < update
+    is_warning = is_slow and bool(clip.optimizers) and SCALED.issuperset(clip.optimizers)
+    kinds = " and ".join(clip.optimizers) or "the optimizer"
+    cost = (
+        f"{kinds} steps at {middle:.2g} of its learning rate"
+        if SCALED.issuperset(clip.optimizers)
+        else f"every batch gets the same weight; {kinds} divides the scale out"
+    )
+    return Finding(
+        f"clipping to {clip.limit:g} multiplies the gradient by {middle:.2g} in the median of "
+        f"{len(clip.factor)} calls, whose norm is about {clip.limit / middle:.2g}: {cost}",
+        where=clip.site,
+        evidence={"factor": middle, "limit": clip.limit, "median_norm": clip.limit / middle},
+        fixes=[Fix(f"max_norm={usual:g}: nine of ten steps pass as they are")],
+        severity=Severity.WARNING if is_warning else Severity.INFO,
+        confidence=Confidence.LIKELY,
+    )

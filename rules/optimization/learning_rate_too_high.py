@@ -1,0 +1,187 @@
+"""OPT002 learning-rate-too-high."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from statistics import median
+
+from trainlint.rule import Confidence, Finding, Fix, ModelTrace, Severity, Trace, rule
+
+# An update of so much of the weights is quick, and learns.
+SOUND_PACE = 0.01
+# Below, no loss grows because of the steps.
+SLOW = 0.03
+
+
+@rule(
+    "OPT002",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["non-finite", "exploding-gradient", "loss-never-moves", "dead-relu", "dead-units"],
+)
+def learning_rate_too_high(
+    trace: Trace,
+    *,
+    update: float = 0.1,
+    growth: float = 2.0,
+    learnt: float = 0.02,
+    steps: int = 20,
+) -> Iterator[Finding]:
+    """The steps are so long that the loss grows, becomes NaN, or never comes down.
+
+    A gradient is right near where it was taken. Along a direction of curvature λ, gradient descent with
+    a rate above 2/λ overshoots by more than it was off, and each step makes it worse. The measure that
+    fits all layers is the update over the weight, ‖Δw‖/‖w‖: a thousandth to a hundredth learns, a tenth
+    in each step replaces the layer every ten steps.
+
+    An error if the loss became NaN or infinite and a step before had changed the median layer by more
+    than `update` of its weights; or if it ends above `growth` times its start and above as much of the
+    best constant answer's, with steps of 3% or more. A warning if the median step is above `update` and
+    after `steps` steps less than `learnt` of the constant answer's loss is gone. Large updates
+    alone are no finding: some nets learn well so. Losses without a known constant answer may grow for
+    reasons of their own (GANs, reinforcement learning, growing penalties): there the median step must be
+    above `update`, and the finding is a warning.
+
+    ## Bad
+    ```python
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    for _ in range(30):
+        x = torch.randn(32, 8)
+        loss = F.mse_loss(model(x), x[:, :1] * 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(30):
+        x = torch.randn(32, 8)
+        loss = F.mse_loss(model(x), x[:, :1] * 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    Where the targets change while the model learns, so that a growing loss is no step back.
+
+    ## Fix safety
+    Only shown. The rate that is suggested makes the first updates 1% of the weights; a range test finds
+    the best one.
+
+    ## References
+    Seed A, problem 3. Smith 2017, arXiv:1506.01186 (range test). Cohen et al. 2021, arXiv:2103.00065
+    (2/λ).
+    """
+    for model in trace.trained:
+        paces = {step: pace for step, pace in model.paces().items() if isfinite(pace)}
+        if not paces:
+            continue
+        told = _non_finite(trace, paces, update) or _grown(trace, paces, growth, update)
+        if told is not None:
+            message, certain = told
+            yield _finding(trace, model, paces, message, certain)
+            continue
+        usual = median(paces.values())
+        gone = [share for o in trace.objectives if (share := o.learnt(steps)) is not None]
+        if usual > update and gone and max(gone) < learnt and trace.steps >= steps:
+            message = (
+                f"the median step changes a layer by {usual:.0%} of its weights, and after "
+                f"{trace.steps} steps the loss is no better than a guess"
+            )
+            yield _finding(trace, model, paces, message, certain=False)
+
+
+def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[str, bool] | None:
+    first = next((step for step, value in trace.losses if not isfinite(value)), None)
+    if first is None or any(trace.of("non-finite-input")):
+        return None
+    before = [pace for step, pace in paces.items() if step <= first]
+    if not before or max(before) <= update or isfinite(trace.losses[-1][1]):
+        return None
+    return (
+        (
+            f"the loss is not finite from step {first} on, after a step that changed the median layer by "
+            f"{_percent(max(before))} of its weights"
+        ),
+        True,
+    )
+
+
+def _grown(
+    trace: Trace, paces: dict[int, float], growth: float, update: float
+) -> tuple[str, bool] | None:
+    """Whether the loss ends far above its start."""
+    largest = max(paces.values())
+    for objective in trace.objectives:
+        values = [value for value in objective.values if isfinite(value)]
+        if len(values) >= 5 and objective.guess and largest > SLOW:
+            end = _end(values)
+            if end > growth * values[0] and end > growth * objective.guess:
+                return (
+                    (
+                        f"the loss went from {values[0]:.3g} to {end:.3g}, where a guess has "
+                        f"{objective.guess:.3g}: steps of up to {_percent(largest)} of a layer's weights"
+                    ),
+                    True,
+                )
+    known = any(objective.guess for objective in trace.objectives)
+    values = [value for _, value in trace.losses if isfinite(value)]
+    usual = median(paces.values())
+    if known or len(values) < 10 or usual <= update or values[0] <= 0:
+        return None
+    end = _end(values)
+    if end <= growth * values[0]:
+        return None
+    return (
+        (
+            f"the loss went from {values[0]:.3g} to {end:.3g}, with steps of {_percent(usual)} of a "
+            "layer's weights in the median"
+        ),
+        False,
+    )
+
+
+def _finding(
+    trace: Trace, model: ModelTrace, paces: dict[int, float], message: str, certain: bool
+) -> Finding:
+    optimizer = trace.optimizer_of(model)
+    rate = 0.0
+    if optimizer is not None and optimizer.rates:
+        rate = max(optimizer.rates[0][1], default=0.0)
+    first = next(iter(paces.values()))
+    fixes = [Fix("a learning rate a tenth as large; a range test finds the best")]
+    kind = "the optimizer" if optimizer is None else optimizer.kind
+    if rate and first > SOUND_PACE:
+        better = float(f"{rate * SOUND_PACE / first:.0e}")
+        fixes = [
+            Fix(f"lr={better:g}: first updates of 1% of the weights instead of {_percent(first)}")
+        ]
+    return Finding(
+        f"{message}: {f'lr={rate:g} is' if rate else 'the rate is'} too high for {kind}",
+        where=(optimizer.site if optimizer is not None else None) or model.site,
+        evidence={
+            "learning_rate": rate,
+            "first_update": first,
+            "median_update": median(paces.values()),
+            "largest_update": max(paces.values()),
+        },
+        fixes=fixes,
+        severity=Severity.ERROR if certain else Severity.WARNING,
+        confidence=Confidence.LIKELY,
+    )
+
+
+def _end(values: list[float]) -> float:
+    return median(values[-max(3, len(values) // 5) :])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2g} times" if share > 10 else f"{share:.0%}"

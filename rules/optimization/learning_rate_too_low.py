@@ -1,0 +1,131 @@
+"""OPT003 learning-rate-too-low."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from statistics import median
+
+from trainlint.rule import Confidence, Finding, Fix, OptimizerTrace, Severity, Trace, rule
+
+# What an update should be of the weights.
+SOUND_PACE = 3e-3
+
+
+@rule("OPT003", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"])
+def learning_rate_too_low(
+    trace: Trace, *, update: float = 10**-3.5, progress: float = 0.1, steps: int = 20
+) -> Iterator[Finding]:
+    """Every layer's steps are so short that training would take many times as long as it could.
+
+    Measured as the update over the weight, ‖Δw‖/‖w‖. A thousandth in each step is usual; at 10⁻⁵, a
+    layer needs 10⁵ steps of one direction to become another one.
+
+    Reported where, after `steps` steps, the layer that moves *most* moves less than `update` of its
+    weights in the median, and the loss has come down by less than `progress` of what it was. Rates of a
+    warm-up that is still rising do not count, nor those far below the highest that was seen. Silent, too,
+    where the model beats a guess by half already: it has been trained, or is done. Embeddings, of which
+    a step meets a few rows, are left out. Where the loss of a guess is not known (preference and policy
+    losses, which are trained at such rates on purpose), it is advice.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    for _ in range(40):
+        x = torch.randn(256, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(40):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    Where trained weights shall move a little only.
+
+    ## Fix safety
+    Only shown. The rate that is suggested makes the quickest layer's updates 0.3% of its weights; a range
+    test finds the best one.
+
+    ## References
+    Smith 2017, arXiv:1506.01186 (range test). Below about a tenth of the best rate nothing is measured
+    that tells slow from hard; this finds a hundredth.
+    """
+    known = [objective for objective in trace.objectives if objective.guess]
+    improved = _improved([value for _, value in trace.losses])
+    if improved is None or improved > progress or trace.steps < steps:
+        return
+    if any((objective.learnt(steps) or 0.0) > 0.5 for objective in known):
+        return
+    for model in trace.trained:
+        optimizer = trace.optimizer_of(model)
+        if optimizer is None or _is_rising(optimizer, trace.steps):
+            continue
+        weights = model.weights()
+        recorded = sorted({step for parameter in weights for step in parameter.steps})
+        rates = {step: _rate(optimizer, step) for step in recorded}
+        peak = max(rates.values(), default=0.0)
+        counted = {step for step, rate in rates.items() if rate >= peak / 2}
+        paces = [
+            (pace, p.name) for p in weights if (pace := p.median("update", counted)) is not None
+        ]
+        if not peak or len(counted) < 5 or not paces:
+            continue
+        fastest, name = max(paces)
+        if fastest >= update:
+            continue
+        better = float(f"{peak * SOUND_PACE / fastest:.0e}") if fastest else None
+        fix = (
+            "a larger learning rate, and a look at the gradients: nothing moves at all"
+            if better is None
+            else f"lr={better:g}: updates of 0.3% of the weights; a range test finds the best"
+        )
+        yield Finding(
+            f"{optimizer.kind} at lr={peak:g} changes no layer by more than {fastest:.1g} of its "
+            f"weights a step ({name}), and the loss has come down by {max(0.0, improved):.1%} in "
+            f"{trace.steps} steps",
+            where=optimizer.site or model.site,
+            evidence={"learning_rate": peak, "largest_update": fastest, "steps": trace.steps},
+            fixes=[Fix(fix)],
+            severity=Severity.WARNING if known else Severity.INFO,
+            confidence=Confidence.LIKELY if known else Confidence.POSSIBLE,
+        )
+
+
+def _improved(values: Sequence[float]) -> float | None:
+    """The share of the loss that is gone between the first and the last fifth."""
+    fifth = max(3, len(values) // 5)
+    if len(values) < 2 * fifth or not all(map(isfinite, values)):
+        return None
+    start, end = median(values[:fifth]), median(values[-fifth:])
+    return (start - end) / abs(start) if start else None
+
+
+def _rate(optimizer: OptimizerTrace, step: int) -> float:
+    """The largest rate of its groups at a step."""
+    rate = 0.0
+    for since, rates in optimizer.rates:
+        if since > step:
+            break
+        rate = max(rates, default=0.0)
+    return rate
+
+
+def _is_rising(optimizer: OptimizerTrace, steps: int) -> bool:
+    """Whether the last that was heard of the rate is that it grew."""
+    if len(optimizer.rates) < 2:
+        return False
+    (_, before), (since, last) = optimizer.rates[-2:]
+    return max(last, default=0.0) > max(before, default=0.0) and since >= 0.8 * steps

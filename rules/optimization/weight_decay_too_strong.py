@@ -1,0 +1,148 @@
+"""OPT004 weight-decay-too-strong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import log
+from statistics import median
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    OptimizerTrace,
+    ParameterTrace,
+    Severity,
+    Trace,
+    rule,
+)
+
+# They divide the decay by the size of the gradients, as all that is in the gradient.
+COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta"})
+# Norms are taken of so many elements at most.
+SAMPLE = 8192
+
+
+@rule("OPT004", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"])
+def weight_decay_too_strong(
+    trace: Trace, *, shrinkage: float = 3e-3, ratio: float = 10.0, steps: int = 10
+) -> Iterator[Finding]:
+    """Weight decay takes more from the weights in each step than the loss can put back.
+
+    L2's penalty λ/2·‖w‖² has the gradient λ·w, so that each step of rate η multiplies the weights by
+    1 − η·λ: large weights lose most, and none becomes 0. (L1's λ·|w| has the gradient λ·sign w: each
+    weight loses the same η·λ until it is 0, which makes them sparse.) Without a gradient the weights halve
+    in ln 2/(η·λ) steps; at η·λ = 3·10⁻³ these are 231. What is usual, 0.1·10⁻⁴ with SGD and 10⁻³·10⁻² with
+    AdamW, leaves them 70 000.
+
+    Reported from η·λ = `shrinkage` on, after `steps` steps. For Adam and the like, which scale the decay
+    as they do the gradient, where λ·‖w‖ is more than `ratio` times the loss's own gradient. A
+    warning where the weights did shrink and the model has not come half of the way from a guess to 0; else
+    advice, since layers before a normalisation can do with any size.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(40):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+    for _ in range(40):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    Where the penalty is what is studied.
+
+    ## Fix safety
+    Only shown: how much decay helps is found on held-out data.
+
+    ## References
+    Seed A, regularisation. Krogh & Hertz 1991. Loshchilov & Hutter 2019, arXiv:1711.05101.
+    """
+    learnt = [part for o in trace.objectives if (part := o.learnt(steps)) is not None]
+    for place, optimizer in enumerate(trace.optimizers):
+        if optimizer.steps < steps:
+            continue
+        for number, group in enumerate(optimizer.groups):
+            decay = float(group.get("weight_decay") or 0.0)
+            weights = [
+                p for model in trace.trained for p in model.weights() if p.group == (place, number)
+            ]
+            if not decay or not weights:
+                continue
+            finding = _judged(optimizer, number, decay, weights, shrinkage, ratio)
+            if finding is None:
+                continue
+            message, evidence = finding
+            left = _left(weights)
+            is_harm = left is not None and left < 0.9 and max(learnt, default=0.0) < 0.5
+            if left is not None and left < 1:
+                message += f"; they are at {left:.2g} of what they were"
+            usual = (
+                "0.01"
+                if "AdamW" in optimizer.kind or group.get("decoupled_weight_decay")
+                else "1e-4"
+            )
+            yield Finding(
+                message,
+                where=optimizer.site,
+                evidence={"weight_decay": decay, "left": left, **evidence},
+                fixes=[Fix(f"weight_decay={usual}")],
+                severity=Severity.WARNING if is_harm else Severity.INFO,
+                confidence=Confidence.LIKELY,
+            )
+
+
+def _judged(
+    optimizer: OptimizerTrace,
+    number: int,
+    decay: float,
+    weights: list[ParameterTrace],
+    shrinkage: float,
+    ratio: float,
+) -> tuple[str, dict[str, float]] | None:
+    """What is said of a group whose decay is too strong."""
+    group = optimizer.groups[number]
+    if optimizer.kind in COUPLED and not group.get("decoupled_weight_decay"):
+        ratios = [
+            decay * norm * max(1.0, p.elements / SAMPLE) ** 0.5 / gradient
+            for p in weights
+            if (norm := p.median("weight")) and (gradient := p.median("gradient"))
+        ]
+        if not ratios or median(ratios) < ratio:
+            return None
+        return (
+            f"weight_decay={decay:g} pulls at the weights {median(ratios):.2g} times as hard as the loss's "
+            f"gradient does, and {optimizer.kind} makes whole steps of it"
+        ), {"decay_over_gradient": median(ratios)}
+    rate = max((rates[number] for _, rates in optimizer.rates if number < len(rates)), default=0.0)
+    if rate * decay < shrinkage:
+        return None
+    return (
+        f"lr·weight_decay = {rate:g}·{decay:g} takes {min(1.0, rate * decay):.2g} of the weights in each "
+        f"step: without a gradient they halve in {max(1, round(log(2) / (rate * decay)))} steps"
+    ), {"shrinkage": rate * decay}
+
+
+def _left(weights: list[ParameterTrace]) -> float | None:
+    """How large the weights are at the end, of what they were."""
+    shares = []
+    for parameter in weights:
+        norms = [norm for norm in parameter.weight if norm]
+        if len(norms) > 1:
+            shares.append(norms[-1] / norms[0])
+    return median(shares) if shares else None
