@@ -147,8 +147,8 @@ class _Optimizer:
     rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     was_reset: bool = True
     closure: bool = False
-    # Parameters that had no gradient at any step.
-    unreached: list[weakref.ref[Tensor]] | None = None
+    # Parameters that had no gradient at any step, by `id`.
+    unreached: dict[int, weakref.ref[Tensor]] | None = None
     # Whether the last backward pass was seen to leave it a gradient that is not zero.
     arrived: bool = False
     probes: tuple[weakref.ref[Tensor], ...] = ()
@@ -192,6 +192,9 @@ class _Objective:
             index = torch.where((flat >= 0) & (flat < classes), flat, classes).long()
             ones = torch.ones_like(index)
             counts = ones.new_zeros(classes + 1).scatter_add_(0, index, ones)[:classes]
+            if self.counts is not None and self.counts.shape != counts.shape:
+                self.is_plain = False  # heads with different classes take turns at this place
+                return
             self.counts = counts if self.counts is None else self.counts + counts
         elif self.kind == "mse_loss" and scores.shape == targets.shape:
             wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
@@ -582,11 +585,13 @@ class TrainingObserver:
     def step_ends(self, optimizer: Any) -> None:
         known = self._known(optimizer)
         if known.unreached is None:
-            known.unreached = [weakref.ref(p) for p in known.parameters()]
+            known.unreached = {id(p): weakref.ref(p) for p in known.parameters()}
         if known.unreached:
-            known.unreached = [
-                r for r in known.unreached if (p := r()) is not None and p.grad is None
-            ]
+            known.unreached = {
+                key: ref
+                for key, ref in known.unreached.items()
+                if (p := ref()) is not None and p.grad is None
+            }
         if self._is_recording:
             self._note_parameters(known)
         rates = tuple(
@@ -891,7 +896,7 @@ class TrainingObserver:
     def _is_reached(root: _Root, name: str, known: _Optimizer | None) -> bool:
         if known is None or not known.unreached:
             return True
-        return all(root.names.get(id(ref())) != name for ref in known.unreached)
+        return all(root.names.get(key) != name for key in known.unreached)
 
     def _neglected(self, root: _Root) -> list[str]:
         """Without those that an optimizer holds, or held by now, and those that change by other hands."""

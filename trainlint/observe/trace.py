@@ -248,7 +248,7 @@ class ModelTrace:
         return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
     def weights(self) -> list[ParameterTrace]:
-        """What the optimizers train, of two dimensions or more; not tables, of which a step meets few rows."""
+        """What the optimizers train, of two dimensions or more; no tables, of which few rows are met."""
         tables = {site.weight for site in self.sites if site.place.operation == "embedding"}
         return [
             parameter
@@ -260,9 +260,11 @@ class ModelTrace:
         ]
 
     def paces(self) -> dict[int, float]:
-        """The median layer's update over weight, by recorded step."""
+        """The median layer's update over weight, by recorded step; without layers that start from 0."""
         by_step: dict[int, list[float]] = {}
         for parameter in self.weights():
+            if parameter.weight and not parameter.weight[0]:
+                continue
             for step, update in zip(parameter.steps, parameter.update, strict=True):
                 if update is not None:
                     by_step.setdefault(step, []).append(update)
