@@ -134,6 +134,11 @@ def _nest_explained(findings: list[RawFinding]) -> list[RawFinding]:
 def _are_connected(cause: RawFinding, symptom: RawFinding) -> bool:
     if cause.reported.module == symptom.reported.module:
         return True
+    # What is seen of a run as a whole has no module: any part of the model may be why, or suffer by it.
+    if cause.reported.stage == symptom.reported.stage == "probe" and not (
+        cause.reported.module and symptom.reported.module
+    ):
+        return True
     return bool(cause.affects & symptom.affects)
 
 

@@ -112,7 +112,8 @@ class _Idle:
 
     def goes_on(self, step: int, inputs: weakref.ref[Tensor] | None) -> None:
         """One more forward. The same input again is a sample of what is random, not a pass over data."""
-        is_same = inputs is not None and self.inputs is not None and inputs() is self.inputs()
+        before, now = (None if ref is None else ref() for ref in (self.inputs, inputs))
+        is_same = now is not None and now is before
         self.row = self.row + 1 if step == self.step and not is_same else 1
         self.step, self.inputs = step, inputs
         if self.row == 2:

@@ -25,6 +25,7 @@ class SeenTargets:
         self._mixed: Tensor | None = None
         self._integral = True
         self._inputs = False
+        self._columns = 1
 
     def look_at(self, targets: Tensor, kwargs: Mapping[str, Any], *, inputs: bool) -> None:
         """Add a call's targets. `inputs` tells that the model was given the very same tensor."""
@@ -33,6 +34,7 @@ class SeenTargets:
         self._inputs = self._inputs or inputs
         self._integral = self._integral and not targets.is_floating_point()
         flat = targets.reshape(-1)
+        self._columns = max(self._columns, targets[:1].numel() if targets.dim() else 1)
         flat = flat[:: -(-flat.numel() // _MOST) | 1].to(torch.float32)
         least, largest = flat.amin(), flat.amax()
         bounds = torch.stack([least, -largest])
@@ -63,6 +65,7 @@ class SeenTargets:
             one_hot=bool(self._one_hot),
             mixed=bool(self._mixed),
             inputs=self._inputs,
+            columns=self._columns,
             ignored=0 if self._ignored is None else int(self._ignored),
         )
 

@@ -1,0 +1,91 @@
+"""LOS005 broadcast-loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainlint.rule import Finding, Fix, Severity, Trace, rule
+
+
+@rule("LOS005", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"])
+def broadcast_loss(trace: Trace) -> Iterator[Finding]:
+    """Predictions (N, 1) meet targets (N,): the loss is taken over an N×N table of each with each.
+
+    Elementwise operations line shapes up from the right, so (N, 1) and (N,) become (N, N): prediction i
+    is compared with the target of *every* sample j. The mean over the table is the same for any order of
+    the targets, and is least where all predictions are the targets' mean. The loss falls, to the
+    variance of the targets, and stays there; nothing raises, and only `mse_loss` and its kind print a
+    warning.
+
+    trainlint watches the losses and, outside of models, the `-`, `+`, `*` and `/` that losses are written
+    with. Reported is a prediction (it has a gradient, and is no parameter) of shape (N, 1, …) with
+    something without a gradient of shape (N, …), or the other way round, N > 1. Tables that are asked
+    for, as `x[:, None] - y[None, :]`, have other shapes.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        y = x[:, 0] - x[:, 1]
+        loss = ((model(x) - y) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        y = x[:, 0] - x[:, 1]
+        loss = ((model(x).squeeze(1) - y) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    When a table of all pairs is meant. `y[None, :]` in place of `y` then says so, to readers as well.
+
+    ## Fix safety
+    Only shown: whether the prediction loses an axis or the target gains one is the author's choice.
+
+    ## References
+    PyTorch documentation, "Broadcasting semantics". For a table the mean of (pᵢ − yⱼ)² is
+    mean (pᵢ − ȳ)² + Var y, which is least at pᵢ = ȳ.
+    """
+    for incident in trace.of("broadcast-loss"):
+        shapes = [tuple(shape) for shape in incident.facts["shapes"]]
+        prediction = shapes[incident.facts["prediction"]]
+        other = shapes[1 - incident.facts["prediction"]]
+        count = prediction[0]
+        if len(prediction) > len(other):
+            title = "prediction.squeeze(1) gives the two one shape; or target.unsqueeze(1)"
+        else:
+            title = "target.squeeze(1) gives the two one shape; or prediction.unsqueeze(1)"
+        operation = incident.facts["operation"]
+        cost = (
+            "each sample's figure counts for all others as well"
+            if operation in ("mul", "div", "add")
+            else "each prediction is compared with the targets of all, and can only learn their mean"
+        )
+        yield Finding(
+            f"{operation} of a prediction {_shown(prediction)} and {_shown(other)} gives a table of "
+            f"{count} × {count} samples: {cost}",
+            where=incident.site,
+            evidence={
+                "operation": operation,
+                "prediction": list(prediction),
+                "target": list(other),
+                "seen": incident.count,
+            },
+            fixes=[Fix(title)],
+        )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"({shape[0]},)" if len(shape) == 1 else f"({', '.join(map(str, shape))})"

@@ -1,0 +1,92 @@
+"""LOS011 detached-loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainlint.rule import Finding, Fix, Severity, Trace, rule
+
+
+@rule(
+    "LOS011",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["loss-never-moves", "no-gradient", "learning-rate-too-low"],
+)
+def detached_loss(trace: Trace) -> Iterator[Finding]:
+    """The loss that `backward()` is called on has no graph behind it, so no weight gets a gradient.
+
+    A loss knows the weights that it came from through its `grad_fn`. `.item()`, `.detach()`, `.data`,
+    numpy, `argmax` and `torch.tensor(loss)` leave the number and drop that. `backward()` then raises
+    `element 0 of tensors does not require grad`, and the cure that comes to mind,
+    `torch.tensor(loss, requires_grad=True)` or `loss.requires_grad_()`, is worse: the loss becomes a leaf
+    of its own, `backward()` runs, writes 1 to `loss.grad`, and the model stays as it is. The same
+    happens where the model runs under `torch.no_grad()` or all of its parameters are frozen.
+
+    trainlint looks at the loss before each backward pass. A tensor with several elements that is given
+    gradients by hand (a pipeline's stages) is left alone.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        loss = torch.tensor(loss.item(), requires_grad=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shown = loss.item()
+    ```
+
+    ## When to ignore it
+    When a single number is what is optimised, as in a demonstration of autograd.
+
+    ## Fix safety
+    Only shown: where the graph was lost is not seen, only that it is.
+
+    ## References
+    PyTorch documentation, "Autograd mechanics" (leaf tensors; locally disabling gradient computation).
+    """
+    for incident in trace.of("detached-loss"):
+        facts = incident.facts
+        what = "a leaf of its own" if facts["leaf"] else "a number without grad_fn"
+        cost = (
+            "backward() writes to loss.grad alone, and the model stays as it is"
+            if facts["leaf"]
+            else "backward() raises, as no weight leads to it"
+        )
+        if facts["frozen"]:
+            why = "; all parameters of the model have requires_grad=False"
+            title = "requires_grad_() for the parameters that shall be trained"
+        elif not facts["graph"]:
+            why = "; the model was run without a graph"
+            title = "run the model outside of torch.no_grad() and inference_mode()"
+        else:
+            why = ", though the model ran with a graph: it was dropped in between"
+            title = "loss.backward() on the loss function's own result; .item() and .detach() for display"
+        yield Finding(
+            f"this loss is {what}{why}; {cost}",
+            where=incident.site,
+            evidence={
+                "is_leaf": facts["leaf"],
+                "model_had_graph": facts["graph"],
+                "frozen": facts["frozen"],
+                "times": incident.count,
+            },
+            fixes=[Fix(title)],
+            starved=1.0,
+        )

@@ -1,0 +1,120 @@
+"""LOS008 loss-never-moves."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from trainlint.rule import Confidence, Finding, Fix, LossTrace, Severity, Trace, rule
+
+
+@rule("LOS008", severity=Severity.WARNING, since="0.1")
+def loss_never_moves(
+    trace: Trace, *, steps: int = 50, drop: float = 0.02, share: float = 0.02
+) -> Iterator[Finding]:
+    """The loss is no better than that of a constant answer, and does not fall any more.
+
+    The best answer that does not look at the input costs the entropy of the class frequencies with cross
+    entropy, and the variance of the targets with a squared error. A model that after some dozens of
+    steps is no better has not begun to learn. What keeps it from that is mostly another finding of
+    the same run, under which this one then stands; alone, it says that none of them applies: the learning
+    rate, the data or the size of the model are next to look at.
+
+    Reported after `steps` steps, where less than the share `drop` of the constant answer's loss is gone,
+    and the last fifth of the run is lower than the middle by less than `share` of it. Only for the loss
+    that the backward pass starts from (a fixed multiple of it), with a plain mean and one optimizer. Not
+    while the learning rate still rises (warm-up), nor for losses whose best constant answer is unknown or
+    perfect: contrastive ones with the positive in one place, GANs, physics-informed residuals.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(80):
+        x = torch.randn(128, 8)
+        y = torch.randint(2, (128,))
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(80):
+        x = torch.randn(64, 8)
+        y = (x[:, 0] > 0).long()
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    When next to nothing of the target can be known from the input (returns of stocks), or when the task is
+    known to need thousands of steps before anything is seen.
+
+    ## Fix safety
+    Only shown: it is a symptom, and names no cause.
+
+    ## References
+    Karpathy 2019, "A Recipe for Training Neural Networks" (input-independent baseline; overfit one batch).
+    """
+    if sum(optimizer.steps > 0 for optimizer in trace.optimizers) != 1 or _is_warming_up(trace):
+        return
+    for loss in trace.objectives:
+        learnt = loss.learnt(steps)
+        if learnt is None or not loss.guess or not learnt < drop or not _is_the_loss(trace, loss):
+            continue
+        size = max(3, len(loss.values) // 5)
+        middle = len(loss.values) // 2
+        before = statistics.median(loss.values[max(0, middle - size) : middle])
+        last = statistics.median(loss.values[-size:])
+        if before - last > share * loss.guess:
+            continue
+        over = "no better than" if learnt > -drop else "worse than"
+        yield Finding(
+            f"after {loss.steps[-1] + 1} steps the loss is {last:.3g}, {over} the best answer that ignores "
+            f"the input, {loss.guess:.3g}, and no longer falls",
+            where=loss.site,
+            evidence={
+                "steps": loss.steps[-1] + 1,
+                "loss": round(last, 6),
+                "constant_answer": round(loss.guess, 6),
+                "first_loss": round(loss.values[0], 6),
+            },
+            fixes=[
+                Fix(
+                    "train on one batch of 16 samples: what cannot fit these has a fault in itself"
+                ),
+                Fix("compare a few inputs with their labels, as the loop sees them"),
+            ],
+            confidence=Confidence.LIKELY,
+        )
+
+
+def _is_warming_up(trace: Trace) -> bool:
+    """Whether the learning rate is at its highest now, after having been lower."""
+    for optimizer in trace.optimizers:
+        highest = [max(rates) for _, rates in optimizer.rates if rates]
+        if len(highest) > 1 and highest[-1] >= max(highest) and highest[-1] > highest[0]:
+            return True
+    return False
+
+
+def _is_the_loss(trace: Trace, loss: LossTrace) -> bool:
+    """Whether backward passes start from a fixed multiple of it (accumulation, a scaler)."""
+    totals: dict[int, float] = {}
+    for step, value in trace.losses:
+        totals[step] = totals.get(step, 0.0) + value
+    own: dict[int, float] = {}
+    for step, value in zip(loss.steps, loss.values, strict=True):
+        own[step] = own.get(step, 0.0) + value
+    ratios = [totals[step] / value for step, value in own.items() if step in totals and value > 0]
+    if len(ratios) < 3:
+        return False
+    usual = statistics.median(ratios)
+    close = sum(abs(ratio - usual) <= 0.02 * abs(usual) for ratio in ratios)
+    return usual > 0 and close >= 0.8 * len(ratios)

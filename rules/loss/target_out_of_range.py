@@ -1,0 +1,159 @@
+"""LOS007 target-out-of-range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainlint.rule import Finding, Fix, Incident, LossTrace, Severity, Trace, rule
+
+_INDEXED = ("cross_entropy", "nll_loss")
+
+
+@rule("LOS007", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves", "non-finite"])
+def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Finding]:
+    """Targets are no classes of the model, no probabilities, or are all ignored.
+
+    Cross entropy over C scores takes class numbers 0 … C − 1. Labels from 1 to C, a mask with 255 for
+    "unknown", or one output too few raise `Target 10 is out of bounds` at the first sample that has one,
+    perhaps hours into a run; on a GPU a failed assertion ends the process with no word about either
+    number. trainlint reads classes and targets from the frame that raised.
+
+    Binary cross entropy on scores does not check its targets: −t·log σ(z) − (1 − t)·log(1 − σ(z)) with
+    t = 255 (a mask that was not divided) or t = −1 falls without a bound as z grows, so that loss and
+    weights run away. Reported outside of [0, 1] by more than `margin`, since noisy labels up to 1.2 are a
+    known trick for GANs, and only where the loss is a plain mean: with weights or `reduction="none"`
+    such samples may be masked.
+
+    Where every target of a batch is `ignore_index`, the mean over no sample is 0/0: one such batch turns
+    all weights to NaN.
+
+    ## Bad
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        mask = (x[:, :1] > 0).float() * 255
+        loss = F.binary_cross_entropy_with_logits(model(x), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        mask = (x[:, :1] > 0).float() * 255
+        loss = F.binary_cross_entropy_with_logits(model(x), mask / 255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    Never where it raises. A loss that is meant to reward z without a bound is no cross entropy.
+
+    ## Fix safety
+    Only shown: whether the labels or the number of outputs are wrong depends on the data.
+
+    ## References
+    The documentation of torch.nn.CrossEntropyLoss (`ignore_index`, and "C = number of classes") and
+    torch.nn.BCEWithLogitsLoss ("targets should be numbers between 0 and 1").
+    """
+    for incident in trace.of("target-out-of-range"):
+        if incident.facts["loss"] in _INDEXED:
+            yield _no_class(incident)
+        else:
+            yield _refused(incident)
+    for loss in trace.objectives:
+        targets = loss.targets
+        if targets is None:
+            continue
+        if loss.kind in _INDEXED and targets.ignored and loss.is_plain:
+            yield _all_ignored(loss, targets.ignored)
+        is_outside = targets.least < -margin or targets.largest > 1 + margin
+        if loss.kind == "binary_cross_entropy_with_logits" and loss.is_plain and is_outside:
+            yield _unbounded(loss, targets.least, targets.largest)
+
+
+def _no_class(incident: Incident) -> Finding:
+    facts = incident.facts
+    classes, least, largest = facts["classes"], facts["least"], facts["largest"]
+    others = facts["others"]
+    names = ", ".join(map(str, others))
+    if least >= 1 and largest == classes:
+        title = f"targets - 1: they count from 1 to {classes}, classes from 0 to {classes - 1}"
+    elif len(others) == 1 and (others[0] < 0 or (others[0] == 255 and classes != 255)):
+        title = f"ignore_index={others[0]}, if it stands for samples without a class"
+    elif least >= 0:
+        title = f"{largest + 1} outputs in the last layer, if {largest} is a class"
+    else:
+        title = f"targets from 0 to {classes - 1}"
+    many = "s" if len(others) > 1 else ""
+    return Finding(
+        f"{facts['loss']} has {classes} scores a sample, classes 0 … {classes - 1}, and gets the "
+        f"target{many} {names} ({facts['outside']} of {facts['targets']} in the batch of step "
+        f"{incident.step}): it raises, on a GPU an assertion that names neither",
+        where=incident.site,
+        evidence={
+            "loss": facts["loss"],
+            "classes": classes,
+            "least": least,
+            "largest": largest,
+            "outside": facts["outside"],
+            "step": incident.step,
+        },
+        fixes=[Fix(title)],
+    )
+
+
+def _refused(incident: Incident) -> Finding:
+    facts = incident.facts
+    return Finding(
+        f"{facts['loss']} expects targets in [0, 1] and gets {facts['least']:g} … {facts['largest']:g} "
+        f"({facts['outside']} of {facts['targets']} outside, at step {incident.step}): it raises",
+        where=incident.site,
+        evidence={
+            "loss": facts["loss"],
+            "least": facts["least"],
+            "largest": facts["largest"],
+            "outside": facts["outside"],
+            "step": incident.step,
+        },
+        fixes=[Fix(_into_bounds(facts["least"], facts["largest"]))],
+    )
+
+
+def _unbounded(loss: LossTrace, least: float, largest: float) -> Finding:
+    return Finding(
+        f"{loss.kind} expects targets in [0, 1] and gets {least:g} … {largest:g}: the loss falls without a "
+        "bound as the scores grow, and nothing raises",
+        where=loss.site,
+        evidence={"loss": loss.kind, "least": least, "largest": largest},
+        fixes=[Fix(_into_bounds(least, largest))],
+    )
+
+
+def _into_bounds(least: float, largest: float) -> str:
+    if least >= 0 and largest == 255:
+        return "targets / 255"
+    if (least, largest) == (-1, 1):
+        return "(targets + 1) / 2"
+    if (least, largest) == (1, 2):
+        return "targets - 1"
+    return "targets of 0 and 1, or probabilities between them"
+
+
+def _all_ignored(loss: LossTrace, steps: int) -> Finding:
+    return Finding(
+        f"every target was ignore_index in {steps} batch{'es' if steps > 1 else ''}: the mean over no "
+        "sample is 0/0, a NaN that the step writes into all weights",
+        where=loss.site,
+        evidence={"loss": loss.kind, "batches": steps},
+        fixes=[
+            Fix("leave such batches out, or reduction='sum' divided by max(1, number of targets)")
+        ],
+    )
