@@ -8,19 +8,23 @@ from collections.abc import Iterator
 from trainlint.rule import (
     Confidence,
     Finding,
+    Fix,
     Graph,
     LossCall,
     Losses,
     Severity,
     SourceEdits,
+    Trace,
     other_loss,
     rule,
     without_activation,
 )
 
 
-@rule("LOS003", severity=Severity.ERROR, since="0.1")
-def double_sigmoid(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+@rule("LOS003", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"])
+def double_sigmoid(
+    graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
+) -> Iterator[Finding]:
     """BCEWithLogitsLoss gets probabilities, and takes the sigmoid of them once more.
 
     `binary_cross_entropy_with_logits` expects raw scores z and computes σ(z) itself. Behind a sigmoid (or
@@ -86,10 +90,27 @@ def double_sigmoid(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator
     Seed A, problem 5. The documentation of torch.nn.BCEWithLogitsLoss (which "combines a Sigmoid layer and
     the BCELoss in one single class") and of torch.nn.BCELoss (the cut at −100).
     """
+    if trace is not None:
+        yield from _watched(trace)
+    if graph is None or losses is None or edits is None:
+        return
     for call in losses.of("binary_cross_entropy_with_logits"):
         links = losses.links(call)
         if links and links[0].name in ("sigmoid", "softmax", "hardsigmoid"):
             yield _finding(graph, losses, edits, call)
+
+
+def _watched(trace: Trace) -> Iterator[Finding]:
+    for incident in trace.of("double-sigmoid"):
+        loss, gets = incident.facts["loss"], incident.facts["gets"]
+        yield Finding(
+            f"{loss} gets the result of a {gets} and takes the sigmoid of it: its probabilities stay "
+            f"within [0.5, 0.73], so that a negative sample costs at least {math.log(2):.2f}",
+            where=incident.site,
+            module=incident.facts["module"],
+            evidence={"loss": loss, "gets": gets, "least_loss_negative": round(math.log(2), 4)},
+            fixes=[Fix(f"remove this {gets}; the loss has it")],
+        )
 
 
 def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:

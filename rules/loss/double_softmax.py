@@ -15,13 +15,21 @@ from trainlint.rule import (
     Losses,
     Severity,
     SourceEdits,
+    Trace,
     rule,
     without_activation,
 )
 
 
-@rule("LOS001", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off"])
-def double_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+@rule(
+    "LOS001",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["initial-loss-off", "loss-never-moves"],
+)
+def double_softmax(
+    graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
+) -> Iterator[Finding]:
     """Cross entropy gets probabilities, and takes the softmax of them once more.
 
     `cross_entropy` and `nn.CrossEntropyLoss` expect raw scores z: they compute −log softmax(z)_y
@@ -97,6 +105,10 @@ def double_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator
     the softmax's Jacobian: Gao & Pavel 2017, arXiv:1704.00805, proposition 2. The floor is the loss at
     a one-hot p: −log(e/(e + C − 1)).
     """
+    if trace is not None:
+        yield from _watched(trace)
+    if graph is None or losses is None or edits is None:
+        return
     for call in losses.of("cross_entropy"):
         links = losses.links(call)
         if not links:
@@ -105,6 +117,20 @@ def double_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator
             yield _double(graph, losses, edits, call, links[0])
         elif links[0].name == "log_softmax":
             yield _redundant(graph, losses, edits, call, links[0])
+
+
+def _watched(trace: Trace) -> Iterator[Finding]:
+    for incident in trace.of("double-softmax"):
+        classes = incident.facts["classes"]
+        floor = math.log(1 + (classes - 1) / math.e)
+        yield Finding(
+            f"cross_entropy gets the result of a softmax and takes the softmax of it once more; with "
+            f"{classes} classes the loss cannot fall below log(1 + {classes - 1}/e) = {floor:.2f}",
+            where=incident.site,
+            module=incident.facts["module"],
+            evidence={"loss": "cross_entropy", "classes": classes, "least_loss": round(floor, 4)},
+            fixes=[Fix("remove this softmax; cross_entropy takes raw scores")],
+        )
 
 
 def _double(

@@ -15,6 +15,7 @@ from trainlint.rule import (
     Range,
     Severity,
     SourceEdits,
+    Trace,
     other_activation,
     other_loss,
     rule,
@@ -25,7 +26,9 @@ SIGNED = ("tanh", "hardtanh", "softsign")
 
 
 @rule("LOS004", severity=Severity.ERROR, since="0.1")
-def logits_into_bce(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+def logits_into_bce(
+    graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
+) -> Iterator[Finding]:
     """BCELoss gets values outside of [0, 1], and refuses them.
 
     `binary_cross_entropy` computes −t·log(x) − (1 − t)·log(1 − x), so x must be a probability. PyTorch
@@ -92,12 +95,38 @@ def logits_into_bce(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterato
     The documentation of torch.nn.BCELoss and torch.nn.BCEWithLogitsLoss ("more numerically stable ... by
     the log-sum-exp trick").
     """
+    if trace is not None:
+        yield from _watched(trace)
+    if graph is None or losses is None or edits is None:
+        return
     for call in losses.of("binary_cross_entropy"):
         bounds, links = losses.range(call), losses.links(call)
         if bounds is None or not links or bounds.within(0, 1):
             continue
         if math.isinf(bounds.low) or math.isinf(bounds.high) or links[0].name in SIGNED:
             yield _finding(graph, losses, edits, call, bounds)
+
+
+def _watched(trace: Trace) -> Iterator[Finding]:
+    for incident in trace.of("scores-out-of-range"):
+        least, largest = incident.facts["least"], incident.facts["largest"]
+        if math.isnan(least) or math.isnan(largest):  # where they come from is another finding
+            continue
+        yield Finding(
+            f"{incident.facts['loss']} expects probabilities and gets values from {least:.3g} to "
+            f"{largest:.3g} at step {incident.step}: it raises an error",
+            where=incident.site,
+            evidence={
+                "loss": incident.facts["loss"],
+                "low": least,
+                "high": largest,
+                "step": incident.step,
+            },
+            fixes=[
+                Fix("BCEWithLogitsLoss in place of BCELoss: it takes the sigmoid itself"),
+                Fix("or torch.sigmoid as the model's last step"),
+            ],
+        )
 
 
 def _finding(

@@ -14,6 +14,7 @@ from trainlint.rule import (
     Losses,
     Severity,
     SourceEdits,
+    Trace,
     other_activation,
     other_loss,
     rule,
@@ -23,8 +24,10 @@ from trainlint.rule import (
 POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
 
 
-@rule("LOS002", severity=Severity.ERROR, since="0.1")
-def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
+@rule("LOS002", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"])
+def missing_log_softmax(
+    graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
+) -> Iterator[Finding]:
     """NLLLoss or KLDivLoss gets something else than logarithms of probabilities.
 
     `nll_loss` does no more than pick the right class's entry and change its sign: L = −x_y. That is the
@@ -92,6 +95,10 @@ def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Ite
     of torch.nn.KLDivLoss. Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.3 (why the
     log undoes the exp of the softmax).
     """
+    if trace is not None:
+        yield from _watched(trace)
+    if graph is None or losses is None or edits is None:
+        return
     for call in losses.of("nll_loss", "kl_div"):
         bounds = losses.range(call)
         links = losses.links(call)
@@ -99,6 +106,31 @@ def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Ite
             continue
         if math.isinf(bounds.high) or links[0].name in POSITIVE:
             yield _finding(graph, losses, edits, call)
+
+
+def _watched(trace: Trace) -> Iterator[Finding]:
+    for incident in trace.of("missing-log-softmax"):
+        loss, gets = incident.facts["loss"], incident.facts["gets"]
+        yield Finding(
+            f"{loss} expects log-probabilities and gets the probabilities of a {gets}: its gradient "
+            "vanishes where the answer is wrong",
+            where=incident.site,
+            module=incident.facts["module"],
+            evidence={"loss": loss, "gets": gets},
+            fixes=[Fix("log_softmax in place of softmax")],
+        )
+    for loss in trace.objectives:
+        # Logarithms of probabilities are at most 0, but for rounding.
+        if loss.kind not in ("nll_loss", "kl_div") or not loss.largest or loss.largest < 0.001:
+            continue
+        if loss.made_by not in ("Softmax", "Sigmoid"):
+            yield Finding(
+                f"{loss.kind} expects log-probabilities, which are at most 0, and gets values up to "
+                f"{loss.largest:.3g}: the loss falls for ever and compares no classes",
+                where=loss.site,
+                evidence={"loss": loss.kind, "largest": round(loss.largest, 4)},
+                fixes=[Fix(f"F.log_softmax(scores, dim=1) before {loss.kind}")],
+            )
 
 
 def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:
