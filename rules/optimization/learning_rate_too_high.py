@@ -38,10 +38,11 @@ def learning_rate_too_high(
     An error if the loss became NaN or infinite and a step before had changed the median layer by more
     than `update` of its weights; or if it ends above `growth` times its start and above as much of the
     best constant answer's, with steps of 3% or more. A warning if the median step is above `update` and
-    after `steps` steps less than `learnt` of the constant answer's loss is gone. Large updates
-    alone are no finding: some nets learn well so. Losses without a known constant answer may grow for
-    reasons of their own (GANs, reinforcement learning, growing penalties): there the median step must be
-    above `update`, and the finding is a warning.
+    after `steps` steps less than `learnt` of the constant answer's loss is gone; also where such steps
+    came first, and the loss leapt before it fell back to what a guess has. Large updates alone are no
+    finding: some nets learn well so. Losses without a known constant answer may grow for reasons of their
+    own (GANs, reinforcement learning, growing penalties): there the median step must be above `update`,
+    and the finding is a warning.
 
     ## Bad
     ```python
@@ -93,10 +94,18 @@ def learning_rate_too_high(
         gone = [share for o in trace.objectives if (share := o.learnt(steps)) is not None]
         if usual > update and gone and max(gone) < learnt and trace.steps >= steps:
             message = (
-                f"the median step changes a layer by {usual:.0%} of its weights, and after "
+                f"the median step changes a layer by {_percent(usual)} of its weights, and after "
                 f"{trace.steps} steps the loss is no better than a guess"
             )
             yield _finding(trace, model, paces, message, certain=False)
+        elif max(paces.values()) > update and gone and max(gone) < learnt:
+            leap = _leapt(trace, growth)
+            if leap is not None:
+                message = (
+                    f"the loss leapt to {leap:.3g}, by steps of up to {_percent(max(paces.values()))} of a "
+                    f"layer's weights, and after {trace.steps} steps is no better than a guess"
+                )
+                yield _finding(trace, model, paces, message, certain=False)
 
 
 def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[str, bool] | None:
@@ -113,6 +122,19 @@ def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[s
         ),
         True,
     )
+
+
+def _leapt(trace: Trace, growth: float) -> float | None:
+    """The largest loss, where it is far above both the first and a guess."""
+    for objective in trace.objectives:
+        values = [value for value in objective.values if isfinite(value)]
+        if (
+            values
+            and objective.guess
+            and max(values) > 2 * growth * max(values[0], objective.guess)
+        ):
+            return max(values)
+    return None
 
 
 def _grown(

@@ -23,7 +23,12 @@ COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "
 SAMPLE = 8192
 
 
-@rule("OPT004", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"])
+@rule(
+    "OPT004",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves", "learning-rate-too-high"],
+)
 def weight_decay_too_strong(
     trace: Trace, *, shrinkage: float = 3e-3, ratio: float = 10.0, steps: int = 10
 ) -> Iterator[Finding]:

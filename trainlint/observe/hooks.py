@@ -91,11 +91,14 @@ class _Teller:
         self.home = threading.get_ident()
         # How deep this thread is in calls of each kind.
         self.forward = self.backward = self.train = self.schedule = 0
+        # The observer may run the model itself, to look for a NaN.
+        self.is_telling = False
 
     def is_listening(self) -> bool:
         """Not to other threads, nor to code that is being compiled."""
         return (
             self.problem is None
+            and not self.is_telling
             and threading.get_ident() == self.home
             and not torch.compiler.is_compiling()
         )
@@ -103,6 +106,7 @@ class _Teller:
     def __call__(self, event: str, *args: Any) -> None:
         if self.problem is not None:
             return
+        self.is_telling = True
         try:
             with torch._C.DisableTorchFunction():
                 getattr(self.observer, event)(*args)
@@ -110,6 +114,8 @@ class _Teller:
             self.problem = error
             with contextlib.suppress(Exception):
                 self.observer.leaves_mode()
+        finally:
+            self.is_telling = False
 
 
 @contextlib.contextmanager
