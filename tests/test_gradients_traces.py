@@ -1,0 +1,367 @@
+"""Rules on gradients, on training loops that are watched: faulty ones, and sound look-alikes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import trainlint
+from trainlint.records import ReportedFinding
+from trainlint.sites import construction_sites
+
+HERE = Path(__file__).name
+CODES = {"GRD003", "GRD004", "GRD005", "GRD006", "GRD008", "GRD009"}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for each other: the tensors are tiny
+    yield
+    torch.set_num_threads(threads)
+
+
+def found(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFinding]:
+    """The findings of these rules on what the loop does, symptoms included."""
+    with construction_sites(), trainlint.watch(every=every) as w:
+        loop()
+    report = w.report()
+    assert [target.status for target in report.targets] == ["ok"]
+    every_one = [each for finding in report.findings for each in (finding, *finding.symptoms)]
+    return {finding.code: finding for finding in every_one if finding.code in CODES}
+
+
+def text_at(finding: ReportedFinding) -> str:
+    """The line of this file that a finding names."""
+    assert finding.filename is not None
+    assert Path(finding.filename).name == HERE
+    assert finding.location is not None
+    return Path(finding.filename).read_text(encoding="utf-8").splitlines()[finding.location.row - 1]
+
+
+def mlp(inputs: int = 8, width: int = 32, outputs: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+def batch(samples: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(samples, 8)
+    return x, (x[:, 0] > 0).long()
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int = 20,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    for _ in range(steps):
+        x, y = batch()
+        loss = functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        before()
+        optimizer.step()
+        after()
+
+
+def sgd(model: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=rate)
+
+
+class Parts(nn.Module):
+    """A body and a head, put together by a function."""
+
+    def __init__(self, join: Callable[[Parts, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.body = mlp(outputs=32)
+        self.side = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 2)
+        self.join = join
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.join(self, x)
+
+
+# ---------------------------------------------------------------------- no-gradient
+
+
+def parts(join: Callable[[Parts, torch.Tensor], torch.Tensor]) -> Callable[[], None]:
+    def loop() -> None:
+        model = Parts(join)
+        train(model, sgd(model))
+
+    return loop
+
+
+def test_layers_behind_a_detach_are_an_error() -> None:
+    finding = found(parts(lambda m, x: m.head(m.side(m.body(x)).detach())))["GRD004"]
+    assert finding.severity == "error"
+    assert finding.evidence["ran"] is True
+    assert finding.evidence["share"] > 0.9
+    assert "mlp" in text_at(finding) or "nn.Linear" in text_at(finding)
+
+
+def test_a_layer_that_is_not_called_is_a_warning() -> None:
+    finding = found(parts(lambda m, x: m.head(m.body(x))))["GRD004"]
+    assert finding.severity == "warning"
+    assert finding.evidence["parameters"] == ["side.weight", "side.bias"]
+    assert "model.side" in finding.message
+    assert "self.side = nn.Linear(32, 32)" in text_at(finding)
+
+
+def test_a_factor_of_zero_stops_the_gradient() -> None:
+    finding = found(parts(lambda m, x: m.head(m.body(x) + 0.0 * m.side(m.body(x)))))["GRD004"]
+    assert finding.severity == "warning"
+    assert "exactly 0" in finding.message
+
+
+def test_an_expert_that_waits_for_its_turn_is_advice() -> None:
+    experts = nn.ModuleList(mlp() for _ in range(4))
+    experts.forward = lambda x: experts[0](x) + experts[1](x)  # type: ignore[method-assign]
+    finding = found(lambda: train(experts, sgd(experts)))["GRD004"]
+    assert finding.severity == "info"
+
+
+def test_heads_that_take_turns_are_sound() -> None:
+    heads = nn.ModuleList(nn.Linear(8, 2 + number) for number in range(5))
+    turn = iter(range(100))
+    heads.forward = heads[next(turn) % 5]  # type: ignore[method-assign]
+    assert "GRD004" not in found(lambda: train(heads, sgd(heads), 30), every=7)
+
+
+def test_a_teacher_that_follows_its_student_is_sound() -> None:
+    model = nn.ModuleDict({"student": nn.Linear(8, 2), "teacher": nn.Linear(8, 2)})
+    student, teacher = model["student"], model["teacher"]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            aim = teacher(x)
+        return student(x) + aim
+
+    def follow() -> None:
+        with torch.no_grad():
+            for late, early in zip(teacher.parameters(), student.parameters(), strict=True):
+                late.lerp_(early, 0.1)
+
+    model.forward = forward  # type: ignore[method-assign]
+    assert "GRD004" not in found(lambda: train(model, sgd(model), after=follow))
+
+
+# ---------------------------------------------------------------------- clipping
+
+
+def test_clipping_after_the_step() -> None:
+    model = mlp()
+    finding = found(
+        lambda: train(
+            model, sgd(model), after=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        )
+    )["GRD009"]
+    assert finding.severity == "error"
+    assert finding.evidence == {"times": 20, "first_step": 1}
+    assert "after=lambda: nn.utils.clip_grad_norm_" in text_at(finding)
+
+
+@pytest.mark.parametrize("limit", [float("inf"), 1e9])
+def test_asking_for_the_norm_after_the_step_is_sound(limit: float) -> None:
+    model = mlp()
+    ask = lambda: nn.utils.clip_grad_norm_(model.parameters(), limit)  # noqa: E731
+    assert not found(lambda: train(model, sgd(model), after=ask))
+
+
+def test_clipping_gradients_that_were_set_by_hand_is_sound() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+
+    def loop() -> None:
+        for _ in range(20):
+            x, y = batch()
+            made = torch.autograd.grad(
+                functional.cross_entropy(model(x), y), list(model.parameters())
+            )
+            for parameter, gradient in zip(model.parameters(), made, strict=True):
+                parameter.grad = gradient
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    assert not found(loop)
+
+
+@pytest.mark.parametrize(("kind", "severity"), [("SGD", "warning"), ("Adam", "info")])
+def test_clipping_to_a_thousandth_matters_where_the_step_scales(kind: str, severity: str) -> None:
+    model = mlp()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=1e-2)
+    clip = lambda: nn.utils.clip_grad_norm_(model.parameters(), 1e-3)  # noqa: E731
+    finding = found(lambda: train(model, optimizer, before=clip))["GRD006"]
+    assert finding.severity == severity
+    assert finding.evidence["factor"] < 0.01
+    assert finding.evidence["limit"] == 1e-3
+    assert "max_norm=" in finding.fixes[0].title
+
+
+def test_a_large_rate_chosen_for_tight_clipping_is_advice() -> None:
+    model = mlp()
+    clip = lambda: nn.utils.clip_grad_norm_(model.parameters(), 1e-2)  # noqa: E731
+    finding = found(lambda: train(model, sgd(model, 5.0), before=clip))["GRD006"]
+    assert finding.severity == "info"
+
+
+def test_clipping_what_a_scaler_has_multiplied() -> None:
+    model = mlp()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu")
+
+    def loop(unscale: bool) -> None:
+        for _ in range(20):
+            x, y = batch()
+            optimizer.zero_grad()
+            scaler.scale(functional.cross_entropy(model(x), y)).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+
+    finding = found(lambda: loop(unscale=False))["GRD006"]
+    assert finding.severity == "warning"
+    assert "unscale_" in finding.fixes[0].title
+    assert "GRD006" not in found(lambda: loop(unscale=True))
+
+
+# ---------------------------------------------------------------------- recurrent-without-clipping
+
+
+def recurrent(burst: bool = False, clip: bool = False) -> Callable[[], None]:
+    def loop() -> None:
+        body, head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 1)
+        model = nn.ModuleList([body, head])
+        model.forward = lambda x: head(body(x)[0][:, -1])  # type: ignore[method-assign]
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for step in range(30):
+            x = torch.randn(8, 6, 4)
+            size = 1000.0 if burst and step in (12, 20) else 1.0
+            loss = size * functional.mse_loss(model(x), x[:, -1, :1])
+            optimizer.zero_grad()
+            loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    return loop
+
+
+def test_an_lstm_without_clipping_is_advice_and_a_warning_with_spikes() -> None:
+    calm = found(recurrent())["GRD005"]
+    assert calm.severity == "info"
+    assert "nn.LSTM" in text_at(calm)
+    wild = found(recurrent(burst=True))["GRD005"]
+    assert wild.severity == "warning"
+    assert wild.evidence["spikes"] == 2
+    assert "GRD005" not in found(recurrent(burst=True, clip=True))
+
+
+# ---------------------------------------------------------------------- graph-kept-alive
+
+
+def test_losses_that_keep_their_graphs() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+
+    def loop(keep: Callable[[torch.Tensor], object]) -> None:
+        kept = []
+        for _ in range(40):
+            x, y = batch()
+            loss = functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            kept.append(keep(loss))
+
+    finding = found(lambda: loop(lambda loss: loss))["GRD008"]
+    assert finding.severity == "warning"
+    assert finding.evidence["graphs"] >= 8
+    assert "loss.backward()" in text_at(finding)
+    assert not found(lambda: loop(lambda loss: loss.detach()))
+    assert not found(lambda: loop(lambda loss: loss.item()))
+
+
+# ---------------------------------------------------------------------- non-finite
+
+
+def test_the_operation_that_made_the_first_nan_of_a_run() -> None:
+    def join(model: Parts, x: torch.Tensor) -> torch.Tensor:
+        return model.head(torch.log(model.body(x) * (x.sum() < 20)))
+
+    finding = found(parts(join))["GRD003"]
+    assert finding.severity == "error"
+    assert finding.evidence["operation"] == "log"
+    assert "torch.log" in text_at(finding)
+
+
+def test_a_nan_in_the_data() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+
+    def loop() -> None:
+        for step in range(12):
+            x, y = batch()
+            if step == 7:
+                x[3, 2] = float("nan")
+            loss = functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    finding = found(loop)["GRD003"]
+    assert finding.evidence["first_step"] == 7
+    assert "in the data" in finding.message
+
+
+def test_a_nan_that_the_backward_made() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+
+    def loop() -> None:
+        for _ in range(5):
+            x, y = batch()
+            scores = model(x)
+            loss = (
+                functional.cross_entropy(scores, y)
+                + (scores - scores).square().sum(1).sqrt().mean()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    finding = found(loop)["GRD003"]
+    assert finding.evidence["parameters"]
+    assert finding.evidence["first_step"] == 1
+
+
+def test_a_loss_that_recovers_is_a_warning() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+
+    def loop() -> None:
+        for step in range(12):
+            x, y = batch()
+            loss = functional.cross_entropy(model(x), y) * (float("inf") if step == 6 else 1.0)
+            optimizer.zero_grad()
+            loss.backward()
+            if all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None):
+                optimizer.step()
+
+    finding = found(loop)["GRD003"]
+    assert finding.severity == "warning"
+    assert finding.evidence["losses"] == 1
+
+
+def test_losses_that_are_finite_are_silent() -> None:
+    model = mlp()
+    assert not found(lambda: train(model, sgd(model)))

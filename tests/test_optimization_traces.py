@@ -1,0 +1,411 @@
+"""Rules on optimisation, on training loops that are watched: faulty ones, and sound look-alikes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import lr_scheduler
+
+import trainlint
+from trainlint.records import ReportedFinding
+from trainlint.sites import construction_sites
+
+HERE = Path(__file__).name
+Optimizer = torch.optim.Optimizer
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for each other: the tensors are tiny
+    yield
+    torch.set_num_threads(threads)
+
+
+def found(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFinding]:
+    """The findings of these rules on what the loop does, symptoms included."""
+    with construction_sites(), trainlint.watch(every=every) as w:
+        loop()
+    report = w.report()
+    assert [target.status for target in report.targets] == ["ok"]
+    every_one = [each for finding in report.findings for each in (finding, *finding.symptoms)]
+    return {finding.code: finding for finding in every_one if finding.code.startswith("OPT")}
+
+
+def loud(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFinding]:
+    """Without advice."""
+    return {
+        code: finding
+        for code, finding in found(loop, every=every).items()
+        if finding.severity != "info"
+    }
+
+
+def text_at(finding: ReportedFinding) -> str:
+    """The line of this file that a finding names."""
+    assert finding.filename is not None
+    assert Path(finding.filename).name == HERE
+    assert finding.location is not None
+    return Path(finding.filename).read_text(encoding="utf-8").splitlines()[finding.location.row - 1]
+
+
+def mlp(outputs: int = 2) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, outputs)
+    )
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: int = 30,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    for _ in range(steps):
+        x = torch.randn(64, 8)
+        loss = functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after()
+
+
+def sgd(model: nn.Module, rate: float = 0.1, decay: float = 0.0) -> Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def adam(model: nn.Module, rate: float = 1e-3, decay: float = 0.0) -> Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+
+
+# ---------------------------------------------------------------------- parameters-not-optimized
+
+
+def test_a_head_that_was_replaced_after_the_optimizer_was_made() -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = adam(model)
+        model[4] = nn.Linear(32, 2)
+        train(model, optimizer)
+
+    finding = found(loop)["OPT001"]
+    assert finding.severity == "error"
+    assert finding.evidence["parameters"] == ["4.bias", "4.weight"]
+    assert "torch.optim.Adam(" in text_at(finding)
+
+
+def test_an_optimizer_of_the_head_alone_is_a_warning() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, torch.optim.SGD(model[4].parameters(), lr=0.1))
+
+    finding = found(loop)["OPT001"]
+    assert finding.severity == "warning"
+    assert finding.evidence["share"] > 0.9
+
+
+def test_an_optimizer_of_another_model() -> None:
+    def loop() -> None:
+        optimizer = adam(mlp())
+        model = mlp()
+        for _ in range(10):
+            functional.cross_entropy(model(torch.randn(8, 8)), torch.zeros(8).long()).backward()
+            optimizer.step()
+
+    finding = found(loop)["OPT001"]
+    assert finding.severity == "error"
+    assert "another model" in finding.message
+    assert "optimizer.step()" in text_at(finding)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_that_are_cleared_before_the_step(to_none: bool) -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = sgd(model)
+        for _ in range(10):
+            functional.cross_entropy(model(torch.randn(8, 8)), torch.zeros(8).long()).backward()
+            optimizer.zero_grad(set_to_none=to_none)
+            optimizer.step()
+
+    finding = found(loop)["OPT001"]
+    assert finding.severity == "error"
+    assert finding.evidence["times"] == 10
+
+
+def test_gradients_that_are_zero_by_themselves_are_sound() -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = sgd(model)
+        for _ in range(10):
+            loss = functional.relu(
+                model(torch.randn(8, 8)) - 1000
+            ).mean()  # a hinge that is satisfied
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            optimizer.step()
+
+    assert "OPT001" not in found(loop)
+
+
+def test_optimizers_that_take_turns_are_sound() -> None:
+    def loop() -> None:
+        model = mlp()
+        first = torch.optim.SGD(model[:4].parameters(), lr=0.1)
+        second = torch.optim.Adam(model[4].parameters(), lr=1e-3)
+        for step in range(20):
+            x = torch.randn(8, 8)
+            model.zero_grad()
+            functional.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
+            (first if step % 2 else second).step()
+
+    assert not loud(loop)
+
+
+def test_groups_that_are_added_later_are_sound() -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = torch.optim.Adam(model[4].parameters(), lr=1e-3)
+        train(model, optimizer, 8)
+        optimizer.add_param_group({"params": model[:4].parameters()})
+        train(model, optimizer, 8)
+
+    assert not loud(loop)
+
+
+# ---------------------------------------------------------------------- learning rates
+
+
+@pytest.mark.parametrize("rate", [100.0, 5.0])
+def test_a_rate_that_makes_the_loss_infinite(rate: float) -> None:
+    def loop() -> None:
+        model = mlp(1)
+        optimizer = sgd(model, rate)
+        for _ in range(40):
+            x = torch.randn(32, 8)
+            loss = functional.mse_loss(model(x), 3 * x[:, :1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    finding = found(loop)["OPT002"]
+    assert finding.severity == "error"
+    assert finding.evidence["learning_rate"] == rate
+    assert finding.evidence["largest_update"] > 0.1
+    assert finding.fixes[0].title.startswith("lr=")
+    assert "torch.optim.SGD(" in text_at(finding)
+
+
+def test_a_rate_that_makes_the_loss_grow() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, adam(model, 1.0), 25)
+
+    assert "OPT002" in loud(loop)
+
+
+def test_a_rate_that_is_too_low() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, adam(model, 1e-6), 40)
+
+    finding = loud(loop)["OPT003"]
+    assert finding.evidence["learning_rate"] == 1e-6
+    assert finding.evidence["largest_update"] < 1e-4
+    assert "torch.optim.Adam(" in text_at(finding)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 3e-2])
+def test_rates_that_learn_are_sound(rate: float) -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, adam(model, rate), 40)
+
+    assert not loud(loop)
+
+
+def test_a_trained_model_at_a_low_rate_is_sound() -> None:
+    model = mlp()
+    train(model, adam(model, 1e-2), 150)
+    assert not loud(lambda: train(model, adam(model, 1e-6), 30))
+
+
+def test_a_warm_up_that_is_under_way_is_sound() -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = adam(model)
+        schedule = lr_scheduler.LambdaLR(optimizer, lambda step: step / 10_000)
+        train(model, optimizer, 40, schedule.step)
+
+    assert not loud(loop)
+
+
+def test_a_low_rate_for_a_loss_without_a_known_guess_is_advice() -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = adam(model, 5e-7)
+        for _ in range(30):
+            loss = -functional.logsigmoid(model(torch.randn(32, 8))[:, 0]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    assert found(loop)["OPT003"].severity == "info"
+
+
+def test_branches_that_start_at_zero_are_sound() -> None:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = mlp(32).requires_grad_(False)
+            self.down, self.up = nn.Linear(8, 2, bias=False), nn.Linear(2, 32, bias=False)
+            self.head = nn.Linear(32, 2).requires_grad_(False)
+            nn.init.zeros_(self.up.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.base(x) + self.up(self.down(x)))  # type: ignore[no-any-return]
+
+    def loop() -> None:
+        model = Adapted()
+        train(model, torch.optim.AdamW([*model.down.parameters(), *model.up.parameters()], 1e-3))
+
+    assert "OPT002" not in found(loop)
+
+
+# ---------------------------------------------------------------------- weight decay
+
+
+def test_a_decay_that_takes_the_weights() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, sgd(model, 0.1, 0.5), 40)
+
+    finding = loud(loop)["OPT004"]
+    assert finding.evidence["shrinkage"] == pytest.approx(0.05)
+    assert finding.evidence["left"] < 0.9
+    assert "torch.optim.SGD(" in text_at(finding)
+
+
+def test_a_decay_that_adam_makes_whole_steps_of() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, adam(model, 1e-2, 5.0), 40)
+
+    results = found(loop)
+    assert results["OPT004"].evidence["decay_over_gradient"] > 10
+    assert results["OPT008"].severity == "info"
+    assert "AdamW" in results["OPT008"].fixes[0].title
+
+
+def test_usual_decays_are_at_most_advice() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1))
+
+    results = found(loop)
+    assert list(results) == ["OPT005"]
+    assert results["OPT005"].evidence["parameters"] == ["0.bias", "2.bias", "4.bias"]
+
+
+# ---------------------------------------------------------------------- schedules
+
+
+def schedule(
+    make: Callable[[Optimizer], lr_scheduler.LRScheduler], per_batch: bool
+) -> Callable[[], None]:
+    def loop() -> None:
+        model = mlp()
+        optimizer = sgd(model)
+        scheduler = make(optimizer)
+        for _ in range(4):
+            train(model, optimizer, 30, scheduler.step if per_batch else lambda: None)
+            if not per_batch:
+                scheduler.step()
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("make", "per_batch", "words"),
+    [
+        (lambda o: lr_scheduler.LambdaLR(o, lambda e: min(1, e / 3)), False, "is 0 in 30 of 120"),
+        (lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 50), True, "is 0 in 70 of 120"),
+        (lambda o: lr_scheduler.ExponentialLR(o, 0.7), True, "below 0.0001 of its largest"),
+        (lambda o: lr_scheduler.StepLR(o, 10), True, "below 0.0001 of its largest"),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, 10), True, "rises again"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 120), False, "hardly begun"),
+    ],
+)
+def test_schedules_in_the_wrong_rhythm(
+    make: Callable[[Optimizer], lr_scheduler.LRScheduler], per_batch: bool, words: str
+) -> None:
+    finding = loud(schedule(make, per_batch), every=9)["OPT006"]
+    assert words in finding.message
+    assert "scheduler.step" in text_at(finding) or "after()" in text_at(finding)
+
+
+@pytest.mark.parametrize(
+    ("make", "per_batch"),
+    [
+        (lambda o: lr_scheduler.StepLR(o, 1), False),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, 120), True),
+        (lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 10), True),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 121), True),
+        (lambda o: lr_scheduler.LambdaLR(o, lambda s: 0.5 + 0.5 * math.cos(s / 40)), True),
+        (lambda o: lr_scheduler.LinearLR(o, 1e-3, 1.0, 20), True),
+    ],
+)
+def test_schedules_in_their_own_rhythm_are_sound(
+    make: Callable[[Optimizer], lr_scheduler.LRScheduler], per_batch: bool
+) -> None:
+    assert "OPT006" not in found(schedule(make, per_batch), every=9)
+
+
+@pytest.mark.parametrize(("ahead", "is_fault"), [(1, True), (5, False)])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_schedule_before_the_first_step_and_one_that_is_wound_forward(
+    ahead: int, is_fault: bool
+) -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = sgd(model)
+        scheduler = lr_scheduler.StepLR(optimizer, 10, 0.5)
+        for _ in range(ahead):
+            scheduler.step()
+        train(model, optimizer, 10)
+
+    assert ("OPT006" in found(loop)) is is_fault
+
+
+# ---------------------------------------------------------------------- frozen-parameters
+
+
+def frozen(*layers: int) -> Callable[[], None]:
+    def loop() -> None:
+        model = nn.Sequential(
+            nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)
+        )
+        for layer in layers:
+            model[layer].requires_grad_(False)
+        train(model, sgd(model))
+
+    return loop
+
+
+def test_a_frozen_end_behind_layers_that_learn() -> None:
+    finding = loud(frozen(2, 4))["OPT007"]
+    assert finding.evidence["share"] > 0.5
+    assert "model[4]" in finding.message
+    assert "nn.Linear(32, 8)" in text_at(finding)
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (0, 2)])
+def test_a_frozen_beginning_is_sound(layers: tuple[int, ...]) -> None:
+    assert "OPT007" not in found(frozen(*layers))
