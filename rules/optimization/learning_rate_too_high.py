@@ -91,14 +91,17 @@ def learning_rate_too_high(
             yield _finding(trace, model, paces, message, certain)
             continue
         usual = median(paces.values())
+        stays = _change(trace) > 0.9
         gone = [share for o in trace.objectives if (share := o.learnt(steps)) is not None]
-        if usual > update and gone and max(gone) < learnt and trace.steps >= steps:
+        if not stays or not gone or max(gone) >= learnt or trace.steps < steps:
+            continue
+        if usual > update:
             message = (
                 f"the median step changes a layer by {_percent(usual)} of its weights, and after "
                 f"{trace.steps} steps the loss is no better than a guess"
             )
             yield _finding(trace, model, paces, message, certain=False)
-        elif max(paces.values()) > update and gone and max(gone) < learnt:
+        elif max(paces.values()) > update:
             leap = _leapt(trace, growth)
             if leap is not None:
                 message = (
@@ -145,8 +148,9 @@ def _grown(
     for objective in trace.objectives:
         values = [value for value in objective.values if isfinite(value)]
         if len(values) >= 5 and objective.guess and largest > SLOW:
-            end = _end(values)
-            if end > growth * values[0] and end > growth * objective.guess:
+            # Few of these are recorded: the last one, and those of every step, must agree.
+            end = min(_end(values), values[-1])
+            if end > growth * max(values[0], objective.guess) and _change(trace) > growth:
                 return (
                     (
                         f"the loss went from {values[0]:.3g} to {end:.3g}, where a guess has "
@@ -199,6 +203,12 @@ def _finding(
         severity=Severity.ERROR if certain else Severity.WARNING,
         confidence=Confidence.LIKELY,
     )
+
+
+def _change(trace: Trace) -> float:
+    """The last losses over the first one, from those of every step."""
+    values = [value for _, value in trace.losses if isfinite(value)]
+    return _end(values) / values[0] if values and values[0] > 0 else 0.0
 
 
 def _end(values: list[float]) -> float:
