@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trainlint.rule import Confidence, Finding, Fix, ModelTrace, Severity, SiteTrace, Trace, rule
 
@@ -43,7 +43,7 @@ def dead_relu(
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
     nn.init.constant_(model[0].bias, -4.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(60):
+    for _ in range(100):
         x = torch.randn(64, 8)
         loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
         optimizer.zero_grad()
@@ -78,18 +78,21 @@ def dead_relu(
         return
     for model in trace.trained:
         for site in model.sites:
-            if site.place.operation not in _RECTIFIERS or len(site.dead) < 2:
+            if site.place.operation not in _RECTIFIERS:
                 continue
-            if min(site.dead[-2:]) <= share or min(site.seen[-2:]) < samples:
+            windows = [
+                dead for dead, seen in zip(site.dead, site.seen, strict=True) if seen >= samples
+            ]
+            if len(windows) < 2 or min(windows[-2:]) <= share:
                 continue
             zero = site.median("zero")
             if zero is None or zero < share or site.median("gradient") is None:
                 continue
-            yield _finding(model, site)
+            yield _finding(model, site, windows)
 
 
-def _finding(model: ModelTrace, site: SiteTrace) -> Finding:
-    dead, first = site.dead[-1], site.dead[0]
+def _finding(model: ModelTrace, site: SiteTrace, windows: Sequence[float]) -> Finding:
+    dead, first = windows[-1], windows[0]
     by_steps = first < dead / 2
     since = f", {first:.0%} at first" if by_steps else " from the start"
     fixes = [Fix("nn.LeakyReLU(0.1) in its place, which passes a gradient below zero as well")]
@@ -107,8 +110,7 @@ def _finding(model: ModelTrace, site: SiteTrace) -> Finding:
         evidence={
             "dead": round(dead, 3),
             "dead_at_first": round(first, 3),
-            "windows": [round(value, 3) for value in site.dead[-4:]],
-            "samples_a_window": min(site.seen[-2:]),
+            "windows": [round(value, 3) for value in windows[-4:]],
             "model": model.name,
         },
         fixes=fixes,

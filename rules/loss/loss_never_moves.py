@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trainlint.rule import Confidence, Finding, Fix, LossTrace, Severity, Trace, rule
+
+_MANY = 100
 
 
 @rule("LOS008", severity=Severity.WARNING, since="0.1")
@@ -21,8 +23,10 @@ def loss_never_moves(
     rate, the data or the size of the model are next to look at.
 
     Reported after `steps` steps, where less than the share `drop` of the constant answer's loss is gone,
-    and the last fifth of the run is lower than the middle by less than `share` of it. Only for the loss
-    that the backward pass starts from (a fixed multiple of it), with a plain mean and one optimizer. Not
+    and the last fifth of the run is lower than the middle by less than `share` of it. Where the loss is
+    still above the constant answer's, it must also have hardly moved since the start, and have no more than
+    100 classes: with thousands, the way down to their frequencies alone takes long. Only for the loss that
+    the backward pass starts from (a fixed multiple of it), with a plain mean and one optimizer. Not
     while the learning rate still rises (warm-up), nor for losses whose best constant answer is unknown or
     perfect: contrastive ones with the positive in one place, GANs, physics-informed residuals.
 
@@ -31,8 +35,8 @@ def loss_never_moves(
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(80):
-        x = torch.randn(128, 8)
-        y = torch.randint(2, (128,))
+        x = torch.randn(1024, 8)
+        y = torch.randint(2, (1024,))
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -68,13 +72,15 @@ def loss_never_moves(
         learnt = loss.learnt(steps)
         if learnt is None or not loss.guess or not learnt < drop or not _is_the_loss(trace, loss):
             continue
-        size = max(3, len(loss.values) // 5)
-        middle = len(loss.values) // 2
-        before = statistics.median(loss.values[max(0, middle - size) : middle])
-        last = statistics.median(loss.values[-size:])
-        if before - last > share * loss.guess:
+        last = statistics.median(_fifth(loss, len(loss.values)))
+        middle = statistics.median(_fifth(loss, len(loss.values) // 2))
+        first = statistics.median(_fifth(loss, 0))
+        is_above = learnt < -drop
+        if middle - last > share * loss.guess:
             continue
-        over = "no better than" if learnt > -drop else "worse than"
+        if is_above and ((loss.classes or 0) > _MANY or first - last > share / 4 * loss.guess):
+            continue
+        over = "worse than" if is_above else "no better than"
         yield Finding(
             f"after {loss.steps[-1] + 1} steps the loss is {last:.3g}, {over} the best answer that ignores "
             f"the input, {loss.guess:.3g}, and no longer falls",
@@ -93,6 +99,13 @@ def loss_never_moves(
             ],
             confidence=Confidence.LIKELY,
         )
+
+
+def _fifth(loss: LossTrace, end: int) -> Sequence[float]:
+    """A fifth of the recorded values, at least three, that ends there if it can."""
+    size = max(3, len(loss.values) // 5)
+    start = max(0, end - size)
+    return loss.values[start : start + size]
 
 
 def _is_warming_up(trace: Trace) -> bool:

@@ -932,10 +932,10 @@ class TrainingObserver:
                     None if m is None or r is None else math.sqrt(max(0.0, r * r - m * m))
                     for m, r in zip(means, squares, strict=True)
                 ]
-                dead = [float(share) for share in record.windows]
+                dead, seen = record.dead()
                 sites.append(
                     SiteTrace(record.place, record.site, record.weight, steps, dead=dead,
-                              seen=list(record.seen), feeds=record.feeds,
+                              seen=seen, feeds=record.feeds,
                               values=dict(record.values), **columns)
                 )  # fmt: skip
         forwards = root.forwards.copy()

@@ -45,14 +45,14 @@ RECTIFIERS: Final = frozenset({"relu", "relu6", "threshold", "clamp", "clamp_min
 # |z| beyond which the slope is below 7% of its largest: σ'(4) = 0.018 of 0.25, tanh'(2) = 0.071 of 1.
 FLAT_BEYOND: Final = {"sigmoid": 4.0, "tanh": 2.0}
 # Behind these the channels are the second axis; behind all others the last.
-_CHANNELS_SECOND: Final = ("Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MaxPool", "AvgPool")
-# Hinges, max(0, margin − distance), are no layers: all of them zero is what is aimed at.
-_MARGINS: Final = ("Sub", "Rsub", "Neg")
+_CHANNELS_SECOND: Final = ops.CONVOLUTIONS | {"batch_norm", "group_norm", "instance_norm"}
+_LAYERS: Final = ops.WEIGHTED | ops.NORMALIZATIONS
 _USES: Final = ops.WEIGHTED | {"mul", "matmul", "bmm", "einsum", "lerp", "addcmul"}
 _VIEWS: Final = (
     "View", "Reshape", "Unsafe", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Permute", "T", "Split",
     "Slice", "Select", "Unbind", "ToCopy", "Clone", "Repeat",
 )  # fmt: skip
+_BETWEEN: Final = (*_VIEWS, "Add", "MaxPool", "AvgPool", "NativeDropout")
 _NODES_BACK: Final = 5
 _COLUMNS: Final = ("mean", "rms", "spread", "zero", "saturated", "gradient")
 
@@ -80,6 +80,14 @@ class SiteRecord:
     seen: list[int] = field(default_factory=list)
     feeds: str = ""
     values: dict[int, int] = field(default_factory=dict)
+
+    def dead(self) -> tuple[list[float], list[int]]:
+        """The share of dead units in each window, with the one that is still open, and their samples."""
+        shares, seen = [float(share) for share in self.windows], list(self.seen)
+        if self.alive is not None:
+            shares.append(1 - float(self.alive.float().mean()))
+            seen.append(self.samples)
+        return shares, seen
 
 
 Key = tuple[int, Place]
@@ -232,7 +240,7 @@ class Recorder(TorchFunctionMode):
             if values in record.values or len(record.values) < MOST_CALLS:
                 record.values[values] = record.values.get(values, 0) + 1
         elif name in RECTIFIERS:
-            self._units(record, args, result)
+            self._units(record, result)
         return flat
 
     def maker_of(self, tensor: Tensor) -> SiteRecord | None:
@@ -246,15 +254,15 @@ class Recorder(TorchFunctionMode):
             node = node.next_functions[0][0]
         return None
 
-    def _units(self, record: SiteRecord, args: Any, result: Tensor) -> None:
-        """Which units were above zero for some sample."""
-        if result.dim() < 2:
+    def _units(self, record: SiteRecord, result: Tensor) -> None:
+        """Which units of a layer were above zero for some sample.
+
+        Behind other things, such as the distances of a hinge, all zeros may be what is aimed at.
+        """
+        layer = None if result.dim() < 2 else self._layer_behind(result)
+        if layer is None:
             return
-        source = args[0].grad_fn if args and isinstance(args[0], Tensor) else None
-        kind = "" if source is None else source.name()
-        if kind.startswith(_MARGINS):
-            return
-        axis = 1 if result.dim() == 4 or kind.startswith(_CHANNELS_SECOND) else result.dim() - 1
+        axis = 1 if layer.place.operation in _CHANNELS_SECOND else result.dim() - 1
         others = [i for i in range(result.dim()) if i != axis]
         alive = result.detach().amax(others) > 0
         before = record.alive
@@ -263,6 +271,24 @@ class Recorder(TorchFunctionMode):
         else:
             record.alive = before | alive
         record.samples += result.numel() // result.shape[axis]
+
+    def _layer_behind(self, result: Tensor) -> SiteRecord | None:
+        """The layer or normalization whose result this one's operand is, with sums and pools in between."""
+        node: Any = result.grad_fn
+        waiting = [] if node is None else [below for below, _ in node.next_functions[:1]]
+        for _ in range(2 * _NODES_BACK):
+            if not waiting:
+                return None
+            node = waiting.pop(0)
+            if node is None:
+                continue
+            record = self._nodes.get(_number(node))
+            operation = "" if record is None else record.place.operation
+            if record is not None and (operation in _LAYERS or record.weight is not None):
+                return record
+            if node.name().startswith(_BETWEEN):
+                waiting += [below for below, _ in node.next_functions]
+        return None
 
     def _use(self, name: str, args: Any) -> None:
         """Note what a sigmoid or tanh of this forward goes into: a layer's weights, or a product."""
