@@ -1,0 +1,222 @@
+"""What watching a training loop costs, as a ratio to the bare step.
+
+    python -m benchmarks.overhead [--rounds 14] [--only PATTERN]
+
+For each architecture: the CPU time of blocks of training steps, bare, bare again (the noise floor), watched
+adaptively, and watched with every step recorded. The blocks take turns, so that what else the machine does
+falls on all alike, and each watched block is compared with the bare blocks beside it. Process CPU time, one
+thread. What is written down is the median over the rounds, with the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import trainlint
+
+BLOCK = 40
+
+
+class FunctionalMLP(nn.Module):
+    """All activations are functions, so that module hooks would see none of them."""
+
+    def __init__(self, width: int = 256, depth: int = 6) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return self.head(x)
+
+
+class Residual(nn.Module):
+    """A small ResNet."""
+
+    def __init__(self, width: int = 32, blocks: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+            )
+            for _ in range(blocks)
+        )  # fmt: skip
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = F.relu(x + block(x))
+        return self.head(x.mean((2, 3)))
+
+
+class GPT(nn.Module):
+    """Causal attention and everything else through functions."""
+
+    def __init__(
+        self, width: int = 128, depth: int = 4, heads: int = 4, vocabulary: int = 200
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(64, width)
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        for qkv, out, up, down in zip(self.qkv, self.out, self.up, self.down, strict=True):
+            normed = F.layer_norm(x, x.shape[-1:])
+            q, k, v = (
+                part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for part in qkv(normed).chunk(3, -1)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + out(attended.transpose(1, 2).flatten(2))
+            x = x + down(F.gelu(up(F.layer_norm(x, x.shape[-1:]))))
+        return F.linear(x, self.tokens.weight)
+
+
+class Recurrent(nn.Module):
+    """An LSTM classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(32, 128, 2, batch_first=True), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def modular() -> nn.Module:
+    """The MLP as nn.Sequential."""
+    layers: list[nn.Module] = []
+    for _ in range(6):
+        layers += [nn.Linear(256, 256), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(256, 10))
+
+
+def encoder() -> nn.Module:
+    """torch's own transformer encoder."""
+    layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, 3), nn.Flatten(), nn.Linear(64 * 16, 10))
+
+
+Task = tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]]]
+
+
+def _classes(*shape: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    return lambda: (torch.randn(*shape), torch.randint(0, 10, (shape[0],)))
+
+
+def _tokens() -> tuple[Tensor, Tensor]:
+    ids = torch.randint(0, 200, (8, 65))
+    return ids[:, :-1], ids[:, 1:]
+
+
+TASKS: dict[str, Task] = {
+    "mlp (modules)": (modular, _classes(64, 256)),
+    "mlp (functions)": (FunctionalMLP, _classes(64, 256)),
+    "resnet": (Residual, _classes(16, 3, 16, 16)),
+    "transformer": (encoder, _classes(16, 16, 64)),
+    "lstm": (Recurrent, _classes(16, 20, 32)),
+    "gpt (functions)": (GPT, _tokens),
+}
+
+
+def loss_of(output: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy, of sequences as well."""
+    return F.cross_entropy(output.flatten(0, -2), target.flatten())
+
+
+class Loop:
+    """A training loop that goes on from block to block."""
+
+    def __init__(self, task: Task) -> None:
+        torch.manual_seed(0)
+        make, self._batch = task
+        self.model = make()
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+
+    def block(self) -> float:
+        """CPU seconds of a step."""
+        batches = [self._batch() for _ in range(BLOCK)]
+        before = time.process_time()
+        for x, y in batches:
+            self._optimizer.zero_grad()
+            loss_of(self.model(x), y).backward()
+            self._optimizer.step()
+        return (time.process_time() - before) / BLOCK
+
+
+def ratios(task: Task, rounds: int) -> dict[str, list[float]]:
+    """Ratios to the bare blocks of the same round, by variant."""
+    ways: dict[str, dict[str, Any] | None] = {
+        "bare again": None,
+        "adaptive": {},
+        "every step": {"every": 1},
+    }
+    loops = {name: Loop(task) for name in ("bare", *ways)}
+    watches = {
+        name: trainlint.watch(loops[name].model, **options)
+        for name, options in ways.items()
+        if options is not None
+    }
+    for loop in loops.values():
+        loop.block()
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        seconds = {}
+        for name, loop in loops.items():
+            with watches.get(name, nullcontext()):
+                seconds[name] = loop.block()
+        for name in ways:
+            found[name].append(seconds[name] / seconds["bare"])
+    found["bare"] = [seconds["bare"]]
+    return found
+
+
+def rows(rounds: int, only: str) -> Iterator[str]:
+    """The table, line by line."""
+    yield f"{'':<18}{'ms bare':>9}{'bare again':>22}{'adaptive':>22}{'every step':>22}"
+    for name, task in TASKS.items():
+        if not fnmatch.fnmatch(name, only):
+            continue
+        found = ratios(task, rounds)
+        cells = []
+        for variant in ("bare again", "adaptive", "every step"):
+            low, middle, high = statistics.quantiles(found[variant], n=4)
+            cells.append(f"{middle:.3f} [{low:.3f}..{high:.3f}]")
+        milliseconds = 1000 * found["bare"][0]
+        digits = max(0, 2 - math.floor(math.log10(milliseconds)))
+        yield f"{name:<18}{milliseconds:>9.{digits}f}" + "".join(f"{cell:>22}" for cell in cells)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=14)
+    parser.add_argument("--only", default="*", help="names, with * and ?")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for row in rows(options.rounds, options.only):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
