@@ -14,8 +14,14 @@ from trainlint.rule import (
     Leak,
     Losses,
     Severity,
+    Spot,
+    ops,
     rule,
 )
+
+# Where these let positions see each other, they run along the sequence.
+OVER_TIME = {"mean", "sum", "max", "amax", "min", "amin", "std", "var", "norm", "roll", "flip"}
+OVER_TIME |= {"batch_norm", "instance_norm", "group_norm", "layer_norm", "adaptive_avg_pool1d"}
 
 
 @rule("ARC009", severity=Severity.WARNING, since="0.1")
@@ -113,8 +119,8 @@ def causal_leak(
     leak = influence.leak
     if leak is None or (leak.shift is not None and leak.shift <= shift):
         return
-    by_loss = losses is not None and _predicts_next(graph, losses, leak)
-    by_masks = len(leak.causal) > len(leak.open) and leak.shift is not None
+    by_loss = leak.is_target or (losses is not None and _predicts_next(graph, losses, leak))
+    by_masks = leak.causal and len(leak.causal) >= len(leak.open) and leak.shift is not None
     if not by_loss and not by_masks:
         return
     spot = leak.spot or next(iter(leak.open), None)
@@ -130,7 +136,7 @@ def causal_leak(
     yield Finding(
         f"{label} lets earlier positions see later ones ({moved}), though {claim}: the model reads its "
         "own targets, and cannot generate",
-        where=graph.outputs[0] if spot is None and graph.outputs else spot and spot.where,
+        where=_place(graph, spot),
         module=None if spot is None else spot.module,
         evidence={
             "shift": leak.shift,
@@ -145,6 +151,13 @@ def causal_leak(
     )
 
 
+def _place(graph: Graph, spot: Spot | None) -> Any:
+    if spot is None:
+        return graph.outputs[0] if graph.outputs else None
+    # A layer's own forward pads at a line of its own, which its constructor does not show.
+    return spot.site if spot.name == "pad" else spot.where
+
+
 def _fix(name: str) -> Fix:
     if name == "scaled_dot_product_attention":
         return Fix("F.scaled_dot_product_attention(q, k, v, is_causal=True)")
@@ -152,8 +165,14 @@ def _fix(name: str) -> Fix:
         return Fix(
             "pass attn_mask=nn.Transformer.generate_square_subsequent_mask(length) and is_causal=True"
         )
-    if name.startswith("conv"):
+    if name.startswith("conv") or name == "pad":
         return Fix("pad on the left only: F.pad(x, ((kernel - 1) * dilation, 0)), and padding=0")
+    if name in ops.RECURRENT:
+        return Fix("bidirectional=False: the way back reads the answer")
+    if name in OVER_TIME:
+        return Fix(
+            f"take {name} over the features of each position, or over the positions up to it"
+        )
     return Fix(
         "before the softmax: scores.masked_fill(torch.ones(T, T).triu(1).bool(), float('-inf')), in "
         "every layer"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from trainlint import ops
 from trainlint.capture.inputs import Inputs, batch_size
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.measure.attention import ATTENTION, Watch
+from trainlint.measure.attention import ATTENTION, CROSS_ENTROPIES, Judged, Watch
 from trainlint.measure.influence import (
+    Alike,
     Constant,
     Draw,
     Influence,
@@ -33,6 +34,7 @@ from trainlint.measure.influence import (
     Spot,
     Unused,
 )
+from trainlint.measure.locating import ROUNDING, MixingRun, where_leaks, where_lost
 from trainlint.measure.pulse import affordable_batch
 from trainlint.measure.runs import (
     ANOTHER_SEED,
@@ -42,10 +44,11 @@ from trainlint.measure.runs import (
     differ,
     distance,
     own_shift,
+    plain,
     sample_spread,
 )
-from trainlint.measure.samples import Slot, replaced
-from trainlint.measure.steps import Step, along, ancestors, nodes_by_key, spot_of
+from trainlint.measure.samples import Slot, flipped, replaced
+from trainlint.measure.steps import INPUT, Step, ancestors, nodes_by_key, spot_of
 from trainlint.preserve import preserved, unchanged_weights
 
 if TYPE_CHECKING:
@@ -57,14 +60,18 @@ _LEAST_GRADIENT: Final = 1e-6
 _SAME: Final = 1e-7
 _MOST_ASKED: Final = 4
 _DRAWS: Final = 6
+_FEWEST_POSITIONS: Final = 4
 # They turn many inputs into one answer by design.
 _CHOICES: Final = ("argmin", "argmax", "round", "sign", "searchsorted", "bucketize", "multinomial")
 
 
-def influence(model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0) -> Influence:
+def influence(
+    model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0, is_judged: bool = False
+) -> Influence:
     """Measure what influences what, in eval mode with three distinct samples.
 
-    Raises `FactUnavailable` where the model has no values, takes too long, or does not run.
+    `is_judged` tells that a cross entropy outside of the model judges its outputs. Raises
+    `FactUnavailable` where the model has no values, takes too long, or does not run.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise FactUnavailable("its weights have no values, they are on the meta device")
@@ -81,7 +88,8 @@ def influence(model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0) 
     ):
         warnings.simplefilter("ignore")
         try:
-            return _Questions(Runs(model, inputs, graph, seed)).answers()
+            is_judged = is_judged or any(True for _ in graph.calls(*CROSS_ENTROPIES))
+            return _Questions(Runs(model, inputs, graph, seed), is_judged=is_judged).answers()
         except FactUnavailable:
             raise
         except Exception as error:
@@ -95,15 +103,17 @@ def influence(model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0) 
 
 
 class _Questions:
-    """What is asked of one model."""
+    """What is asked of one model. `is_judged` tells whether a cross entropy may judge its outputs."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, *, is_judged: bool) -> None:
         self._runs = runs
+        self._is_judged = is_judged
 
     def answers(self) -> Influence:
         """All of them."""
         self._runs.model.eval()
         leaves, watch, (base, drawn) = self._runs.first_pass()
+        self._drawn_to = self._runs.drawn_to
         axes = self._runs.batch_axes(base)
         gradients, leak = self._gradients(leaves, watch, base, axes)
         return Influence(
@@ -131,14 +141,11 @@ class _Questions:
             for slot in self._runs.varying:
                 if slot.is_ids and ids.shape == slot.value.shape and torch.equal(ids, slot.value):
                     targets.setdefault(slot.name, []).append(result)
-        sequence = self._sequence(base, axes)
+        sequence = self._judged_sequence(watch) or self._sequence(base, axes)
         terms = []
-        for name, axis in axes.items():
-            tensor = base[name]
-            if not tensor.requires_grad or (sequence and name != sequence.output):
+        for own in self._own_results(sequence, watch, base, axes):
+            if not own.requires_grad:
                 continue
-            own = tensor.select(axis, OWN)
-            own = own[: sequence.positions] if sequence else own
             own = torch.view_as_real(own) if own.is_complex() else own
             cotangent = torch.randn(own.shape, generator=self._runs.generator).to(
                 own.device, own.dtype
@@ -162,6 +169,15 @@ class _Questions:
         leak = self._leak(sequence, gradients, watch, base) if sequence else None
         return gradients, leak
 
+    def _own_results(
+        self, sequence: _Sequence | None, watch: Watch, base: Outputs, axes: dict[str, int]
+    ) -> list[Tensor]:
+        """The own sample's outputs; of a sequence, its early positions."""
+        if sequence is None:
+            return [base[name].select(axis, OWN) for name, axis in axes.items()]
+        results = sequence.results(base, watch.judged)
+        return [] if results is None else [results[OWN, : sequence.positions]]
+
     # ------------------------------------------------------------------ samples that mix
 
     def _mixing(
@@ -172,17 +188,22 @@ class _Questions:
         if any(name not in axes and tensor.dim() for name, tensor in base.items()):
             return None  # an output for all of them: a set, or a bag of instances
         others = [row for row in range(self._runs.samples) if row != OWN]
+        base_drawn_to = self._drawn_to
         changed, moved = self._runs.run_with(self._runs.samplewise, others)
+        drawn_to = self._runs.drawn_to
         shift = max(own_shift(base[n], moved.get(n), axis) for n, axis in axes.items())
         if shift <= _MOVED:
             return None
         again = self._runs.run()
         if max(own_shift(base[name], again.get(name), axis) for name, axis in axes.items()) > _SAME:
             return None  # it differs by itself: state, or kernels that sum in any order
+        gradient = self._share_of_others(gradients)
+        if drawn_to != base_drawn_to and (gradient or 0.0) <= _LEAST_GRADIENT:
+            return None  # random numbers, as many as the values ask for, and other ones for that
         spot, mixer = self._where_mixed(changed)
         return Mixing(
             shift=shift,
-            gradient=self._share_of_others(gradients),
+            gradient=gradient,
             spot=spot,
             is_lost=spot is not mixer,
             mixer=mixer,
@@ -241,25 +262,15 @@ class _Questions:
         if traced is None:
             return None, None
         steps, last, (by_others, by_own) = traced
-        relevant = ancestors(steps, last)
-        count = min(len(by_others), len(by_own))
-        mixed = [place for place in range(count) if _both(by_others[place], by_own[place])]
-        place = next((p for p in mixed if p in relevant), mixed[0] if mixed else None)
-        if place is None:
+        run = MixingRun(steps, by_others, by_own, self._runs.grown(), self._runs.samples, OWN)
+        found = run.located(last)
+        if found is None:
             return None, None
         nodes = nodes_by_key(self._runs.graph)
-        mixer = spot_of(steps[place], self._runs.graph, nodes)
-        first = place
-        while True:
-            lost = [
-                operand
-                for operand in steps[first].operands
-                if operand < first and _is_lost(by_others[operand], by_own[operand])
-            ]
-            if not lost:
-                break
-            first = lost[0]
-        return (mixer if first == place else spot_of(steps[first], self._runs.graph, nodes)), mixer
+        spot = spot_of(steps[found.place], self._runs.graph, nodes)
+        if found.mixer is None or found.mixer == found.place:
+            return spot, None if found.mixer is None else spot
+        return spot, spot_of(steps[found.mixer], self._runs.graph, nodes)
 
     # ------------------------------------------------------------------ later positions
 
@@ -276,7 +287,22 @@ class _Questions:
                 if axis == 0 and base[name].dim() == 3 and base[name].shape[1] == length
             ]
             if outputs:  # what follows the first are inner states, such as an encoder's
-                return _Sequence(slot, outputs[0], length // 2)
+                return _Sequence(slot, length // 2, outputs[0])
+        return None
+
+    def _judged_sequence(self, watch: Watch) -> _Sequence | None:
+        """Tokens whose next ones a cross entropy of the model's own asks for."""
+        for slot in self._runs.varying:
+            if not slot.is_ids or slot.axis != 0 or slot.value.dim() != 2:
+                continue
+            for number, judged in enumerate(watch.judged):
+                for time_first in (False, True):
+                    sequence = _Sequence(
+                        slot, slot.value.shape[1] // 2, None, number, time_first=time_first
+                    )
+                    if _asks_for_next(slot.value, sequence.targets(judged.target)):
+                        results = sequence.results({}, watch.judged)
+                        return None if results is None else sequence
         return None
 
     def _leak(
@@ -290,20 +316,25 @@ class _Questions:
         late = float(gradient[OWN, positions:].sum())
         if late <= _LEAST_GRADIENT * (early + late) or early + late == 0:
             return None
-        causal, free = self._first_attentions(sequence, watch)
+        is_target = sequence.output is None
+        causal, free = ((), ()) if is_target else self._first_attentions(sequence, watch)
         shift, spot = None, None
-        # Whoever computes a cross entropy over the sequence may ask for the next token.
-        if causal or any(True for _ in self._runs.graph.calls("cross_entropy", "nll_loss")):
-            shift, spot = self._confirmed_leak(sequence, base)
-        return Leak(slot.name, positions, late / (early + late), shift, causal, free, spot)
+        # Who judges by a cross entropy may ask for the next token.
+        if causal or is_target or self._is_judged:
+            shift, spot = self._confirmed_leak(sequence, watch, base)
+        share = late / (early + late)
+        return Leak(slot.name, positions, share, shift, causal, free, spot, is_target)
 
-    def _confirmed_leak(self, sequence: _Sequence, base: Outputs) -> tuple[float, Spot | None]:
+    def _confirmed_leak(
+        self, sequence: _Sequence, watch: Watch, base: Outputs
+    ) -> tuple[float, Spot | None]:
         """Change the later positions of all samples, and find where earlier ones move first."""
         slot, first = sequence.slot, sequence.positions
         length = slot.value.shape[1]
         changed, moved = self._runs.run_with([slot], range(first, length), axis=1)
-        output, other = base[sequence.output], moved.get(sequence.output)
-        if other is None or other.shape != output.shape:
+        output = sequence.results(base, watch.judged)
+        other = sequence.results(moved, self._runs.judged)
+        if output is None or other is None or other.shape != output.shape:
             return 0.0, None
         shift = distance(output[:, :first], other[:, :first])
         if shift <= _MOVED:
@@ -312,13 +343,10 @@ class _Questions:
         if traced is None:
             return shift, None
         steps, last, (late,) = traced
-        relevant = ancestors(steps, last)
-        for place, masks in enumerate(late):
-            if place in relevant and masks and any(_leaks(m, first, length) for m in masks):
-                return shift, spot_of(
-                    steps[place], self._runs.graph, nodes_by_key(self._runs.graph)
-                )
-        return shift, None
+        place = where_leaks(steps, last, late, first, length)
+        if place is None:
+            return shift, None
+        return shift, spot_of(steps[place], self._runs.graph, nodes_by_key(self._runs.graph))
 
     def _first_attentions(
         self, sequence: _Sequence, watch: Watch
@@ -349,15 +377,34 @@ class _Questions:
                     reached.append(user)
                 else:
                     stack.append(user)
-        last = self._attentions_before(self._runs.captured_outputs().get(sequence.output))
+        last = self._attentions_before(self._runs.captured_outputs().get(sequence.output or ""))
         if not set(reached) <= last:
             return (), ()  # an encoder: what it makes reaches the outputs through another attention
         spots: dict[bool, list[Spot]] = {True: [], False: []}
         for node in reached:
             attention = known.get(node)
-            if attention is not None:
+            if attention is not None and (
+                attention.causal or self._looks_along(sequence.slot, node)
+            ):
                 spots[attention.causal].append(_spot_of_node(self._runs.graph, node))
         return tuple(spots[True]), tuple(spots[False])
+
+    def _looks_along(self, slot: Slot, node: Node) -> bool:
+        """Whether the attention's keys come from this input too: no cross-attention, no mere weights."""
+        graph = self._runs.graph
+        if graph.name(node) == "softmax":
+            dims = graph.shape(node) or ()
+            return dims[-2:] == (slot.value.shape[1],) * 2
+        key = node.kwargs.get("key", node.args[1] if len(node.args) > 1 else None)
+        stack, seen = [key], {key}
+        while stack:
+            source: Any = stack.pop()
+            if getattr(source, "op", "") == "placeholder" and source.target == slot.name:
+                return True
+            fresh = [n for n in getattr(source, "all_input_nodes", ()) if n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return False
 
     def _attentions_before(self, output: Node | None) -> set[Node]:
         """The attention from which the output can be reached without passing another."""
@@ -384,61 +431,127 @@ class _Questions:
     def _unused(self, base: Outputs, gradients: dict[str, Tensor]) -> Iterator[Unused]:
         """Inputs whose gradient is zero, asked again in other ways.
 
-        If none has an effect, the outputs are constant, and no input is to blame.
+        If none has an effect, the outputs are constant, and only an input that leads nowhere while
+        another one goes on is to blame.
         """
         silent: list[Slot] = []
         for slot in self._runs.varying:
             gradient = gradients.get(slot.name)
             if gradient is not None and bool(gradient.any()):
-                yield from self._unused_features(slot, gradient, base)
+                yield from self._unused_parts(slot, gradient, base)
             else:
                 silent.append(slot)
         found = [slot for slot in silent[:_MOST_ASKED] if self._is_unused(slot, base)]
-        if len(found) < len(self._runs.varying):
-            for slot in found:
-                yield Unused(slot.name, self._runs.placeholder(slot), tuple(slot.value.shape))
+        if len(found) == len(self._runs.varying):
+            cut = [slot for slot in found if not self._leads_on(slot)]
+            found = cut if len(cut) < len(found) else []
+        for slot in (*found, *(s for s in self._tables() if self._is_unused(s, base))):
+            yield Unused(slot.name, self._runs.placeholder(slot), tuple(slot.value.shape))
+        for slot in silent:
+            if slot not in found and slot.is_ids and slot.name not in gradients:
+                yield from self._unused_ends(slot, base)
+
+    def _tables(self) -> Iterator[Slot]:
+        """Floats of zeros and ones that no name calls a mask: the edges of a graph, a few-hot code."""
+        for slot in self._runs.slots:
+            is_table = slot.is_mask and not slot.is_ids and slot.value.dim() > 1
+            if is_table and slot.axis == 0 and "mask" not in self._runs.parameter(slot):
+                yield slot
+
+    def _leads_on(self, slot: Slot) -> bool:
+        """Whether more than the input's shape reaches an output of the captured graph."""
+        graph = self._runs.graph
+        stack: list[Node] = list(graph.outputs)
+        seen = set(stack)
+        while stack:
+            node = stack.pop()
+            if node.op == "placeholder" and node.target == slot.name:
+                return True
+            if graph.name(node) not in ops.SHAPE_ONLY:
+                fresh = [source for source in node.all_input_nodes if source not in seen]
+                seen.update(fresh)
+                stack.extend(fresh)
+        return False
 
     def _is_unused(self, slot: Slot, base: Outputs) -> bool:
-        changed = {slot.name: replaced(slot, range(self._runs.samples), self._runs.generator)}
-        return self._has_no_effect(changed, base)
+        everybody = range(self._runs.samples)
+        if slot.is_mask:
+            value = flipped(slot, self._runs.generator)
+        else:
+            value = replaced(slot, everybody, self._runs.generator)
+        return self._has_no_effect({slot.name: value}, base)
 
-    def _unused_features(self, slot: Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
-        """Columns of a table, or channels of an image, without any gradient."""
-        if (
-            slot.is_ids
-            or slot.axis != 0
-            or slot.value.dim() not in (2, 4)
-            or slot.value.shape[1] < 2
+    def _unused_parts(self, slot: Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
+        """Columns of a table, channels of an image, features or positions of a sequence.
+
+        Of positions only half of them or more: a stride leaves out the border.
+        """
+        dims = slot.value.shape
+        if slot.axis != 0 or len(dims) < 2 or gradient.shape[: len(dims)] != dims:
+            return
+        for axis in (1, 2) if len(dims) == 3 else (1,):
+            others = [other for other in range(gradient.dim() - 1) if other != axis - 1]
+            own = gradient[OWN].sum(others) if others else gradient[OWN]
+            silent = (own == 0).nonzero().flatten().tolist()
+            along = self._holds_positions(slot, axis)
+            if not silent or (along and 2 * len(silent) < dims[axis]):
+                continue
+            if self._has_no_part(slot, axis, silent, base):
+                yield self._part(slot, axis, silent, along=along)
+
+    def _unused_ends(self, slot: Slot, base: Outputs) -> Iterator[Unused]:
+        """All tokens but the first or the last ones, where no gradient tells."""
+        if slot.axis != 0 or slot.value.dim() != 2 or slot.value.shape[1] < _FEWEST_POSITIONS:
+            return
+        length = slot.value.shape[1]
+        for half, most in (
+            (range(length // 2, length), range(1, length)),
+            (range(length - length // 2), range(length - 1)),
         ):
-            return
-        own = gradient[OWN].reshape(slot.value.shape[1], -1).sum(1)
-        silent = (own == 0).nonzero().flatten().tolist()
-        if not silent:
-            return
-        value = slot.value.clone()
-        value[:, silent] = (
-            replaced(slot, range(self._runs.samples), self._runs.generator)[:, silent] + 0.1
+            if self._has_no_part(slot, 1, half, base):
+                part = most if self._has_no_part(slot, 1, most, base) else half
+                yield self._part(slot, 1, part, along=True)
+                return
+
+    def _part(self, slot: Slot, axis: int, places: Sequence[int], *, along: bool) -> Unused:
+        node, dims = self._runs.placeholder(slot), tuple(slot.value.shape)
+        features, positions = ((), tuple(places)) if along else (tuple(places), ())
+        return Unused(slot.name, node, dims, axis, features, positions)
+
+    def _has_no_part(self, slot: Slot, axis: int, places: Sequence[int], base: Outputs) -> bool:
+        """Whether these indices of the axis change nothing, neither a little nor a lot."""
+        fresh = replaced(slot, range(self._runs.samples), self._runs.generator)
+        index = torch.tensor(list(places), device=fresh.device)
+        new = fresh.index_select(axis, index)
+        # Behind a maximum only what stands out has an effect.
+        variants = [new] if slot.is_ids else [new + 0.1, -4 * new]
+        return all(
+            self._has_no_effect({slot.name: slot.value.index_copy(axis, index, variant)}, base)
+            for variant in variants
         )
-        if self._has_no_effect({slot.name: value}, base):
-            yield Unused(
-                slot.name, self._runs.placeholder(slot), tuple(slot.value.shape), 1, tuple(silent)
-            )
+
+    def _holds_positions(self, slot: Slot, axis: int) -> bool:
+        """Whether the axis is one of time: it is not that long that a layer takes as its features."""
+        if slot.is_ids:
+            return True
+        if slot.value.dim() != 3:
+            return False
+        widths = {
+            parameter.shape[1] for parameter in self._runs.model.parameters() if parameter.dim() > 1
+        }
+        here, there = slot.value.shape[axis], slot.value.shape[3 - axis]
+        return not (here in widths and (there not in widths or axis == 2))
 
     def _has_no_effect(self, changed: Mapping[str, Tensor], base: Outputs) -> bool:
         """In eval mode; and in train mode, on another seed and with no weight exactly zero."""
         try:
             if differ(base, self._runs.run(changed)):
                 return False
-            with self._runs.awake():
-                self._runs.model.train()
-                seed = self._runs.seed + ANOTHER_SEED
-                return not differ(self._runs.run(seed=seed), self._runs.run(changed, seed=seed))
+            return not differ(self._runs.run_awake(), self._runs.run_awake(changed))
         except FactUnavailable:
             raise
         except Exception:  # lengths that no longer fit, labels out of range
             return False
-        finally:
-            self._runs.model.eval()
 
     # ------------------------------------------------------------------ constant outputs
 
@@ -458,22 +571,42 @@ class _Questions:
         spreads = [sample_spread(base[name], axes[name]) for name in names]
         if any(spread is None or spread > _MOVED for spread in spreads):
             return None
-        try:
-            with self._runs.awake():
-                if any((sample_spread(t, axes[n]) or 0) > _MOVED for n, t in self._runs.run().items()
-                       if n in names):  # fmt: skip
-                    return None  # zero weights: what they do is another story
-            for module in self._runs.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
-            others = self._runs.run(seed=self._runs.seed + ANOTHER_SEED)
-        finally:
-            self._runs.model.eval()
+        with self._runs.awake():
+            if any((sample_spread(t, axes[n]) or 0) > _MOVED for n, t in self._runs.run().items()
+                   if n in names):  # fmt: skip
+                return None  # zero weights: what they do is another story
+        others = self._runs.run_with_batch_statistics()
         again = [sample_spread(others[name], axes[name]) for name in names if name in others]
-        if not again or any(spread is None or spread > _SAME for spread in again):
+        if not again or any(spread is None or spread > ROUNDING for spread in again):
             return None
         scale = max(float(base[name].detach().abs().max()) for name in names)
-        return Constant(max(spread or 0.0 for spread in spreads), scale)
+        _, moved = self._runs.run_with(self._runs.varying, range(self._runs.samples))
+        return Constant(
+            spread=max(spread or 0.0 for spread in spreads),
+            scale=scale,
+            reacts=any(distance(base[name], moved.get(name)) > _MOVED for name in names),
+            alike=self._where_alike(),
+        )
+
+    def _where_alike(self) -> Alike | None:
+        traced = self._runs.trace([])
+        if traced is None:
+            return None
+        steps, last, _ = traced
+        lost = where_lost(steps, last, self._runs.grown(), self._runs.samples)
+        if lost is None:
+            return None
+        nodes = nodes_by_key(self._runs.graph)
+        source = steps[lost.source]
+        values = [plain(value).double() for value in source.values]
+        return Alike(
+            spot=spot_of(steps[lost.place], self._runs.graph, nodes),
+            source=None if source.name == INPUT else spot_of(source, self._runs.graph, nodes),
+            before=lost.before,
+            after=lost.after,
+            low=min(float(value.min()) for value in values),
+            high=max(float(value.max()) for value in values),
+        )
 
     # ------------------------------------------------------------------ randomness
 
@@ -490,7 +623,7 @@ class _Questions:
         if any(distance(tensor, again.get(name)) > _SAME for name, tensor in base.items()):
             return None  # it is not the generators that make the difference
         steps = self._runs.steps(watch_random=True)
-        outputs = self._runs.run(within=steps.recording())
+        outputs = self._runs.run(steps=steps)
         last = [place for t in outputs.values() if (place := steps.made(t)) is not None]
         relevant = ancestors(steps.steps, last)
         nodes = nodes_by_key(self._runs.graph)
@@ -504,38 +637,59 @@ class _Questions:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """An input whose second axis an output keeps, and how many of its positions count as early."""
+    """An input whose second axis results keep, and how many of its positions count as early.
+
+    The results are an output, or the scores that the model's own cross entropy number `judged` judges.
+    """
 
     slot: Slot
-    output: str
     positions: int
+    output: str | None
+    judged: int = 0
+    time_first: bool = False
+
+    def results(self, outputs: Outputs, judged: Sequence[Judged]) -> Tensor | None:
+        """The results with samples on the first axis and positions on the second."""
+        if self.output is not None:
+            return outputs.get(self.output)
+        if self.judged >= len(judged):
+            return None
+        scores, target = judged[self.judged].scores, judged[self.judged].target
+        if scores.dim() > 2:  # the classes stand on axis 1
+            scores = scores.movedim(1, -1)
+        if scores.shape[:-1] != target.shape:
+            return None
+        return self._by_sample(scores.flatten(0, -2))
+
+    def targets(self, target: Tensor) -> Tensor | None:
+        """The targets, one row for each sample."""
+        return None if target.is_floating_point() else self._by_sample(target.flatten())
+
+    def _by_sample(self, rows: Tensor) -> Tensor | None:
+        samples = self.slot.value.shape[0]
+        if not rows.shape[0] or rows.shape[0] % samples:
+            return None
+        if self.time_first:
+            return rows.reshape(-1, samples, *rows.shape[1:]).transpose(0, 1)
+        return rows.reshape(samples, -1, *rows.shape[1:])
 
 
 # ---------------------------------------------------------------------- small questions
 
 
-def _both(by_others: list[Tensor] | None, by_own: list[Tensor] | None) -> bool:
-    """Whether some element depends on the own sample and on another one."""
-    pairs = zip(by_others or (), by_own or (), strict=False)
-    return any(bool((there & here).any()) for there, here in pairs)
+def _asks_for_next(ids: Tensor, targets: Tensor | None) -> bool:
+    """Whether the targets are the same tokens one step later, where they are not left out.
 
-
-def _is_lost(by_others: list[Tensor] | None, by_own: list[Tensor] | None) -> bool:
-    """Whether no axis keeps what depends on the own sample apart from what depends on the others."""
-    for there, here in zip(by_others or (), by_own or (), strict=False):
-        if not bool(there.any()) or not bool(here.any()):
-            continue
-        if all(bool((along(there, axis) & along(here, axis)).any()) for axis in range(there.dim())):
-            return True
-    return False
-
-
-def _leaks(changed: Tensor, first: int, length: int) -> bool:
-    """Whether an element changed that belongs to early positions alone, queries as well as keys."""
-    axes = [axis for axis, size in enumerate(changed.shape) if size == length]
-    for axis in axes:
-        changed = changed.narrow(axis, 0, first)
-    return bool(axes) and bool(changed.any())
+    One sample is compared, since others may have been made up.
+    """
+    if targets is None or targets.shape[1] not in (ids.shape[1] - 1, ids.shape[1]):
+        return False
+    here, later = targets[0, : ids.shape[1] - 1], ids[0, 1:]
+    asked = here >= 0
+    if int(asked.sum()) < 3 or len(set(ids[0].tolist())) < 3:
+        return False
+    same = (here == ids[0, :-1]) & asked
+    return bool((here == later)[asked].all()) and not bool(same[asked].all())
 
 
 def _spot_of_node(graph: Graph, node: Node) -> Spot:

@@ -89,6 +89,12 @@ def replaced(
     return value
 
 
+def flipped(slot: Slot, generator: torch.Generator) -> Tensor:
+    """A mask or a table of zeros and ones, half of them turned over."""
+    turned = torch.rand(slot.value.shape, generator=generator).to(slot.value.device) < 0.5
+    return torch.where(turned, 1 - slot.value, slot.value)
+
+
 def _other(row: Tensor, everything: Tensor, generator: torch.Generator, gently: bool) -> Tensor:
     """Another sample of the same kind, of another mean and spread."""
     order = torch.randperm(row.numel(), generator=generator).to(row.device)

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 _ROUNDING: Final = 1e-6
+INPUT: Final = "input"
 _PLAIN: Final = (int, float, bool, str, type(None))
 Key = tuple[str, str, int]
 
@@ -52,9 +53,14 @@ class Step:
     values: list[Tensor] = field(default_factory=list)
     draws: bool = False
 
+    @property
+    def floats(self) -> list[Tensor]:
+        """Those of its values that are no whole numbers."""
+        return [v for v in self.values if v.is_floating_point() or v.is_complex()]
+
 
 class Steps(TorchFunctionMode):
-    """Records the steps of one run; `keep` copies their floating-point results.
+    """Records the steps of one run, its inputs first; `keep` copies their results.
 
     Calls are placed in the frames within a run of the code `until`.
     """
@@ -82,8 +88,12 @@ class Steps(TorchFunctionMode):
         self.steps: list[Step] = []
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Enter around the model's call."""
+    def recording(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Enter around the model's call on these inputs."""
+        for name, tensor in inputs.items():
+            values = [tensor.detach().clone()] if self._keep else []
+            self._add(Step(INPUT, ("", name, 0), None, None, (), (), tuple(tensor.shape), (), {},
+                           values), [tensor])  # fmt: skip
         with (
             module_calls(self._model, self._stack),
             single_node_functions(),
@@ -162,9 +172,10 @@ class Steps(TorchFunctionMode):
         )
         if self._keep and not name.removeprefix("new_").startswith("empty"):  # holds anything
             with torch._C.DisableTorchFunction():
-                step.values = [
-                    t.detach().clone() for t in results if t.is_floating_point() and t.numel()
-                ]
+                step.values = [t.detach().clone() for t in results if t.numel()]
+        self._add(step, results)
+
+    def _add(self, step: Step, results: Sequence[Tensor]) -> None:
         for tensor in results:
             self._made[id(tensor)] = len(self.steps)
             self._alive.append(tensor)
@@ -234,17 +245,16 @@ def _is_layer(module: nn.Module | None) -> bool:
 
 
 def changes(base: Sequence[Step], other: Sequence[Step]) -> list[list[Tensor] | None]:
-    """For each step and each tensor of its result, which elements differ between two runs.
+    """For each step and each of its floats, which elements differ between two runs.
 
     Ends where the runs part.
     """
     found: list[list[Tensor] | None] = []
     for here, there in zip(base, other, strict=False):
-        if here.key != there.key or [v.shape for v in here.values] != [
-            v.shape for v in there.values
-        ]:
+        one, two = here.floats, there.floats
+        if here.key != there.key or [v.shape for v in one] != [v.shape for v in two]:
             break
-        found.append([_differs(*pair) for pair in zip(here.values, there.values, strict=True)])
+        found.append([_differs(*pair) for pair in zip(one, two, strict=True)])
     return found
 
 
