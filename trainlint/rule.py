@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainlint import ops
+from trainlint.analysis.heads import heads
 from trainlint.analysis.layers import (
     Expectation,
     Mismatch,
@@ -56,7 +57,7 @@ from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.loss.ranges import Range, value_range
-from trainlint.loss.uses import Link, LossCall, Losses
+from trainlint.loss.uses import Link, LossCall, Losses, past_clamps
 from trainlint.measure.influence import (
     Constant,
     Draw,
@@ -132,6 +133,7 @@ __all__ = [
     "decades",
     "describe_source",
     "dropped_share",
+    "heads",
     "heavy",
     "hidden_weights",
     "is_follow_up",
@@ -145,6 +147,7 @@ __all__ = [
     "other_activation",
     "other_loss",
     "own_methods",
+    "past_clamps",
     "predicted_trend",
     "prescriptions",
     "reinitialise",

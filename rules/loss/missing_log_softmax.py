@@ -10,12 +10,14 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Link,
     LossCall,
     Losses,
     Severity,
     SourceEdits,
     other_activation,
     other_loss,
+    past_clamps,
     rule,
 )
 
@@ -94,15 +96,17 @@ def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Ite
     """
     for call in losses.of("nll_loss", "kl_div"):
         bounds = losses.range(call)
-        links = losses.links(call)
+        links = past_clamps(losses.links(call))
         if bounds is None or not links or bounds.high <= 0:
             continue
         if math.isinf(bounds.high) or links[0].name in POSITIVE:
-            yield _finding(graph, losses, edits, call)
+            yield _finding(graph, losses, edits, call, links)
 
 
-def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:
-    link, *_ = losses.links(call)
+def _finding(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
+) -> Finding:
+    link, layer = links[0], links[-1].node
     raw = link.name not in POSITIVE
     loss = losses.place(call)
     if call.kind == "kl_div":
@@ -113,23 +117,20 @@ def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -
         cost = "−z_y has no lower bound and compares no classes, so that the loss falls for ever"
     else:
         cost = "−x_y compares no classes"
-    given = f"the scores of {graph.label(link.node)}" if raw and link.node else link.name
+    given = f"the scores of {graph.label(layer)}" if raw and layer is not None else link.name
     return Finding(
         f"{loss} expects log-probabilities and gets {given}: {cost}",
         where=call.where if raw and call.where is not None else link.where,
         module=graph.operation(link.node).module if link.node is not None else None,
         evidence={"loss": call.kind, "gets": link.name},
-        fixes=_fixes(graph, losses, edits, call, raw=raw),
+        fixes=_fixes(graph, edits, call, link, raw=raw),
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),
         affects=[call.scores],
     )
 
 
-def _fixes(
-    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, *, raw: bool
-) -> list[Fix]:
-    link, *_ = losses.links(call)
+def _fixes(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, *, raw: bool) -> list[Fix]:
     if link.name == "softmax":
         title = "log_softmax in place of softmax"
         return [other_activation(graph, edits, link, "log_softmax", title=title)]

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, Severity, SourceEdits, ops, rule
+from trainlint.rule import Confidence, Finding, Fix, Graph, Severity, SourceEdits, heads, ops, rule
 
 # Between the dropout and the output these keep it an output: an arrangement, a mean, a last nonlinearity.
 PASSED = ops.REARRANGEMENTS | ops.SPATIAL | {"sigmoid", "tanh", "softmax", "log_softmax"}
@@ -22,7 +22,8 @@ def dropout_on_output(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     ln Σₖ e^{zₖ} however sure the model was. Dropout regularises where layers come after it that can
     learn to do without any one unit; behind the last layer there are none.
 
-    Reported where the dropped tensor is what a layer with weights gives, and an output. A block that
+    Reported where the dropped tensor is what a layer with weights gives, or the sum of several such
+    heads (wide and deep, value and advantage), and an output. A block that
     ends in dropout and returns the shape that it got is the branch of a residual connection (as in every
     transformer), and nothing is reported; nor for dropout of features, which a head is put on later.
 
@@ -71,17 +72,18 @@ def dropout_on_output(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
         if node is None or node in reported or graph.shape(node) in shapes:
             continue
         p = graph.argument(node, "p", 0.5)
-        source, _ = graph.producer(node, ops.REARRANGEMENTS)
-        if source is None or not graph.is_weighted(source) or not p or graph.feeds_weights(node):
+        sources = heads(graph, node, ops.REARRANGEMENTS)
+        if not sources or not p or graph.feeds_weights(node):
             continue
         reported.add(node)
+        behind = " and ".join(dict.fromkeys(graph.label(source) for source in sources[-2:]))
         yield Finding(
             f"{graph.label(node)} drops {p:.0%} of the model's outputs, straight behind "
-            f"{graph.label(source)}: in training each answer is 0 with that probability, and no layer "
+            f"{behind}: in training each answer is 0 with that probability, and no layer "
             "is left to make up for it",
             where=node,
             evidence={"p": p, "output": list(graph.shape(output) or ())},
-            fixes=[_removed(graph, edits, node), Fix(f"move it in front of {graph.label(source)}")],
+            fixes=[_removed(graph, edits, node), Fix(f"move it in front of {behind}")],
             confidence=Confidence.LIKELY,
             affects=[node],
         )
