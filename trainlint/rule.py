@@ -59,6 +59,7 @@ from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.loss.ranges import Range, value_range
 from trainlint.loss.uses import Link, LossCall, Losses, past_clamps
 from trainlint.measure.influence import (
+    Alike,
     Constant,
     Draw,
     Influence,
@@ -77,11 +78,22 @@ from trainlint.theory.depth import (
     is_plain_chain,
     measured_trend,
     predicted_trend,
+    series,
+    steepest,
 )
-from trainlint.theory.prescriptions import Prescription, prescriptions, reinitialise, unsuitable
+from trainlint.theory.prescriptions import (
+    Prescription,
+    far_off,
+    heaviest,
+    prescriptions,
+    reinitialise,
+    unsuitable,
+    within,
+)
 from trainlint.theory.propagation import Propagation
 
 __all__ = [
+    "Alike",
     "Confidence",
     "Constant",
     "Draw",
@@ -133,7 +145,9 @@ __all__ = [
     "decades",
     "describe_source",
     "dropped_share",
+    "far_off",
     "heads",
+    "heaviest",
     "heavy",
     "hidden_weights",
     "is_follow_up",
@@ -153,7 +167,9 @@ __all__ = [
     "reinitialise",
     "resolved_methods",
     "rule",
+    "series",
     "source_of",
+    "steepest",
     "stuck_weights",
     "unit_axis",
     "unsuitable",
@@ -161,6 +177,7 @@ __all__ = [
     "value_range",
     "width_fixes",
     "width_source",
+    "within",
     "without_activation",
     "zero_parameters",
 ]

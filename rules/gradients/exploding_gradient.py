@@ -15,6 +15,7 @@ from trainlint.rule import (
     Trend,
     agreed_trend,
     rule,
+    steepest,
 )
 
 
@@ -84,7 +85,7 @@ def exploding_gradient(
     """
 
     def holds(trend: Trend) -> bool:
-        return trend.explodes(forward, backward)
+        return trend.explodes(forward, backward) and not trend.absorbed
 
     trend = agreed_trend(graph, signal, propagation, holds)
     if trend is None:
@@ -94,7 +95,7 @@ def exploding_gradient(
     yield Finding(
         f"the gradient at {trend.profile[0][0]} is {trend.ends:.1g} times that at "
         f"{trend.profile[-1][0]}, and results grow {10**trend.forward:.1g}-fold{because}",
-        where=trend.steepest,
+        where=steepest(graph, propagation, trend),
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "forward_decades": round(trend.forward, 2),

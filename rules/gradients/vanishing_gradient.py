@@ -15,6 +15,7 @@ from trainlint.rule import (
     Trend,
     agreed_trend,
     rule,
+    steepest,
 )
 
 ERROR_DECADES = 3.0
@@ -110,7 +111,7 @@ def vanishing_gradient(
         f"the gradient that reaches {trend.profile[0][0]} is {trend.ends:.1g} of that at "
         f"{trend.profile[-1][0]}, and the samples' differences are down to "
         f"{10**trend.collapsed:.1g}{because}",
-        where=trend.steepest,
+        where=steepest(graph, propagation, trend),
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "spread_decades": round(trend.collapsed, 2),

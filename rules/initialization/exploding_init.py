@@ -14,14 +14,19 @@ from trainlint.rule import (
     SourceEdits,
     Trend,
     agreed_trend,
+    far_off,
+    heaviest,
     predicted_trend,
     prescriptions,
     reinitialise,
     rule,
     unsuitable,
+    within,
 )
 
 ERROR_DECADES = 3.0
+# A layer so many decades above what suits it is the cause in a shorter run as well.
+FAR = 0.5
 
 
 @rule(
@@ -105,13 +110,22 @@ def exploding_init(
     def holds(trend: Trend) -> bool:
         return trend.explodes(forward, backward)
 
+    def grows(trend: Trend) -> bool:
+        # What saturates behind such layers may let no gradient pass.
+        return holds(trend) or trend.forward > forward
+
+    suited = prescriptions(graph, propagation)
+    huge = far_off(graph, suited, FAR)
     trend = agreed_trend(graph, signal, propagation, holds)
-    before = predicted_trend(graph, propagation)
-    wanted = unsuitable(prescriptions(graph, propagation))
-    if trend is None or before is None or not wanted:
+    trend = trend or agreed_trend(graph, signal, propagation, grows, huge)
+    if trend is None:
+        return
+    wanted = unsuitable(within(graph, suited, trend.part))
+    before = predicted_trend(graph, propagation, trend.part)
+    if before is None or not wanted:
         return
     changed = propagation.reinitialised({p.name: p.deviation**2 for p in wanted})
-    after = predicted_trend(graph, changed)
+    after = predicted_trend(graph, changed, trend.part)
     if after is None:
         return
     mended = before.gradient - after.gradient, before.forward - after.forward
@@ -120,9 +134,8 @@ def exploding_init(
     large = [p for p in wanted if p.decades > 0] or wanted
     story = propagation.story(trend.first, trend.last, measured=trend.ends)
     because = f": {story}" if story else ""
-    most = max(p.decades for p in large)
-    worst = next(p for p in large if p.decades >= 0.7 * most)
-    severe = max(trend.gradient, trend.forward) > ERROR_DECADES
+    worst = heaviest(graph, large)
+    severe = max(trend.gradient, trend.forward) > ERROR_DECADES and not trend.absorbed
     yield Finding(
         f"the initial weights blow up: results grow {10**trend.forward:.1g}-fold from the first third "
         f"of the layers to the last, gradients {10**trend.gradient:.1g}-fold on the way back"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from trainlint.rule import (
     Confidence,
@@ -13,15 +12,15 @@ from trainlint.rule import (
     Propagation,
     Severity,
     SourceEdits,
-    ops,
+    heaviest,
     predicted_trend,
     prescriptions,
     reinitialise,
     rule,
+    series,
     unsuitable,
+    within,
 )
-
-ENDS_A_CHAIN = ops.NORMALIZATIONS | ops.RECURRENT | ops.ATTENTION
 
 
 @rule("INI005", severity=Severity.INFO, since="0.1", explains=["unnormalized-deep-stack"])
@@ -85,22 +84,22 @@ def init_activation_mismatch(
     ## References
     Seed B, section 1.1. Glorot & Bengio 2010, section 4.2; He et al. 2015, arXiv:1502.01852, section 2.2.
     """
-    suited = {p.node: p for p in prescriptions(graph, propagation) if p.activation}
-    for chain in _chains(graph, suited):
-        wanted = unsuitable(chain)
+    suited = [p for p in prescriptions(graph, propagation) if p.activation]
+    for run in series(graph):
+        wanted = unsuitable(within(graph, suited, run))
         total = sum(p.decades for p in wanted)
         if len(wanted) < least or abs(total) <= decades:
             continue
         before = predicted_trend(graph, propagation)
         changed = propagation.reinitialised({p.name: p.deviation**2 for p in wanted})
         after = predicted_trend(graph, changed)
-        first, kind = wanted[0], _kind(wanted)
+        worst, kind = heaviest(graph, wanted), _kind(wanted)
         yield Finding(
             f"{len(wanted)} layers in series start too {'small' if total < 0 else 'large'} for the "
             f"{kind} behind them: the gradient {'loses' if total < 0 else 'gains'} at most "
             f"{abs(total):.1f} decades on the way through",
-            where=first.where(graph),
-            module=graph.operation(first.node).module,
+            where=worst.where(graph),
+            module=graph.operation(worst.node).module,
             evidence={
                 "decades_at_most": round(total, 2),
                 "layers": [f"{p.name}: σ = {p.present:.3g}, {p.formula}" for p in wanted],
@@ -117,26 +116,3 @@ def init_activation_mismatch(
 def _kind(wanted: list[Prescription]) -> str:
     names = sorted({p.activation for p in wanted})
     return " and ".join(names)
-
-
-def _chains(graph: Graph, suited: dict[Any, Prescription]) -> Iterator[list[Prescription]]:
-    """Runs of layers in series, the longest first."""
-    chains: dict[Any, list[Prescription]] = {}
-    for node in graph.calls_in_order:
-        if node in suited:
-            before = _before(graph, node)
-            chain = chains.pop(before, []) if before is not None else []
-            chains[node] = [*chain, suited[node]]
-    yield from sorted(chains.values(), key=len, reverse=True)
-
-
-def _before(graph: Graph, node: Any) -> Any:
-    """The layer that feeds this one with nothing but activations, pools and views between."""
-    source = graph.data(node)
-    while source is not None and source.op == "call_function":
-        if graph.is_weighted(source):
-            return source
-        if graph.name(source) in ENDS_A_CHAIN or len(graph.varying_inputs(source)) > 1:
-            return None
-        source = graph.data(source)
-    return None

@@ -14,15 +14,20 @@ from trainlint.rule import (
     SourceEdits,
     Trend,
     agreed_trend,
+    far_off,
+    heaviest,
     is_plain_chain,
     predicted_trend,
     prescriptions,
     reinitialise,
     rule,
     unsuitable,
+    within,
 )
 
 ERROR_DECADES = 3.0
+# A layer so many decades below what suits it is the cause in a shorter run as well.
+FAR = 1.0
 # Without a measurement the prediction must be this much clearer.
 MARGIN = 1.0
 
@@ -107,25 +112,29 @@ def shrinking_init(
     def holds(trend: Trend) -> bool:
         return trend.vanishes(decades, spread)
 
+    suited = prescriptions(graph, propagation)
     if signal is not None:
+        tiny = far_off(graph, suited, -FAR)
         trend = agreed_trend(graph, signal, propagation, holds)
+        trend = trend or agreed_trend(graph, signal, propagation, holds, tiny)
     else:
         trend = predicted_trend(graph, propagation) if is_plain_chain(graph) else None
         if trend is not None and not (holds(trend) and trend.gradient < -decades - MARGIN):
             trend = None
-    before = predicted_trend(graph, propagation)
-    wanted = unsuitable(prescriptions(graph, propagation))
-    if trend is None or before is None or not wanted:
+    if trend is None:
+        return
+    wanted = unsuitable(within(graph, suited, trend.part))
+    before = predicted_trend(graph, propagation, trend.part)
+    if before is None or not wanted:
         return
     changed = propagation.reinitialised({p.name: p.deviation**2 for p in wanted})
-    after = predicted_trend(graph, changed)
+    after = predicted_trend(graph, changed, trend.part)
     if after is None or after.gradient - before.gradient < 0.5 * abs(trend.gradient):
         return
     measured = signal is not None
     severe = measured and trend.gradient < -ERROR_DECADES
     small = [p for p in wanted if p.decades < 0] or wanted
-    most = min(p.decades for p in small)
-    worst = next(p for p in small if p.decades <= 0.7 * most)
+    worst = heaviest(graph, small)
     story = propagation.story(trend.first, trend.last, measured=trend.ends)
     because = f": {story}" if story else ""
     yield Finding(
