@@ -170,8 +170,9 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
 def _influence(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     from trainlint.measure.perturbation import influence
 
-    is_judged = losses is not None and any(True for _ in losses.of("cross_entropy", "nll_loss"))
-    return influence(graph.model, inputs, graph, is_judged=is_judged)
+    judged = () if losses is None else losses.of("cross_entropy", "nll_loss")
+    asked = frozenset(call.next_of for call in judged if call.next_of)
+    return influence(graph.model, inputs, graph, asked=asked)
 
 
 def unexplained_faults(graph: Graph) -> str | None:

@@ -39,9 +39,10 @@ def causal_leak(
     mode: the gradient must be zero. Then it changes the later positions and measures how far the
     earlier outputs move (`shift` is the least that counts, relative to their scale); the first
     operation whose early positions move is named. It speaks up only where the model claims to be causal:
-    most of the attention operations that this input reaches first have a triangular mask, or the loss
-    compares the outputs with the same sequence one step later. Encoders, which see everything, are
-    silent, and so are inputs that reach masks only behind a cross-attention.
+    most of the self-attention that this input reaches first has a triangular mask, or the loss
+    compares the outputs with the same sequence one step later: in the forward, by the numbers of its
+    target; in the file, by slices such as `ids[:, :-1]` and `ids[:, 1:]`, also in a dataset. Encoders,
+    which see everything, are silent, and so are inputs that reach masks only behind a cross-attention.
 
     ## Bad
     ```python
@@ -120,7 +121,7 @@ def causal_leak(
     if leak is None or (leak.shift is not None and leak.shift <= shift):
         return
     by_loss = leak.is_target or (losses is not None and _predicts_next(graph, losses, leak))
-    by_masks = leak.causal and len(leak.causal) >= len(leak.open) and leak.shift is not None
+    by_masks = len(leak.causal) > len(leak.open) and leak.shift is not None
     if not by_loss and not by_masks:
         return
     spot = leak.spot or next(iter(leak.open), None)
@@ -180,31 +181,12 @@ def _fix(name: str) -> Fix:
 
 
 def _predicts_next(graph: Graph, losses: Losses, leak: Leak) -> bool:
-    """Whether some cross entropy has the input's own later tokens for targets."""
+    """Whether the targets that were given are the input's own later tokens."""
     source = next(
         (n for n in graph.nodes if n.op == "placeholder" and n.target == leak.input), None
     )
-    if source is None:
-        return False
-    for call in losses.of("cross_entropy", "nll_loss"):
-        if call.node is not None and _is_shifted(graph, call.node, source):
-            return True
-    ids, targets = graph.operation(source).tensor, losses.targets
+    ids = None if source is None else graph.operation(source).tensor
+    targets = losses.targets
     if ids is None or getattr(targets, "shape", None) != ids.shape or ids.dim() != 2:
         return False
     return not bool((ids == ids.flatten()[0]).all()) and bool((targets[:, :-1] == ids[:, 1:]).all())
-
-
-def _is_shifted(graph: Graph, loss: Any, source: Any) -> bool:
-    """Whether the loss's target is the input without its first positions."""
-    node: Any = loss.kwargs.get("target", loss.args[1] if len(loss.args) > 1 else None)
-    while hasattr(node, "all_input_nodes") and node.op == "call_function":
-        if graph.name(node) == "getitem" and _starts_later(node.args[1]):
-            return bool(node.args[0] is source)
-        node = node.all_input_nodes[0] if node.all_input_nodes else None
-    return False
-
-
-def _starts_later(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, slice) and part.start == 1 for part in parts)

@@ -34,7 +34,7 @@ def input_without_influence(graph: Graph, influence: Influence) -> Iterator[Find
     hides an input only until the first step. Masks, and inputs that only a loss looks at, are no
     finding; an argument with a default is advice, since other settings of the model may use it. Columns
     of a table, channels of an image and features of a sequence are judged one by one, and positions of
-    a sequence where half of them or more are lost (`out[:, 0]` of a causal or recurrent layer has seen
+    a sequence where more than half of them are lost (`out[:, 0]` of a causal or recurrent layer has seen
     one position alone): advice too, since a model may drop them on purpose. Where no input has any
     effect, constant-output names the place at which the samples become alike.
 

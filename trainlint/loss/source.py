@@ -17,6 +17,7 @@ from typing import Final
 
 from trainlint import ops
 from trainlint.fixes.source import SourceText
+from trainlint.loss.next_token import asks_for_next
 from trainlint.sites import Site
 
 # The loss layers of torch.nn by the function of torch.nn.functional that they call.
@@ -41,6 +42,7 @@ LOSS_CLASSES: Final = {
     "CTCLoss": "ctc_loss",
 }
 LOSSES: Final = frozenset(LOSS_CLASSES.values())
+_OF_CLASSES: Final = ("cross_entropy", "nll_loss")
 # Layers that may stand between a model's output and its loss, by their operations.
 _LAYERS: Final = {
     "Softmax": "softmax",
@@ -160,7 +162,8 @@ class LossUse:
     """A call of a loss in the file. `made` is the constructor call of its layer, where there is one.
 
     `scores` is None where the first argument could not be traced. `within` is the class in whose
-    `forward` it stands, `trains` whether the function around it goes on to a `backward`.
+    `forward` it stands, `trains` whether the function around it goes on to a `backward`, `next_of` the
+    argument of the model whose next tokens are its target.
     """
 
     kind: str
@@ -169,6 +172,7 @@ class LossUse:
     scores: Trace | None
     within: str | None
     trains: bool
+    next_of: int | str | None = None
 
     @property
     def site(self) -> WrittenSite:
@@ -238,7 +242,17 @@ class _Reader:
                 self._trace(scores, _DEEPEST),
                 self._forward_of(function),
                 _has_backward(function or self._tree),
+                asks_for_next(call, self._tree, self) if loss.kind in _OF_CLASSES else None,
             )
+
+    def definitions(self, expression: ast.expr) -> list[_Definition]:
+        """The bindings that may hold where the expression stands; none if it is unknown."""
+        return self._definitions(expression)
+
+    def made_by(self, callee: ast.expr) -> ast.expr | None:
+        """What the file's own function of that name returns."""
+        function = self._own_function(callee)
+        return None if function is None else self._returned(function)
 
     # ------------------------------------------------------------------ losses
 

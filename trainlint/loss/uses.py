@@ -7,6 +7,7 @@ graph and a `Recipe`. Goes out: a `LossCall` for each. Rules read these; nothing
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -82,7 +83,8 @@ class LossCall:
     that tensor's place in the model's output (None inside the forward). `where` is the place that
     chose the loss: a node of the graph, a place in the file, or None. `steps` are made on the way by
     the file, the one next to the loss first. `certain` is False where it is only the file's one loss;
-    `layer` tells that it was written as a layer, `nn.CrossEntropyLoss()`.
+    `layer` tells that it was written as a layer, `nn.CrossEntropyLoss()`. `next_of` is the argument of
+    forward whose next tokens the file's loss has for its target.
     """
 
     kind: str
@@ -94,6 +96,7 @@ class LossCall:
     certain: bool = True
     layer: bool = False
     function: Callable[..., Any] | None = field(default=None, repr=False)
+    next_of: str | None = None
 
     @property
     def is_rearranged(self) -> bool:
@@ -250,7 +253,16 @@ def _call_of(
         steps=trace.steps,
         certain=certain,
         layer=use.made is not None,
+        next_of=_argument(graph, use.next_of),
     )
+
+
+def _argument(graph: Graph, place: int | str | None) -> str | None:
+    """The name of the forward's argument that is passed at this place."""
+    if not isinstance(place, int):
+        return place
+    names = list(inspect.signature(graph.model.forward).parameters)
+    return names[place] if place < len(names) else None
 
 
 def _element(graph: Graph, element: tuple[str, ...]) -> tuple[str, Node] | None:

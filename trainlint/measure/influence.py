@@ -66,8 +66,8 @@ class Leak:
     `gradient` is the later positions' share of the gradient of the first `positions` outputs; `shift`
     how far these moved when the later positions were changed. `causal` and `open` are the attention
     self-attentions that this input reaches first: those with a triangular mask and those without.
-    `is_target` tells that a cross entropy of the model's own compares the outputs with the input's next
-    positions.
+    `is_target` tells that a cross entropy, in the model or in its file, compares the outputs with the
+    input's next positions.
     """
 
     input: str

@@ -10,9 +10,8 @@ then run step by step to find the line. The model and the random states are as b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from trainlint import ops
 from trainlint.capture.inputs import Inputs, batch_size
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.measure.attention import ATTENTION, CROSS_ENTROPIES, Judged, Watch
+from trainlint.measure.attention import CROSS_ENTROPIES, Watch
 from trainlint.measure.influence import (
     Alike,
     Constant,
@@ -32,7 +31,6 @@ from trainlint.measure.influence import (
     Mixing,
     Randomness,
     Spot,
-    Unused,
 )
 from trainlint.measure.locating import ROUNDING, MixingRun, where_leaks, where_lost
 from trainlint.measure.pulse import affordable_batch
@@ -41,36 +39,41 @@ from trainlint.measure.runs import (
     OWN,
     Outputs,
     Runs,
-    differ,
     distance,
     own_shift,
     plain,
     sample_spread,
 )
-from trainlint.measure.samples import Slot, flipped, replaced
+from trainlint.measure.sequences import (
+    SequenceInput,
+    first_attentions,
+    judged_sequence,
+    sequence_of,
+)
 from trainlint.measure.steps import INPUT, Step, ancestors, nodes_by_key, spot_of
+from trainlint.measure.unused import unused_inputs
 from trainlint.preserve import preserved, unchanged_weights
-
-if TYPE_CHECKING:
-    from torch.fx import Node
 
 # The largest shift that regrouped sums made in a sound model is 9e-8 of the scale.
 _MOVED: Final = 1e-5
 _LEAST_GRADIENT: Final = 1e-6
 _SAME: Final = 1e-7
-_MOST_ASKED: Final = 4
 _DRAWS: Final = 6
-_FEWEST_POSITIONS: Final = 4
 # They turn many inputs into one answer by design.
 _CHOICES: Final = ("argmin", "argmax", "round", "sign", "searchsorted", "bucketize", "multinomial")
 
 
 def influence(
-    model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0, is_judged: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    graph: Graph,
+    *,
+    seed: int = 0,
+    asked: frozenset[str] = frozenset(),
 ) -> Influence:
     """Measure what influences what, in eval mode with three distinct samples.
 
-    `is_judged` tells that a cross entropy outside of the model judges its outputs. Raises
+    `asked` are arguments of forward whose next tokens a loss outside of the model asks for. Raises
     `FactUnavailable` where the model has no values, takes too long, or does not run.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -88,8 +91,7 @@ def influence(
     ):
         warnings.simplefilter("ignore")
         try:
-            is_judged = is_judged or any(True for _ in graph.calls(*CROSS_ENTROPIES))
-            return _Questions(Runs(model, inputs, graph, seed), is_judged=is_judged).answers()
+            return _Questions(Runs(model, inputs, graph, seed), asked).answers()
         except FactUnavailable:
             raise
         except Exception as error:
@@ -103,11 +105,11 @@ def influence(
 
 
 class _Questions:
-    """What is asked of one model. `is_judged` tells whether a cross entropy may judge its outputs."""
+    """What is asked of one model. `asked` are the arguments whose next tokens its loss asks for."""
 
-    def __init__(self, runs: Runs, *, is_judged: bool) -> None:
+    def __init__(self, runs: Runs, asked: frozenset[str] = frozenset()) -> None:
         self._runs = runs
-        self._is_judged = is_judged
+        self._asked = asked
 
     def answers(self) -> Influence:
         """All of them."""
@@ -121,7 +123,7 @@ class _Questions:
             given=self._runs.inputs.given,
             mixing=self._mixing(base, axes, gradients),
             leak=leak,
-            unused=tuple(self._unused(base, gradients)),
+            unused=tuple(unused_inputs(self._runs, base, gradients)),
             constant=self._constant(base, axes),
             randomness=self._randomness(base) if drawn else None,
         )
@@ -141,7 +143,9 @@ class _Questions:
             for slot in self._runs.varying:
                 if slot.is_ids and ids.shape == slot.value.shape and torch.equal(ids, slot.value):
                     targets.setdefault(slot.name, []).append(result)
-        sequence = self._judged_sequence(watch) or self._sequence(base, axes)
+        sequence = judged_sequence(self._runs, watch) or sequence_of(
+            self._runs, base, axes, self._asked
+        )
         terms = []
         for own in self._own_results(sequence, watch, base, axes):
             if not own.requires_grad:
@@ -170,7 +174,7 @@ class _Questions:
         return gradients, leak
 
     def _own_results(
-        self, sequence: _Sequence | None, watch: Watch, base: Outputs, axes: dict[str, int]
+        self, sequence: SequenceInput | None, watch: Watch, base: Outputs, axes: dict[str, int]
     ) -> list[Tensor]:
         """The own sample's outputs; of a sequence, its early positions."""
         if sequence is None:
@@ -274,39 +278,8 @@ class _Questions:
 
     # ------------------------------------------------------------------ later positions
 
-    def _sequence(self, base: Outputs, axes: dict[str, int]) -> _Sequence | None:
-        """The input that goes along with outputs position by position, if there is one."""
-        for slot in self._runs.varying:
-            rank = 2 if slot.is_ids else 3
-            if slot.axis != 0 or slot.value.dim() != rank or slot.value.shape[1] < 4:
-                continue
-            length = slot.value.shape[1]
-            outputs = [
-                name
-                for name, axis in axes.items()
-                if axis == 0 and base[name].dim() == 3 and base[name].shape[1] == length
-            ]
-            if outputs:  # what follows the first are inner states, such as an encoder's
-                return _Sequence(slot, length // 2, outputs[0])
-        return None
-
-    def _judged_sequence(self, watch: Watch) -> _Sequence | None:
-        """Tokens whose next ones a cross entropy of the model's own asks for."""
-        for slot in self._runs.varying:
-            if not slot.is_ids or slot.axis != 0 or slot.value.dim() != 2:
-                continue
-            for number, judged in enumerate(watch.judged):
-                for time_first in (False, True):
-                    sequence = _Sequence(
-                        slot, slot.value.shape[1] // 2, None, number, time_first=time_first
-                    )
-                    if _asks_for_next(slot.value, sequence.targets(judged.target)):
-                        results = sequence.results({}, watch.judged)
-                        return None if results is None else sequence
-        return None
-
     def _leak(
-        self, sequence: _Sequence, gradients: dict[str, Tensor], watch: Watch, base: Outputs
+        self, sequence: SequenceInput, gradients: dict[str, Tensor], watch: Watch, base: Outputs
     ) -> Leak | None:
         slot, positions = sequence.slot, sequence.positions
         gradient = gradients.get(slot.name)
@@ -316,17 +289,17 @@ class _Questions:
         late = float(gradient[OWN, positions:].sum())
         if late <= _LEAST_GRADIENT * (early + late) or early + late == 0:
             return None
-        is_target = sequence.output is None
-        causal, free = ((), ()) if is_target else self._first_attentions(sequence, watch)
+        is_target = sequence.output is None or self._runs.parameter(slot) in self._asked
+        causal, free = first_attentions(self._runs, sequence, watch)
         shift, spot = None, None
-        # Who judges by a cross entropy may ask for the next token.
-        if causal or is_target or self._is_judged:
+        # The user may have given targets that ask for the next token.
+        if causal or is_target or any(True for _ in self._runs.graph.calls(*CROSS_ENTROPIES)):
             shift, spot = self._confirmed_leak(sequence, watch, base)
         share = late / (early + late)
         return Leak(slot.name, positions, share, shift, causal, free, spot, is_target)
 
     def _confirmed_leak(
-        self, sequence: _Sequence, watch: Watch, base: Outputs
+        self, sequence: SequenceInput, watch: Watch, base: Outputs
     ) -> tuple[float, Spot | None]:
         """Change the later positions of all samples, and find where earlier ones move first."""
         slot, first = sequence.slot, sequence.positions
@@ -347,211 +320,6 @@ class _Questions:
         if place is None:
             return shift, None
         return shift, spot_of(steps[place], self._runs.graph, nodes_by_key(self._runs.graph))
-
-    def _first_attentions(
-        self, sequence: _Sequence, watch: Watch
-    ) -> tuple[tuple[Spot, ...], tuple[Spot, ...]]:
-        """The attention that the input reaches first, with a triangular mask and without.
-
-        None where it does not stand in one stream with the output: behind a cross-attention an
-        encoder's input meets the decoder's masks, which say nothing of it.
-        """
-        nodes = nodes_by_key(self._runs.graph)
-        known = {
-            nodes.get((attention.path, attention.name, attention.number)): attention
-            for attention in watch.attentions
-        }
-        stack = [
-            n
-            for n in self._runs.graph.nodes
-            if n.op == "placeholder" and n.target == sequence.slot.name
-        ]
-        seen = set(stack)
-        reached: list[Node] = []
-        while stack:
-            for user in stack.pop().users:
-                if user in seen:
-                    continue
-                seen.add(user)
-                if self._is_attention(user):
-                    reached.append(user)
-                else:
-                    stack.append(user)
-        last = self._attentions_before(self._runs.captured_outputs().get(sequence.output or ""))
-        if not set(reached) <= last:
-            return (), ()  # an encoder: what it makes reaches the outputs through another attention
-        spots: dict[bool, list[Spot]] = {True: [], False: []}
-        for node in reached:
-            attention = known.get(node)
-            if attention is not None and (
-                attention.causal or self._looks_along(sequence.slot, node)
-            ):
-                spots[attention.causal].append(_spot_of_node(self._runs.graph, node))
-        return tuple(spots[True]), tuple(spots[False])
-
-    def _looks_along(self, slot: Slot, node: Node) -> bool:
-        """Whether the attention's keys come from this input too: no cross-attention, no mere weights."""
-        graph = self._runs.graph
-        if graph.name(node) == "softmax":
-            dims = graph.shape(node) or ()
-            return dims[-2:] == (slot.value.shape[1],) * 2
-        key = node.kwargs.get("key", node.args[1] if len(node.args) > 1 else None)
-        stack, seen = [key], {key}
-        while stack:
-            source: Any = stack.pop()
-            if getattr(source, "op", "") == "placeholder" and source.target == slot.name:
-                return True
-            fresh = [n for n in getattr(source, "all_input_nodes", ()) if n not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return False
-
-    def _attentions_before(self, output: Node | None) -> set[Node]:
-        """The attention from which the output can be reached without passing another."""
-        stack = [] if output is None else [output]
-        seen = set(stack)
-        found: set[Node] = set()
-        while stack:
-            node = stack.pop()
-            if self._is_attention(node):
-                found.add(node)
-                continue
-            fresh = [source for source in node.all_input_nodes if source not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return found
-
-    def _is_attention(self, node: Node) -> bool:
-        dims = self._runs.graph.shape(node)
-        name = self._runs.graph.name(node)
-        return name in ATTENTION and (name != "softmax" or (dims is not None and len(dims) > 2))
-
-    # ------------------------------------------------------------------ inputs without effect
-
-    def _unused(self, base: Outputs, gradients: dict[str, Tensor]) -> Iterator[Unused]:
-        """Inputs whose gradient is zero, asked again in other ways.
-
-        If none has an effect, the outputs are constant, and only an input that leads nowhere while
-        another one goes on is to blame.
-        """
-        silent: list[Slot] = []
-        for slot in self._runs.varying:
-            gradient = gradients.get(slot.name)
-            if gradient is not None and bool(gradient.any()):
-                yield from self._unused_parts(slot, gradient, base)
-            else:
-                silent.append(slot)
-        found = [slot for slot in silent[:_MOST_ASKED] if self._is_unused(slot, base)]
-        if len(found) == len(self._runs.varying):
-            cut = [slot for slot in found if not self._leads_on(slot)]
-            found = cut if len(cut) < len(found) else []
-        for slot in (*found, *(s for s in self._tables() if self._is_unused(s, base))):
-            yield Unused(slot.name, self._runs.placeholder(slot), tuple(slot.value.shape))
-        for slot in silent:
-            if slot not in found and slot.is_ids and slot.name not in gradients:
-                yield from self._unused_ends(slot, base)
-
-    def _tables(self) -> Iterator[Slot]:
-        """Floats of zeros and ones that no name calls a mask: the edges of a graph, a few-hot code."""
-        for slot in self._runs.slots:
-            is_table = slot.is_mask and not slot.is_ids and slot.value.dim() > 1
-            if is_table and slot.axis == 0 and "mask" not in self._runs.parameter(slot):
-                yield slot
-
-    def _leads_on(self, slot: Slot) -> bool:
-        """Whether more than the input's shape reaches an output of the captured graph."""
-        graph = self._runs.graph
-        stack: list[Node] = list(graph.outputs)
-        seen = set(stack)
-        while stack:
-            node = stack.pop()
-            if node.op == "placeholder" and node.target == slot.name:
-                return True
-            if graph.name(node) not in ops.SHAPE_ONLY:
-                fresh = [source for source in node.all_input_nodes if source not in seen]
-                seen.update(fresh)
-                stack.extend(fresh)
-        return False
-
-    def _is_unused(self, slot: Slot, base: Outputs) -> bool:
-        everybody = range(self._runs.samples)
-        if slot.is_mask:
-            value = flipped(slot, self._runs.generator)
-        else:
-            value = replaced(slot, everybody, self._runs.generator)
-        return self._has_no_effect({slot.name: value}, base)
-
-    def _unused_parts(self, slot: Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
-        """Columns of a table, channels of an image, features or positions of a sequence.
-
-        Of positions only half of them or more: a stride leaves out the border.
-        """
-        dims = slot.value.shape
-        if slot.axis != 0 or len(dims) < 2 or gradient.shape[: len(dims)] != dims:
-            return
-        for axis in (1, 2) if len(dims) == 3 else (1,):
-            others = [other for other in range(gradient.dim() - 1) if other != axis - 1]
-            own = gradient[OWN].sum(others) if others else gradient[OWN]
-            silent = (own == 0).nonzero().flatten().tolist()
-            along = self._holds_positions(slot, axis)
-            if not silent or (along and 2 * len(silent) < dims[axis]):
-                continue
-            if self._has_no_part(slot, axis, silent, base):
-                yield self._part(slot, axis, silent, along=along)
-
-    def _unused_ends(self, slot: Slot, base: Outputs) -> Iterator[Unused]:
-        """All tokens but the first or the last ones, where no gradient tells."""
-        if slot.axis != 0 or slot.value.dim() != 2 or slot.value.shape[1] < _FEWEST_POSITIONS:
-            return
-        length = slot.value.shape[1]
-        for half, most in (
-            (range(length // 2, length), range(1, length)),
-            (range(length - length // 2), range(length - 1)),
-        ):
-            if self._has_no_part(slot, 1, half, base):
-                part = most if self._has_no_part(slot, 1, most, base) else half
-                yield self._part(slot, 1, part, along=True)
-                return
-
-    def _part(self, slot: Slot, axis: int, places: Sequence[int], *, along: bool) -> Unused:
-        node, dims = self._runs.placeholder(slot), tuple(slot.value.shape)
-        features, positions = ((), tuple(places)) if along else (tuple(places), ())
-        return Unused(slot.name, node, dims, axis, features, positions)
-
-    def _has_no_part(self, slot: Slot, axis: int, places: Sequence[int], base: Outputs) -> bool:
-        """Whether these indices of the axis change nothing, neither a little nor a lot."""
-        fresh = replaced(slot, range(self._runs.samples), self._runs.generator)
-        index = torch.tensor(list(places), device=fresh.device)
-        new = fresh.index_select(axis, index)
-        # Behind a maximum only what stands out has an effect.
-        variants = [new] if slot.is_ids else [new + 0.1, -4 * new]
-        return all(
-            self._has_no_effect({slot.name: slot.value.index_copy(axis, index, variant)}, base)
-            for variant in variants
-        )
-
-    def _holds_positions(self, slot: Slot, axis: int) -> bool:
-        """Whether the axis is one of time: it is not that long that a layer takes as its features."""
-        if slot.is_ids:
-            return True
-        if slot.value.dim() != 3:
-            return False
-        widths = {
-            parameter.shape[1] for parameter in self._runs.model.parameters() if parameter.dim() > 1
-        }
-        here, there = slot.value.shape[axis], slot.value.shape[3 - axis]
-        return not (here in widths and (there not in widths or axis == 2))
-
-    def _has_no_effect(self, changed: Mapping[str, Tensor], base: Outputs) -> bool:
-        """In eval mode; and in train mode, on another seed and with no weight exactly zero."""
-        try:
-            if differ(base, self._runs.run(changed)):
-                return False
-            return not differ(self._runs.run_awake(), self._runs.run_awake(changed))
-        except FactUnavailable:
-            raise
-        except Exception:  # lengths that no longer fit, labels out of range
-            return False
 
     # ------------------------------------------------------------------ constant outputs
 
@@ -635,66 +403,7 @@ class _Questions:
         return Randomness(shift, tuple(draws))
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    """An input whose second axis results keep, and how many of its positions count as early.
-
-    The results are an output, or the scores that the model's own cross entropy number `judged` judges.
-    """
-
-    slot: Slot
-    positions: int
-    output: str | None
-    judged: int = 0
-    time_first: bool = False
-
-    def results(self, outputs: Outputs, judged: Sequence[Judged]) -> Tensor | None:
-        """The results with samples on the first axis and positions on the second."""
-        if self.output is not None:
-            return outputs.get(self.output)
-        if self.judged >= len(judged):
-            return None
-        scores, target = judged[self.judged].scores, judged[self.judged].target
-        if scores.dim() > 2:  # the classes stand on axis 1
-            scores = scores.movedim(1, -1)
-        if scores.shape[:-1] != target.shape:
-            return None
-        return self._by_sample(scores.flatten(0, -2))
-
-    def targets(self, target: Tensor) -> Tensor | None:
-        """The targets, one row for each sample."""
-        return None if target.is_floating_point() else self._by_sample(target.flatten())
-
-    def _by_sample(self, rows: Tensor) -> Tensor | None:
-        samples = self.slot.value.shape[0]
-        if not rows.shape[0] or rows.shape[0] % samples:
-            return None
-        if self.time_first:
-            return rows.reshape(-1, samples, *rows.shape[1:]).transpose(0, 1)
-        return rows.reshape(samples, -1, *rows.shape[1:])
-
-
-# ---------------------------------------------------------------------- small questions
-
-
-def _asks_for_next(ids: Tensor, targets: Tensor | None) -> bool:
-    """Whether the targets are the same tokens one step later, where they are not left out.
-
-    One sample is compared, since others may have been made up.
-    """
-    if targets is None or targets.shape[1] not in (ids.shape[1] - 1, ids.shape[1]):
-        return False
-    here, later = targets[0, : ids.shape[1] - 1], ids[0, 1:]
-    asked = here >= 0
-    if int(asked.sum()) < 3 or len(set(ids[0].tolist())) < 3:
-        return False
-    same = (here == ids[0, :-1]) & asked
-    return bool((here == later)[asked].all()) and not bool(same[asked].all())
-
-
-def _spot_of_node(graph: Graph, node: Node) -> Spot:
-    operation = graph.operation(node)
-    return Spot(operation.name, operation.module, graph.label(node), graph.place(node), node)
+# ---------------------------------------------------------------------- random numbers
 
 
 _THRESHOLDS: Final = frozenset("lt le gt ge floor floor_divide ceil round bernoulli".split())
