@@ -156,6 +156,23 @@ SCRIPTS: dict[str, tuple[str, list[tuple[object, ...]]]] = {
         net = Net()
         loss = F.cross_entropy(net(x) / temperature, y)
         """, [("cross_entropy", None)]),
+    "arithmetic with numbers": ("""
+        net, eps = Net(), 1e-8
+        loss = F.nll_loss(torch.log(1 - 2 * net(x) + eps), y)
+        """, [("nll_loss", {"net", "Net"}, (), ["log", "add", "add", "neg", "mul"])]),
+    "the difference of two outputs": ("""
+        net = Net()
+        loss = F.binary_cross_entropy_with_logits(net(a) - net(b), y)
+        """, [("binary_cross_entropy_with_logits", None)]),
+    "clamps by any name": ("""
+        net = Net()
+        out = torch.clamp(net(x).clip(0).clamp_max(6.0), min=-1, max=None)
+        loss = F.mse_loss(F.relu6(nn.Softplus()(out)), y)
+        """, [("mse_loss", {"net", "Net"}, (), ["relu6", "softplus", "clamp", "clamp", "clamp"])]),
+    "a clamp to something computed": ("""
+        net = Net()
+        loss = F.mse_loss(net(x).clamp(min=y.min()), y)
+        """, [("mse_loss", {"net", "Net"}, (), ["clamp"])]),
     "another method of the model": ("""
         net = Net()
         loss = F.cross_entropy(net.classify(x), y)
@@ -240,6 +257,31 @@ def test_a_name_with_a_live_loss_is_known_by_it() -> None:
     text = SourceText("s.py", "criterion = build(cfg)\nloss = criterion(model(x), y)\n")
     assert [use.kind for use in loss_uses(text)] == []
     assert [use.kind for use in loss_uses(text, {"criterion": "nll_loss"})] == ["nll_loss"]
+
+
+# What a script makes of a sigmoid before its loss, and the bounds of that.
+RESCALED = {
+    "2 * out": (0, 2),
+    "out * 2 - 1": (-1, 1),
+    "1 - out": (0, 1),
+    "-out / 4": (-0.25, 0),
+    "torch.clamp(out, 1e-7, max=1 - 1e-7)": (1e-7, 1 - 1e-7),
+    "out.clamp(min=y.min())": None,
+    "out.clamp(0.25, 0.75)": (0.25, 0.75),
+    "(4 * out - 2).clamp(min=0)": (0, 2),
+    "F.relu(out - 0.5)": (0, 0.5),
+    "torch.clip(out, EPS, 1)": (0.125, 1),
+    "F.gelu(10 * out - 5)": (-0.17, 5),
+}
+
+
+@pytest.mark.parametrize(("expression", "bounds"), RESCALED.items(), ids=list(RESCALED))
+def test_the_bounds_of_what_a_script_makes_of_an_output(expression: str, bounds: object) -> None:
+    body = f"EPS = 0.125\nnet = Net()\nout = net(x)\nloss = F.mse_loss({expression}, y)"
+    uses = loss_uses(SourceText("script.py", PRELUDE + body))
+    recipe = Recipe(uses=uses, names=frozenset({"net", "Net"}))
+    losses = losses_of(graph_of(Head(torch.sigmoid), X), recipe)
+    assert [losses.range(call) for call in losses.calls] == [bounds]
 
 
 def test_a_text_that_calls_itself_in_circles_is_left_open() -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import add, mul, sub, truediv
 from typing import Final
 
 from trainlint import ops
@@ -69,6 +70,12 @@ _STEPS: Final = (
     | frozenset(_LAYERS.values())
     | frozenset("log exp abs square clamp clamp_min clamp_max".split())
 )
+_COMBINED: Final[dict[type[ast.operator], Callable[[float, float], float]]] = {
+    ast.Add: add,
+    ast.Sub: sub,
+    ast.Mult: mul,
+    ast.Div: truediv,
+}
 # Arithmetic of an output and a number, as steps.
 _ARITHMETIC: Final[dict[type[ast.operator], str]] = {
     ast.Add: "add",
@@ -348,10 +355,17 @@ class _Reader:
         if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.USub):
             positive = self._number(expression.operand)
             return None if positive is None else -positive
+        if isinstance(expression, ast.BinOp):
+            left, right = self._number(expression.left), self._number(expression.right)
+            combine = _COMBINED.get(type(expression.op))
+            if combine is None or left is None or right is None:
+                return None
+            return combine(left, right) if right or combine is not truediv else None
         if isinstance(expression, ast.Name):
             bound = self._definitions(expression)
             given = bound[0].value if len(bound) == 1 and not bound[0].element else None
-            return self._number(given) if isinstance(given, (ast.Constant, ast.UnaryOp)) else None
+            is_plain = isinstance(given, (ast.Constant, ast.UnaryOp))
+            return self._number(given) if given is not None and is_plain else None
         return None
 
     def _trace_name(self, name: ast.Name | ast.Attribute, depth: int) -> Trace | None:
@@ -397,7 +411,7 @@ class _Reader:
             if not name.startswith("clamp"):
                 return self._then(trace, name, call)
             limits = self._limits(name, call, is_method=operand not in call.args)
-            return None if limits is None else self._then(trace, "clamp", call, *limits)
+            return self._then(trace, "clamp", call, *limits)
         function = self._own_function(call.func)
         if function is not None:
             returned = self._returned(function)
@@ -422,23 +436,16 @@ class _Reader:
                 return name, call.func.value
         return "", None
 
-    def _limits(
-        self, name: str, call: ast.Call, *, is_method: bool
-    ) -> tuple[float | None, float | None] | None:
-        """The bounds of a clamp, None where one is no number."""
+    def _limits(self, name: str, call: ast.Call, *, is_method: bool) -> tuple[float | None, ...]:
+        """The bounds of a clamp, (None, 6.0) where there is only one; none where they are no numbers."""
         given: dict[str, ast.expr] = {word.arg: word.value for word in call.keywords if word.arg}
         names = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
         given |= dict(zip(names, call.args[0 if is_method else 1 :], strict=False))
-        limits: list[float | None] = []
-        for side in ("min", "max"):
-            value = given.get(side)
-            if value is None or (isinstance(value, ast.Constant) and value.value is None):
-                limits.append(None)
-                continue
-            limits.append(self._number(value))
-            if limits[-1] is None:
-                return None
-        return limits[0], limits[1]
+        sides = [given.get(side) for side in ("min", "max")]
+        stated = [side for side in sides if side is not None and not _is_none(side)]
+        if any(self._number(side) is None for side in stated):
+            return ()
+        return tuple(self._number(side) if side in stated else None for side in sides)
 
     def _layer(self, expression: ast.expr, depth: int) -> str | None:
         """`nn.Softmax(dim=1)`, or a name for one: the operation that it computes."""
@@ -769,6 +776,10 @@ def _first_argument(call: ast.Call) -> ast.expr | None:
 def _item(trace: Trace, element: tuple[str, ...]) -> Trace | None:
     """A part of what the model returned; of a tensor made from it, it cannot be told which."""
     return None if trace.steps else replace(trace, element=(*trace.element, *element))
+
+
+def _is_none(expression: ast.expr) -> bool:
+    return isinstance(expression, ast.Constant) and expression.value is None
 
 
 def _canonical(name: str) -> str:
