@@ -7,6 +7,7 @@ happen.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 import sys
 import time
@@ -185,7 +186,9 @@ class Steps(TorchFunctionMode):
 def random_state() -> Any:
     """A value that changes whenever a global generator is drawn from."""
     with torch._C.DisableTorchFunction():
-        state: tuple[Any, ...] = (torch.get_rng_state().numpy().tobytes(), random.getstate())
+        drawn = torch.get_rng_state()
+        # Not by way of numpy, which need not be installed.
+        state: tuple[Any, ...] = (ctypes.string_at(drawn.data_ptr(), len(drawn)), random.getstate())
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         kind, keys, position, *_ = numpy_random.get_state()
