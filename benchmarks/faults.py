@@ -2155,7 +2155,7 @@ def softmax_axis(traced: Traced, rng: random.Random) -> Iterator[Candidate]:
         )
 
     # A softmax over the batch is also a mixing of samples, and in a causal model may look like a leak.
-    also = ("ARC006", "ARC012", "ARC009", "ACT005", "INI003", "GRD001", "ARC011")
+    also = ("ARC006", "ARC012", "ARC009", "ACT005", "ARC008", "INI003", "GRD001", "ARC011")
 
     def existing() -> Iterator[Candidate]:
         for spot in shuffled(rng, traced.spots):

@@ -27,7 +27,7 @@ POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
 
 @rule("LOS002", severity=Severity.ERROR, since="0.1")
 def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
-    """NLLLoss or KLDivLoss gets something else than logarithms of probabilities.
+    """NLLLoss, KLDivLoss or CTCLoss gets something else than logarithms of probabilities.
 
     `nll_loss` does no more than pick the right class's entry and change its sign: L = −x_y. That is the
     negative log-likelihood only if x holds log-probabilities, all ≤ 0, as `log_softmax` returns
@@ -37,7 +37,8 @@ def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Ite
     −1000 and beyond, and nothing ever compares one class with another. Of probabilities (softmax without
     the log), L = −p_y stays within [−1, 0], and its gradient p_y(1 − p_y) vanishes just where the
     answer is wrong, p_y ≈ 0, while −log p_y has the gradient 1 − p_y there. `kl_div` wants
-    its first argument as logarithms, too, since it computes Σ t·(log t − x).
+    its first argument as logarithms, too, since it computes Σ t·(log t − x), and `ctc_loss` sums e^x
+    over alignments, which is a probability only if each step's e^x sum to 1.
 
     An output is reported where its bounds show that it cannot be a log-probability: the layer before
     the loss is linear, a softmax, a sigmoid or another activation with positive values.
@@ -90,11 +91,11 @@ def missing_log_softmax(graph: Graph, losses: Losses, edits: SourceEdits) -> Ite
     the same function.
 
     ## References
-    The documentation of torch.nn.NLLLoss ("the input ... is expected to contain log-probabilities") and
-    of torch.nn.KLDivLoss. Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.3 (why the
-    log undoes the exp of the softmax).
+    The documentation of torch.nn.NLLLoss ("the input ... is expected to contain log-probabilities"), of
+    torch.nn.KLDivLoss and of torch.nn.CTCLoss. Goodfellow, Bengio & Courville 2016, Deep Learning,
+    section 6.2.2.3 (why the log undoes the exp of the softmax).
     """
-    for call in losses.of("nll_loss", "kl_div"):
+    for call in losses.of("nll_loss", "kl_div", "ctc_loss"):
         bounds = losses.range(call)
         links = past_clamps(losses.links(call))
         if bounds is None or not links or bounds.high <= 0:
@@ -111,6 +112,10 @@ def _finding(
     loss = losses.place(call)
     if call.kind == "kl_div":
         cost = "its Σ t·(log t − x) is then no divergence, and can fall below 0"
+    elif call.kind == "ctc_loss":
+        cost = (
+            "their exponentials do not sum to 1, so that the loss can fall below 0 by scale alone"
+        )
     elif link.name == "softmax":
         cost = "−p_y stays within [−1, 0], and its gradient p_y(1 − p_y) vanishes where the answer is wrong"
     elif raw:
@@ -140,4 +145,5 @@ def _fixes(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, *, raw:
             other_loss(graph, edits, call, "cross_entropy", title=title),
             Fix("or F.log_softmax(scores, dim=1) as the model's last step"),
         ]
-    return [Fix(f"F.log_softmax(scores, dim=1) before {call.kind}")]
+    axis = 2 if call.kind == "ctc_loss" else 1
+    return [Fix(f"F.log_softmax(scores, dim={axis}) before {call.kind}")]
