@@ -36,10 +36,11 @@ def exploding_gradient(
     gradient's. A step that suits the last layers is then far too large for the first; losses oscillate,
     and end in NaN.
 
-    Measured on one real pass, and again on another draw, over at least six layers with weights:
-    results grow by more than `forward` decades from the first third to the last and the gradient by more
-    than one back, or the gradient alone by more than `backward`, not counting what normalisations
-    contribute. Where the initial values are the cause, this is listed under exploding-init.
+    Measured on one real pass, and again on another draw, over at least six layers with weights, of the
+    model or of a plain part of it that no normalisation follows: results grow by more than `forward`
+    decades from the first third to the last and the gradient by more than one back, or the gradient alone
+    by more than `backward`, not counting what normalisations contribute. Where the initial values are the
+    cause, this is listed under exploding-init.
 
     ## Bad
     ```python

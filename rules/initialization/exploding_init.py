@@ -57,12 +57,17 @@ def exploding_init(
     the first loss is thousands, and one step of any usual size throws the weights away. Behind a tanh
     the outputs stay within ±1, but the gradient grows by √(n·Var(w)·E[tanh'²]) a layer instead.
 
-    Reported where it is measured on two draws over at least six layers: results grow by more than
-    `forward` decades from the first third to the last and gradients by more than one back, or gradients
-    alone by more than `backward`, normalisations not counted (they divide by what they are given, which
-    is sound). It must be the initial values' doing: with those that suit the activations
-    (He et al.: σ = √(2/n) before a ReLU; Glorot & Bengio: Var w = 2/(n + m)) at least half of the growth
-    is predicted to vanish.
+    Reported where it is measured on two draws over at least six layers, of the model or of a plain part of
+    it: results grow by more than `forward` decades from the first third to the last and gradients by more
+    than one back, or gradients alone by more than `backward`, normalisations not counted (they divide by
+    what they are given, which is sound). In runs of three layers or more whose weights are each three times
+    too large, it is enough that results grow: what saturates behind them lets no gradient pass. It must be
+    the initial values' doing: with those that suit the activations (He et al.: σ = √(2/n) before a ReLU;
+    Glorot & Bengio: Var w = 2/(n + m)) at least half of the growth is predicted to vanish.
+
+    Before a normalisation it is a warning only. The size is divided out, and the gradient with it; such
+    weights then learn slowly, since a step is a small part of them (the effective step is lr/‖w‖²), and
+    half precision overflows at 65504.
 
     ## Bad
     ```python
@@ -104,7 +109,8 @@ def exploding_init(
 
     ## References
     Seed B, section 1.1. Glorot & Bengio 2010, section 4.2; He et al. 2015, arXiv:1502.01852, section
-    2.2; tanh: Poole et al. 2016, arXiv:1606.05340. Thresholds: `benchmarks/depth.py`.
+    2.2; tanh: Poole et al. 2016, arXiv:1606.05340; the effective step: van Laarhoven 2017,
+    arXiv:1706.05350. Thresholds: `benchmarks/depth.py`.
     """
 
     def holds(trend: Trend) -> bool:

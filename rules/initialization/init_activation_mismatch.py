@@ -39,9 +39,13 @@ def init_activation_mismatch(
     that. PyTorch's own default, Var w = 1/(3n), loses a factor of √6 a layer before a ReLU and √3 before
     tanh. In a short or normalised net this costs little; along a plain chain it multiplies.
 
-    Advice, for at least `least` layers in series with neither normalisation nor a merge between them,
-    where the mismatches multiply to more than `decades` decades. That is an upper bound: what saturates
-    loses less. Where signal and gradient are measured to collapse, shrinking-init says so instead.
+    Advice, for at least `least` layers in series with neither normalisation nor a merge between them, where
+    the mismatches multiply to more than `decades` decades. That is an upper bound: what saturates loses
+    less. Where signal and gradient are measured to collapse, shrinking-init says so instead.
+
+    He's values before tanh are no mismatch: n·Var w = 2 lies between Xavier's 1 and the 2.8 of the usual
+    gain 5/3. Over twenty layers of 96 units the gradient grows by 10^0.3 with them, by 10^0.9 with the
+    gain, and falls to 10^-0.5 with Xavier's own.
 
     ## Bad
     ```python

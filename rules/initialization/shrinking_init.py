@@ -59,12 +59,17 @@ def shrinking_init(
     Var(w) = 1/(3n), a factor of 1/6 a layer: after 10 plain layers the gradient is 10^-3.9 of what it
     was, the samples can no longer be told apart behind the biases, and the first layers do not learn.
 
-    Reported where both are measured, on two draws: the gradient at the first third of at least six
-    layers is more than `decades` decades below that at the last third, and what tells samples apart has
-    lost more than `spread` decades. It must be the initial values' doing: with those that suit the
-    activations (He et al.: σ = √(2/n) before a ReLU; Glorot & Bengio: Var w = 2/(n + m), the uniform
-    bound a = √(6/(n + m)), times the gain 5/3 before tanh) at least half of the loss is predicted to
-    vanish. Normalised and residual nets do not lose the gradient, and are silent.
+    Reported where both are measured, on two draws: the gradient at the first third of at least six layers
+    is more than `decades` decades below that at the last third, and what tells samples apart has lost more
+    than `spread` decades. Judged are the model as a whole, its plain parts (six layers or more in series
+    with nothing between that normalises or merges), and runs of three whose weights are each below a tenth
+    of what suits: SGD learns nothing behind those. Before a normalisation a loss counts only where samples
+    can no longer be told apart, since it sets the size right again on both ways.
+
+    It must be the initial values' doing: with those that suit the activations (He et al.: σ = √(2/n) before
+    a ReLU; Glorot & Bengio: Var w = 2/(n + m), the uniform bound a = √(6/(n + m)), times the gain 5/3
+    before tanh) at least half of the loss is predicted to vanish. The line that is named sets most of it:
+    the call that filled the weights, else the constructor; the layers of a loop count together.
 
     ## Bad
     ```python

@@ -34,6 +34,7 @@ _RECTIFIERS: Final = frozenset(
 )
 _SEEN_THROUGH: Final = ops.REARRANGEMENTS | ops.DROPOUTS | ops.MAX_POOLS | {"batch_norm"}
 _ABOUT_AS_MUCH: Final = 0.7
+_AS_FILLED: Final = 0.1  # decades
 _SINGLE_INITIALISERS: Final = (
     "normal_|uniform_|trunc_normal_|constant_|ones_|xavier_uniform_|xavier_normal_|"
     "kaiming_uniform_|kaiming_normal_|orthogonal_"
@@ -245,8 +246,29 @@ def reinitialise(
         f"{first.call('self.' + first.name)}{more}: {first.formula}, now σ = {first.present:.3g}; "
         f"predicted gradient at the first layers over that at the last: {before:.1g} → {after:.1g}"
     )
+    if not all(_is_as_filled(graph, prescription) for prescription in wanted):
+        return Fix(title)  # what changed them afterwards would change the new values as well
     replaced = _replaced(edits, wanted, graph, title)
-    return replaced if replaced.edits else _inserted(edits, wanted, graph, title)
+    if replaced.edits or any(_is_set_elsewhere(graph, prescription) for prescription in wanted):
+        return replaced
+    return _inserted(edits, wanted, graph, title)
+
+
+def _is_as_filled(graph: Graph, prescription: Prescription) -> bool:
+    """Whether the weight has the deviation that its last known call gave it: nothing scaled it since."""
+    from trainlint.theory.moments import declared
+
+    tensor = graph.operation(prescription.weight(graph)).tensor
+    given = None if tensor is None else declared(tensor)
+    if given is None or not given[0] or not prescription.present:
+        return True
+    return abs(math.log10(prescription.present / math.sqrt(given[0]))) < _AS_FILLED
+
+
+def _is_set_elsewhere(graph: Graph, prescription: Prescription) -> bool:
+    """Whether another call than the layer's constructor set the weight: it may come later."""
+    where, made = prescription.where(graph), graph.constructed(prescription.node)
+    return isinstance(where, Site) and (made is None or where.key != made.key)
 
 
 def _replaced(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
@@ -262,18 +284,32 @@ def _replaced(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, 
         if known[1] != call and prescription.activation:
             # One call fills layers that need different values. The output layer's does not matter.
             return Fix(title)
-    changes = [(site, _rewriter(*call)) for site, call in calls.values()]
+    module = _module_of(edits, graph.constructed(wanted[0].node))
+    changes = [(site, _rewriter(*call, module)) for site, call in calls.values()]
     return edits.replaced_calls(changes, title=title)
 
 
-def _rewriter(function: str, options: str) -> Any:
+def _rewriter(function: str, options: str, module: str | None) -> Any:
     def rewrite(call: ast.Call, source: str) -> str | None:
         match = re.match(rf"([\w.]*\binit\.)(?:{_SINGLE_INITIALISERS})\s*\(", source)
-        if match is None or not call.args:
+        if match is not None and call.args:
+            return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
+        target = _filled_by_method(call)
+        if target is None or module is None:
             return None
-        return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
+        return f"{module}.init.{function}({target}{options})"
 
     return rewrite
+
+
+def _filled_by_method(call: ast.Call) -> str | None:
+    """`m.weight` of `m.weight.data.normal_(0, 0.02)`."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("normal_", "uniform_"):
+        return None
+    target = call.func.value
+    if isinstance(target, ast.Attribute) and target.attr == "data":
+        target = target.value
+    return ast.unparse(target) if isinstance(target, ast.Attribute) else None
 
 
 def _inserted(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
