@@ -460,6 +460,46 @@ def test_check_takes_a_loss_and_targets() -> None:
     assert "LOS001" not in [finding.code for finding in trainlint.check(model, X).findings]
 
 
+# The last activation, the loss, and how much ACT004 makes of it.
+LAST_ACTIVATIONS = {
+    "clamp at 0, binary": (lambda z: z.clamp(min=0), nn.BCEWithLogitsLoss(), "warning"),
+    "softplus, binary": (F.softplus, nn.BCEWithLogitsLoss(), "warning"),
+    "clamp to [0, 1], binary": (lambda z: z.clamp(0, 1), nn.BCEWithLogitsLoss(), "warning"),
+    "relu in a sigmoid": (lambda z: torch.sigmoid(F.relu(z)), nn.BCELoss(), "warning"),
+    "relu6": (F.relu6, nn.CrossEntropyLoss(), "warning"),
+    "hardtanh": (F.hardtanh, nn.CrossEntropyLoss(), "warning"),
+    "gelu": (F.gelu, nn.CrossEntropyLoss(), "info"),
+    "tanh in a log_softmax": (lambda z: torch.tanh(z).log_softmax(1), nn.NLLLoss(), "warning"),
+    "a wide clamp": (lambda z: z.clamp(-10, 10), nn.CrossEntropyLoss(), None),
+    "a clamp from above": (lambda z: z.clamp(max=4), nn.CrossEntropyLoss(), None),
+    "leaky": (F.leaky_relu, nn.CrossEntropyLoss(), None),
+    "a scale behind": (lambda z: 10 * torch.tanh(z), nn.CrossEntropyLoss(), None),
+    "pooled": (lambda z: F.relu(z).mean(1, keepdim=True), nn.BCEWithLogitsLoss(), None),
+    "LOS003": (torch.sigmoid, nn.BCEWithLogitsLoss(), None),
+    "LOS004": (F.relu, nn.BCELoss(), None),
+    "positive values": (F.softplus, nn.MSELoss(), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("after", "loss", "wanted"), LAST_ACTIVATIONS.values(), ids=list(LAST_ACTIVATIONS)
+)
+def test_the_last_activation(after: object, loss: object, wanted: str | None) -> None:
+    report = trainlint.check(Head(after), X, loss=loss, select=["ACT004"], stages=["static"])
+    assert [finding.severity for finding in report.findings] == ([wanted] if wanted else [])
+
+
+@pytest.mark.parametrize("value", ["self.fc(x).clip(0)", "torch.clamp(self.fc(x), min=0)"])
+def test_a_clamp_is_taken_out_by_any_name(tmp_path: Path, value: str) -> None:
+    text = PRELUDE.replace("return self.fc(x)", f"return {value}") + (
+        "\ndef train(x, y):\n    F.cross_entropy(Net()(x), y).backward()\n"
+    )
+    path = tmp_path / "net.py"
+    path.write_text(text)
+    (finding,) = trainlint.check(path, select=["ACT004"], stages=["static"]).findings
+    assert "return self.fc(x)\n" in apply(text, finding.fixes[0].edits)
+
+
 def test_targets_out_of_reach_are_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
     near, far = torch.rand(8, 1), 10 * torch.rand(8, 1) + 5

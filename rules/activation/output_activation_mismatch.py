@@ -297,6 +297,8 @@ def _is_one_value(graph: Graph, call: LossCall, links: tuple[Link, ...]) -> bool
 
 
 def _interval(bounds: Range) -> str:
+    if math.isinf(bounds.low):
+        return f"≤ {bounds.high:g}"
     return (
         f"≥ {bounds.low:g}"
         if math.isinf(bounds.high)
