@@ -323,6 +323,25 @@ def test_the_next_token_as_target_is_a_claim(targets: str) -> None:
     assert leak.spot.name == "mean"  # and not the addition that hands it out
 
 
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_the_next_values_as_target_are_a_claim(looks_ahead: bool) -> None:
+    class Series(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(5, 8, batch_first=True, bidirectional=looks_ahead)
+            self.head = nn.Linear(16 if looks_ahead else 8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.mse_loss(self.head(self.rnn(x)[0])[:, :-1], x[:, 1:, :2])
+
+    leak = measured(Series(), torch.randn(4, 10, 5)).leak
+    assert (leak is not None) == looks_ahead
+    if leak is not None:
+        assert leak.is_target
+        assert leak.spot is not None
+        assert leak.spot.name == "lstm"
+
+
 def test_a_text_that_is_restored_claims_nothing() -> None:
     ids = torch.randint(0, 30, (2, 12))
     assert measured(LanguageWithLoss("itself", looks_ahead=True), ids).leak is None

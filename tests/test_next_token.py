@@ -56,6 +56,11 @@ for i, (x, y) in enumerate(loader):
     x = x.to("cpu"); y = y.to("cpu")
     loss = F.cross_entropy(model(x).view(-1, 50), y.view(-1))
 """,
+    "a series and its next values": """
+mse = nn.MSELoss()
+for series in loader:
+    loss = mse(model(series[:, :-1]), series[:, 1:])
+""",
     "an entry of a batch": """
 for batch in loader:
     ids = batch["input_ids"]

@@ -170,8 +170,8 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
 def _influence(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     from trainlint.measure.perturbation import influence
 
-    judged = () if losses is None else losses.of("cross_entropy", "nll_loss")
-    asked = frozenset(call.next_of for call in judged if call.next_of)
+    calls = () if losses is None else losses.calls
+    asked = frozenset(call.next_of for call in calls if call.next_of)
     return influence(graph.model, inputs, graph, asked=asked)
 
 

@@ -127,7 +127,7 @@ def causal_leak(
     spot = leak.spot or next(iter(leak.open), None)
     label = "the model" if spot is None else spot.label
     claim = (
-        "the loss asks for the next token"
+        "the loss asks for the next position"
         if by_loss
         else f"{len(leak.causal)} of {len(leak.causal) + len(leak.open)} attentions have a causal mask"
     )

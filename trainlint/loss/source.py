@@ -43,7 +43,14 @@ LOSS_CLASSES: Final = {
     "CTCLoss": "ctc_loss",
 }
 LOSSES: Final = frozenset(LOSS_CLASSES.values())
-_OF_CLASSES: Final = ("cross_entropy", "nll_loss")
+_OF_SEQUENCES: Final = (
+    "cross_entropy",
+    "nll_loss",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+)
 # Layers that may stand between a model's output and its loss, by their operations.
 _LAYERS: Final = {
     "Softmax": "softmax",
@@ -249,7 +256,7 @@ class _Reader:
                 self._trace(scores, _DEEPEST),
                 self._forward_of(function),
                 _has_backward(function or self._tree),
-                asks_for_next(call, self._tree, self) if loss.kind in _OF_CLASSES else None,
+                asks_for_next(call, self._tree, self) if loss.kind in _OF_SEQUENCES else None,
             )
 
     def definitions(self, expression: ast.expr) -> list[_Definition]:

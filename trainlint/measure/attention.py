@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ATTENTION: Final = ops.ATTENTION | {"softmax"}
 CROSS_ENTROPIES: Final = frozenset({"cross_entropy", "nll_loss"})
+REGRESSIONS: Final = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+_JUDGES: Final = CROSS_ENTROPIES | REGRESSIONS
 # A mask of large negative numbers hides as well as one of -inf.
 _HIDDEN: Final = -1e4
 
@@ -34,7 +36,7 @@ class Attention:
 
 @dataclass
 class Judged:
-    """What a cross entropy of the model's own compares: scores, and the classes that are right."""
+    """What a loss of the model's own compares: scores and classes, or values and values."""
 
     scores: Tensor
     target: Tensor
@@ -74,7 +76,7 @@ class Watch(TorchFunctionMode):
             ids = kwargs.get("input", args[0] if args else None)
             if isinstance(ids, Tensor) and not ids.is_floating_point():
                 self.embedded.append((ids, result))
-        elif name in CROSS_ENTROPIES:
+        elif name in _JUDGES:
             scores, target = (
                 kwargs.get(key, args[place] if place < len(args) else None)
                 for place, key in enumerate(("input", "target"))
@@ -96,7 +98,7 @@ _watched: dict[Any, str] = {}
 
 def _name_if_watched(func: Any) -> str:
     name = ops.canonical_name(func)
-    name = name if name in ATTENTION | CROSS_ENTROPIES or name == "embedding" else ""
+    name = name if name in ATTENTION | _JUDGES or name == "embedding" else ""
     with contextlib.suppress(TypeError):
         _watched[func] = name
     return name

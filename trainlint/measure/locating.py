@@ -186,48 +186,130 @@ class Lost:
     after: float
 
 
+@dataclass(frozen=True)
+class Focus:
+    """The one index of an axis that is read further on: the class token, the last step."""
+
+    axis: int
+    length: int
+    index: int
+
+
 def where_lost(
     steps: Sequence[Step], last: Sequence[int], grown: Grown, samples: int
 ) -> Lost | None:
-    """Follow the differences between samples from the inputs to the outputs, which have none left."""
-    spreads = [_spread(place, steps, grown, samples) for place in range(len(steps))]
-    varying: list[bool] = []
-    for place, step in enumerate(steps):
-        reaches = any(varying[operand] for operand in step.operands)
-        varying.append(
-            spreads[place] > ROUNDING
-            if step.name == INPUT
-            else reaches and step.name not in ops.SHAPE_ONLY
-        )
-    start = next((p for p in last if varying[p]), last[0] if last else None)
+    """Follow the differences between samples from the outputs, which have none left, to the inputs."""
+    search = _Search(steps, grown, samples)
+    start = next((p for p in last if search.varying[p]), last[0] if last else None)
     if start is None:
         return None
-    way = [start]
-    while operands := _data(steps[way[-1]], varying):
-        dead = [o for o in operands if spreads[o] <= ROUNDING]
-        # Zeros that meet live values are the older fault.
-        way.append(dead[0] if dead and spreads[way[-1]] <= ROUNDING
-                   else max(operands, key=lambda o: spreads[o]))  # fmt: skip
-    best, steepest = None, 0.0
-    for place, source in reversed(list(itertools.pairwise(way))):
-        fall = math.log10(max(spreads[source], _FLOOR) / max(spreads[place], _FLOOR))
-        if fall > steepest + 0.05:
-            best, steepest = Lost(place, source, spreads[source], spreads[place]), fall
-    return best
+    found = search.deaths(start)
+    # What only arranges numbers loses no differences: beside other places it is none.
+    place = min(found, key=lambda p: (search.only_arranges(p), p)) if found else start
+    return search.steepest(search.way(place))
 
 
-def _data(step: Step, varying: Sequence[bool]) -> list[int]:
-    """The operands that carry the samples; where there is none, those that only lend their shape."""
-    return [o for o in step.operands if varying[o]] or (
-        list(step.operands[:1]) if step.name in ops.SHAPE_ONLY else list(step.operands)
-    )
+class _Search:
+    """The differences between samples at every step of a run."""
 
+    def __init__(self, steps: Sequence[Step], grown: Grown, samples: int) -> None:
+        self._steps, self._samples = steps, samples
+        self._axes = [_axes(place, steps, grown, samples) for place in range(len(steps))]
+        self._spreads = [self._spread(place, None) for place in range(len(steps))]
+        self.varying: list[bool] = []
+        for place, step in enumerate(steps):
+            reaches = any(self.varying[operand] for operand in step.operands)
+            self.varying.append(
+                self._spreads[place] > ROUNDING
+                if step.name == INPUT
+                else reaches and step.name not in ops.SHAPE_ONLY
+            )
 
-def _spread(place: int, steps: Sequence[Step], grown: Grown, samples: int) -> float:
-    """The largest difference between samples relative to the scale, over all values of the step."""
-    axes = _axes(place, steps, grown, samples)
-    pairs = zip(steps[place].values, axes, strict=True)
-    return max((_spread_along(value, axis, samples) for value, axis in pairs), default=0.0)
+    def deaths(self, start: int) -> list[int]:
+        """The steps without differences between samples all of whose operands have some."""
+        if self._spreads[start] > ROUNDING:
+            return []
+        stack: list[tuple[int, Focus | None]] = [(start, None)]
+        seen, found = set(stack), []
+        while stack:
+            place, focus = stack.pop()
+            operands = self._operands(place)
+            dead = [
+                (operand, kept)
+                for operand in operands
+                for kept in (self._kept(operand, focus),)
+                if self._spread(operand, kept) <= ROUNDING
+            ] or self._beside(place, operands)
+            if operands and not dead:
+                found.append(place)
+            fresh = [item for item in dead if item not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+        return found
+
+    def only_arranges(self, place: int) -> bool:
+        """Whether the step moves numbers about, and keeps an axis for the samples."""
+        moves = ops.REARRANGEMENTS | ops.PARTS | {"cat", "stack"}
+        return self._steps[place].name in moves and any(self._axes[place])
+
+    def way(self, place: int) -> list[int]:
+        """From a step back to an input, along the largest differences."""
+        way = [place]
+        while operands := self._operands(way[-1]):
+            way.append(max(operands, key=lambda operand: self._spreads[operand]))
+        return way
+
+    def steepest(self, way: Sequence[int]) -> Lost | None:
+        """Where on this way they shrink the most; of equal falls, the first."""
+        best, steepest = None, 0.0
+        for place, source in reversed(list(itertools.pairwise(way))):
+            before, after = self._spreads[source], self._spreads[place]
+            fall = math.log10(max(before, _FLOOR) / max(after, _FLOOR))
+            if fall > steepest + 0.05:
+                best, steepest = Lost(place, source, before, after), fall
+        return best
+
+    def _operands(self, place: int) -> list[int]:
+        """Those that carry the samples; where there is none, those that only lend their shape."""
+        step = self._steps[place]
+        return [o for o in step.operands if self.varying[o]] or (
+            list(step.operands[:1]) if step.name in ops.SHAPE_ONLY else list(step.operands)
+        )
+
+    def _beside(self, place: int, operands: Sequence[int]) -> list[tuple[int, Focus]]:
+        """Where one index was taken, its operand at that index, if there were no differences there."""
+        step = self._steps[place]
+        if step.name not in ("getitem", "select") or len(operands) != 1 or len(step.values) != 1:
+            return []
+        for whole in self._steps[operands[0]].values[:1]:
+            for axis, length in enumerate(whole.shape):
+                if whole.shape[:axis] + whole.shape[axis + 1 :] != step.values[0].shape:
+                    continue
+                for index in range(length):
+                    focus = Focus(axis, length, index)
+                    same = torch.equal(whole.select(axis, index), step.values[0])
+                    if same and self._spread(operands[0], focus) <= ROUNDING:
+                        return [(operands[0], focus)]
+        return []
+
+    def _kept(self, place: int, focus: Focus | None) -> Focus | None:
+        """The focus, as long as the step has that axis."""
+        values = self._steps[place].values
+        if focus is None or not values or values[0].dim() <= focus.axis:
+            return None
+        return focus if values[0].shape[focus.axis] == focus.length else None
+
+    def _spread(self, place: int, focus: Focus | None) -> float:
+        """The largest difference between samples relative to the scale, over all values of the step."""
+        pairs = list(zip(self._steps[place].values, self._axes[place], strict=True))
+        if focus is not None:
+            value, axis = pairs[0]
+            if axis is not None and axis.number == focus.axis:
+                return self._spreads[place]
+            pairs = [(value.narrow(focus.axis, focus.index, 1), axis)]
+        return max(
+            (_spread_along(value, axis, self._samples) for value, axis in pairs), default=0.0
+        )
 
 
 def _spread_along(value: Tensor, axis: Axis | None, samples: int) -> float:

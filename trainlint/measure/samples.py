@@ -89,10 +89,10 @@ def replaced(
     return value
 
 
-def flipped(slot: Slot, generator: torch.Generator) -> Tensor:
-    """A mask or a table of zeros and ones, half of them turned over."""
+def flipped(slot: Slot, generator: torch.Generator) -> list[Tensor]:
+    """A mask or a table of zeros and ones, half of it turned over, and all of it."""
     turned = torch.rand(slot.value.shape, generator=generator).to(slot.value.device) < 0.5
-    return torch.where(turned, 1 - slot.value, slot.value)
+    return [torch.where(turned, 1 - slot.value, slot.value), 1 - slot.value]
 
 
 def _other(row: Tensor, everything: Tensor, generator: torch.Generator, gently: bool) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from trainlint.measure.attention import ATTENTION, Judged, Watch
 from trainlint.measure.influence import Spot
 from trainlint.measure.steps import nodes_by_key
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class SequenceInput:
     """An input whose second axis results keep, and how many of its positions count as early.
 
-    The results are an output, or the scores that the model's own cross entropy number `judged` judges.
+    The results are an output, or what the model's own loss number `judged` judges.
     """
 
     slot: Slot
@@ -39,6 +41,8 @@ class SequenceInput:
         if self.judged >= len(judged):
             return None
         scores, target = judged[self.judged].scores, judged[self.judged].target
+        if target.is_floating_point():
+            return scores if scores.shape == target.shape else None
         if scores.dim() > 2:  # the classes stand on axis 1
             scores = scores.movedim(1, -1)
         if scores.shape[:-1] != target.shape:
@@ -47,7 +51,10 @@ class SequenceInput:
 
     def targets(self, target: Tensor) -> Tensor | None:
         """The targets, one row for each sample."""
-        return None if target.is_floating_point() else self._by_sample(target.flatten())
+        if target.is_floating_point():
+            same = target.dim() == 3 and target.shape[0] == self.slot.value.shape[0]
+            return target if same and not self.slot.is_ids else None
+        return self._by_sample(target.flatten()) if self.slot.is_ids else None
 
     def _by_sample(self, rows: Tensor) -> Tensor | None:
         samples = self.slot.value.shape[0]
@@ -78,16 +85,18 @@ def sequence_of(
 
 
 def judged_sequence(runs: Runs, watch: Watch) -> SequenceInput | None:
-    """Tokens whose next ones a cross entropy of the model's own asks for."""
+    """Tokens or values whose next ones a loss of the model's own asks for."""
     for slot in runs.varying:
-        if not slot.is_ids or slot.axis != 0 or slot.value.dim() != 2:
+        if slot.axis != 0 or slot.value.dim() != (2 if slot.is_ids else 3):
             continue
         for number, judged in enumerate(watch.judged):
             for time_first in (False, True):
                 sequence = SequenceInput(
                     slot, slot.value.shape[1] // 2, None, number, time_first=time_first
                 )
-                if _asks_for_next(slot.value, sequence.targets(judged.target)):
+                targets = sequence.targets(judged.target)
+                asks = _asks_for_next if slot.is_ids else _asks_for_next_values
+                if targets is not None and asks(slot.value, targets):
                     results = sequence.results({}, watch.judged)
                     return None if results is None else sequence
     return None
@@ -172,12 +181,20 @@ def _is_attention(graph: Graph, node: Node) -> bool:
     return name in ATTENTION and (name != "softmax" or (dims is not None and len(dims) > 2))
 
 
-def _asks_for_next(ids: Tensor, targets: Tensor | None) -> bool:
+def _asks_for_next_values(values: Tensor, targets: Tensor) -> bool:
+    """The same of a series: all of its features, or the first of them."""
+    here, later = targets[0], values[0, 1:, : targets.shape[2]]
+    if here.shape != later.shape or len(here) < 3:
+        return False
+    return torch.equal(here, later) and not torch.equal(later[1:], later[:-1])
+
+
+def _asks_for_next(ids: Tensor, targets: Tensor) -> bool:
     """Whether the targets are the same tokens one step later, where they are not left out.
 
     One sample is compared, since others may have been made up.
     """
-    if targets is None or targets.shape[1] not in (ids.shape[1] - 1, ids.shape[1]):
+    if targets.shape[1] not in (ids.shape[1] - 1, ids.shape[1]):
         return False
     here, later = targets[0, : ids.shape[1] - 1], ids[0, 1:]
     asked = here >= 0

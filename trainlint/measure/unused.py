@@ -74,12 +74,12 @@ def _leads_on(runs: Runs, slot: Slot) -> bool:
 
 
 def _is_unused(runs: Runs, slot: Slot, base: Outputs) -> bool:
-    value = (
+    others = (
         flipped(slot, runs.generator)
         if slot.is_mask
-        else replaced(slot, range(runs.samples), runs.generator)
+        else [replaced(slot, range(runs.samples), runs.generator)]
     )
-    return _has_no_effect(runs, {slot.name: value}, base)
+    return all(_has_no_effect(runs, {slot.name: other}, base) for other in others)
 
 
 def _unused_parts(runs: Runs, slot: Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
