@@ -22,6 +22,7 @@ from trainlint.analysis.layers import (
     blamed_source,
     blames_the_model,
     describe_source,
+    disagreement,
     is_follow_up,
     mismatches,
     width_fixes,
@@ -71,7 +72,7 @@ from trainlint.measure.influence import (
 )
 from trainlint.measure.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.sites import Site, construction_site
-from trainlint.suppression import Suppressions
+from trainlint.suppression import Suppression, Suppressions
 from trainlint.theory.depth import (
     Trend,
     agreed_trend,
@@ -129,6 +130,7 @@ __all__ = [
     "SiteSignal",
     "SourceEdits",
     "Spot",
+    "Suppression",
     "Suppressions",
     "Trend",
     "Unused",
@@ -144,6 +146,7 @@ __all__ = [
     "dead_ends",
     "decades",
     "describe_source",
+    "disagreement",
     "dropped_share",
     "far_off",
     "heads",
