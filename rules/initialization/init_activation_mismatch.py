@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from trainlint.rule import (
     Confidence,
@@ -89,8 +91,8 @@ def init_activation_mismatch(
     Seed B, section 1.1. Glorot & Bengio 2010, section 4.2; He et al. 2015, arXiv:1502.01852, section 2.2.
     """
     suited = [p for p in prescriptions(graph, propagation) if p.activation]
-    for run in series(graph):
-        wanted = unsuitable(within(graph, suited, run))
+    for stretch in _stretches(graph, suited):
+        wanted = unsuitable(within(graph, suited, stretch))
         total = sum(p.decades for p in wanted)
         if len(wanted) < least or abs(total) <= decades:
             continue
@@ -120,3 +122,11 @@ def init_activation_mismatch(
 def _kind(wanted: list[Prescription]) -> str:
     names = sorted({p.activation for p in wanted})
     return " and ".join(names)
+
+
+def _stretches(graph: Graph, suited: list[Prescription]) -> Iterator[list[Any]]:
+    """Layers in series, each with an activation behind it."""
+    activated = {p.weight(graph) for p in suited}
+    for run in series(graph):
+        parts = itertools.groupby(run, lambda node: graph.argument(node, "weight") in activated)
+        yield from (list(part) for has, part in parts if has)

@@ -227,9 +227,9 @@ def steepest(graph: Graph, propagation: Propagation, trend: Trend) -> Node:
         shares[key] = shares.get(key, 0.0) + decades
         nodes.setdefault(key, node)
 
-    steps = zip(itertools.pairwise(trend.profile), trend.layers[1:], strict=True)
-    for ((_, here), (_, behind)), node in steps:
-        decades = sign * math.log10(here / behind) if here > 0 and behind > 0 else 0.0
+    steps = zip(itertools.pairwise(_without_dips(trend)), trend.layers[1:], strict=True)
+    for (here, behind), node in steps:
+        decades = sign * math.log10(here / behind)
         for scaling, factor in scalings(graph, propagation, node):
             part = sign * math.log10(factor)
             decades -= part
@@ -237,6 +237,14 @@ def steepest(graph: Graph, propagation: Propagation, trend: Trend) -> Node:
         count(node, graph.place(node), decades)
     most = max(shares.values())
     return next(nodes[key] for key, share in shares.items() if share >= _ABOUT_AS_MUCH * most)
+
+
+def _without_dips(trend: Trend) -> list[float]:
+    """The gradients along the depth; what is small in a branch, and large again behind it, is no step."""
+    gradients = [gradient for _, gradient in trend.profile]
+    if trend.gradient < 0:
+        return list(itertools.accumulate(gradients, max))
+    return list(itertools.accumulate(reversed(gradients), max))[::-1]
 
 
 def scalings(graph: Graph, propagation: Propagation, node: Node) -> Iterator[tuple[Node, float]]:

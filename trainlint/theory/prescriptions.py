@@ -83,10 +83,13 @@ class Prescription:
         return node
 
     def where(self, graph: Graph) -> Any:
-        """The user's call that set the weight, else the layer."""
+        """The user's call that set the weight, else the layer.
+
+        The layer as well where something has scaled the weight since.
+        """
         tensor = graph.operation(self.weight(graph)).tensor
         seen = None if tensor is None else INITIALIZATIONS.of(tensor)
-        return seen[1] if seen is not None else self.node
+        return seen[1] if seen is not None and _is_as_filled(graph, self) else self.node
 
     def call(self, target: str, module: str = "nn") -> str:
         """`nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")`."""
@@ -123,7 +126,7 @@ def _prescribed(
     field = product(list(shape[2:]))
     fan_in, fan_out = shape[1] * field, shape[0] * field
     activation, slope = _activation_behind(graph, node)
-    if activation in ("sin", "softmax", "exp"):
+    if activation in ("sin", "softmax", "log_softmax", "exp"):
         return None  # they have rules of their own
     n, m = fan_in, fan_out
     if activation == "leaky_relu":
