@@ -157,6 +157,11 @@ def check(
             debug=debug or bool(ctx.obj),
         )  # fmt: skip
     _complain(report)
+    if form == "concise":  # its lines have no place for what the other forms say themselves
+        from trainlint.report.concise import remarks
+
+        for remark in remarks(report):
+            click.echo(f"trainlint: {remark}", err=True)
     _write(report, config, form, output, show_info=show_info)
     ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
 
@@ -198,7 +203,7 @@ def _write(
             console = _console(stream)
             print_report(report, console, show_info=show_info, fail_on=config.fail_on)
         else:
-            text = FORMATS[form](report)
+            text = FORMATS[form](report, show_info=show_info)
             if text:
                 stream.write(text + "\n")
     finally:
@@ -232,7 +237,10 @@ def _piped_width() -> int:
 @click.option(
     "--example", type=click.Choice(["bad", "good"]), help="Only this example, as a file that runs."
 )
-def explain(rule: str, form: str, example: str | None) -> None:
+@click.option(
+    "--full", is_flag=True, help="Also how it is judged, options, related rules and references."
+)
+def explain(rule: str, form: str, example: str | None, full: bool) -> None:
     """Explain a rule: what the fault does to training, the formula, examples, when to ignore it.
 
     RULE is a code or name (saturating-stack). A family or prefix (ARC), or a word that names have in
@@ -244,7 +252,7 @@ def explain(rule: str, form: str, example: str | None) -> None:
     if example is not None:
         click.echo(explanation.example(found, example), nl=False)
     elif form == "text":
-        explanation.print_rules(found, _console(sys.stdout))
+        explanation.print_rules(found, _console(sys.stdout), full=full)
     else:
         click.echo(explanation.as_json(found) if form == "json" else explanation.as_markdown(found))
 
@@ -267,8 +275,9 @@ def rules(form: str) -> None:
         ]  # fmt: skip
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
         return
-    for rule in all_rules():
-        click.echo(f"{rule.code}  {rule.severity:<8} {rule.name:<26} {rule.summary}")
+    from trainlint.report.explanation import print_table
+
+    print_table(all_rules(), _console(sys.stdout))
 
 
 @main.command("new-rule")
