@@ -400,12 +400,21 @@ def test_where_differences_die_at_once() -> None:
     def shape_alone(self: Any, x: Tensor) -> Tensor:
         return self[1](torch.zeros_like(self[0](x)) + 1)
 
+    def zeros_as_factor(self: Any, x: Tensor) -> Tensor:
+        h = self[0](x)
+        return self[1](h * torch.relu(torch.zeros_like(h)))
+
     def mean_of_all(self: Any, x: Tensor) -> Tensor:
         h = torch.relu(self[0](x))
         return self[1](h.mean(0, keepdim=True).expand_as(h))
 
-    cases = ((dead, "relu"), (saturated_gate, "sigmoid"), (shape_alone, "zeros_like"),
-             (mean_of_all, "mean"))  # fmt: skip
+    cases = (
+        (dead, "relu"),
+        (saturated_gate, "sigmoid"),
+        (shape_alone, "zeros_like"),
+        (zeros_as_factor, "zeros_like"),
+        (mean_of_all, "mean"),
+    )
     for forward, name in cases:
         constant = measured(net(forward, 8, 16, 4), torch.randn(4, 8)).constant
         assert constant is not None

@@ -21,6 +21,7 @@ from trainlint.measure.steps import INPUT, Step, along, ancestors
 # Several roundings of 2⁻²³ each make as much of a difference between equal samples.
 ROUNDING: Final = 6e-7
 _FLOOR: Final = 1e-8
+_PRODUCTS: Final = frozenset({"mul", "matmul", "einsum"})
 Changes = Sequence[Sequence[Tensor] | None]
 
 
@@ -217,7 +218,10 @@ class _Search:
         self._axes = [_axes(place, steps, grown, samples) for place in range(len(steps))]
         self._spreads = [self._spread(place, None) for place in range(len(steps))]
         self.varying: list[bool] = []
+        self._zeros: list[bool] = []  # made for the shape of what varies
         for place, step in enumerate(steps):
+            lent = any(self.varying[operand] or self._zeros[operand] for operand in step.operands)
+            self._zeros.append(lent and not any(bool(value.any()) for value in step.values))
             reaches = any(self.varying[operand] for operand in step.operands)
             self.varying.append(
                 self._spreads[place] > ROUNDING
@@ -272,7 +276,9 @@ class _Search:
     def _operands(self, place: int) -> list[int]:
         """Those that carry the samples; where there is none, those that only lend their shape."""
         step = self._steps[place]
-        return [o for o in step.operands if self.varying[o]] or (
+        factors = step.operands if step.name in _PRODUCTS else ()
+        zeros = [o for o in factors if self._zeros[o] and not self.varying[o]]
+        return zeros + [o for o in step.operands if self.varying[o]] or (
             list(step.operands[:1]) if step.name in ops.SHAPE_ONLY else list(step.operands)
         )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 _MOST_ASKED: Final = 4
-_FEWEST_POSITIONS: Final = 4
+_FEWEST_POSITIONS: Final = 3
 
 
 def unused_inputs(runs: Runs, base: Outputs, gradients: dict[str, Tensor]) -> Iterator[Unused]:
