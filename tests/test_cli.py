@@ -138,6 +138,10 @@ def test_a_terminal_without_unicode(folder: Path) -> None:
         assert result.status == 1, result
         assert result.stderr == ""
         assert "NRM001" in result.stdout
+        if form == "text":
+            assert " > 7 | self.norm = nn.BatchNorm2d(32)\n" in result.stdout
+            assert "BatchNorm2d(32) -> BatchNorm2d(64)" in result.stdout
+            assert "\\u7f51\\u7edc.py" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,10 @@ def test_concise_has_its_remarks_apart() -> None:
 
 
 def test_a_reports_text_is_what_the_terminal_shows(here: Path) -> None:
-    assert f"{full_report()}\n" == rendered(full_report(), width=100)
+    report = Report([finding()], [TARGET])
+    assert f"{report}\n" == rendered(report, width=100)
+    reason = "error: other.py: SyntaxError: '(' was never closed at line 3\n"
+    assert f"{full_report()}\n" == reason + rendered(full_report(), width=100)
     assert repr(full_report()).startswith("Report(findings=[")
 
 

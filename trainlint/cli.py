@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 import msgspec
@@ -60,7 +61,25 @@ def main(ctx: click.Context, debug: bool) -> None:
     ctx.obj = debug
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # `▸` on a terminal that knows ASCII only
+            stream.reconfigure(errors="trainlint")
+
+
+def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
+    """`>` for `▸` and the like on a terminal that knows ASCII only; what has no likeness by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    shown = (
+        _PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs
+    )
+    return "".join(shown), error.end
+
+
+_PLAIN: Final = {
+    "·": "-", "│": "|", "─": "-", "▸": ">", "█": "#", "▏": "|", "…": "...", "×": "x", "→": "->",
+    "≤": "<=", "≥": ">=", "−": "-", "•": "*",
+}  # fmt: skip
+codecs.register_error("trainlint", _in_plain_signs)
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -308,8 +308,11 @@ def _wrapped(text: str, indent: int, width: int) -> Text:
 
 
 def as_text(report: Report, width: int = 100) -> str:
-    """What the terminal shows, without colours: a report's `str`."""
+    """What the terminal shows, without colours, with what stderr gets there: a report's `str`."""
     stream = io.StringIO()
+    for target in report.targets:
+        if target.status == "error":
+            stream.write(f"error: {target.target}: {target.reason}\n")
     print_report(report, Console(file=stream, width=width, color_system=None, highlight=False))
     return stream.getvalue().rstrip("\n")
 
