@@ -127,6 +127,8 @@ def _reason(constant: Constant) -> str:
         )
     if spot.name in ops.ACTIVATIONS:
         return f"{spot.label} gets {inside} from {source}, and makes the same number of it all"
+    if _is_weighted(spot):
+        return f"{spot.label} adds so little to its bias that behind it they are equal"
     if spot.name in ops.SHAPE_ONLY:
         return f"{spot.label} takes only the shape of {source}"
     return f"behind {spot.label} they are equal, before it they differ by {alike.before:.1g}"

@@ -23,7 +23,7 @@ from trainlint.engine import FactUnavailable
 from trainlint.measure.attention import Judged, Watch
 from trainlint.measure.locating import Grown
 from trainlint.measure.pulse import on_device_of, seed_generators
-from trainlint.measure.samples import Slot, named, replaced, slots_of
+from trainlint.measure.samples import MANNERS, Manner, Slot, named, replaced, slots_of
 from trainlint.measure.steps import Step, Steps, changes, random_state
 from trainlint.preserve import unchanged_weights
 from trainlint.tree import tensors
@@ -98,7 +98,9 @@ class Runs:
         ]
         if not same:
             return slot
-        return Slot(slot.name, replaced(slot, same, self.generator, gently=True), slot.axis)
+        # Where two given samples differ, the third is made of both: any id may stand in its column alone.
+        manner: Manner = "crossed" if len(same) < self.samples - 1 else "turned"
+        return Slot(slot.name, replaced(slot, same, self.generator, manner=manner), slot.axis)
 
     def run(
         self,
@@ -205,11 +207,11 @@ class Runs:
     def run_with(
         self, slots: Sequence[Slot], rows: Sequence[int], axis: int | None = None
     ) -> tuple[dict[str, Tensor], Outputs]:
-        """Replace these samples; ids only change places where other ids are refused."""
+        """Replace these samples; where other ids are refused, by what is nearer to those that are there."""
         problem: Exception | None = None
-        for gently in (False, True):
+        for manner in MANNERS:
             changed = {
-                slot.name: replaced(slot, rows, self.generator, axis=axis, gently=gently)
+                slot.name: replaced(slot, rows, self.generator, axis=axis, manner=manner)
                 for slot in slots
             }
             try:
