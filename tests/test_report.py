@@ -227,6 +227,20 @@ def test_figures_that_say_nothing_are_left_to_the_json(here: Path) -> None:
     assert "  count 0 · backward no · of 2\n" in text
 
 
+def test_what_a_line_says_of_its_other_modules_stands_below_the_message(here: Path) -> None:
+    messages = [MESSAGE, *(f"BatchNorm2d({n}) receives {2 * n}" for n in (64, 64, 128, 256))]
+    place = finding(evidence={"modules": list("abcde"), "messages": messages})
+    lines = rendered(Report([place], [TARGET])).splitlines()
+    row = lines.index(f"  {MESSAGE}")
+    assert lines[row + 1 : row + 4] == [
+        "  likewise: BatchNorm2d(64) receives 128",
+        "  likewise: BatchNorm2d(128) receives 256",
+        "  and 1 more",
+    ]
+    assert "  modules a, b, c, d and 1 more" in lines
+    assert not any("messages" in line for line in lines)
+
+
 @pytest.mark.parametrize("layers", [3, 12])
 def test_bars_say_their_scale_and_what_they_leave_out(here: Path, layers: int) -> None:
     profile = [[str(number), 10.0**-number] for number in range(layers)]

@@ -27,6 +27,8 @@ _CONTEXT_ROWS: Final = 1
 _LONGEST_LIST: Final = 4
 _MOST_BARS: Final = 8
 _LONGEST_BAR: Final = 24
+_MOST_OTHERS: Final = 2
+_MESSAGES: Final = "messages"  # of findings that `trainlint.diagnosis` merged into one
 _LEAST_CODE: Final = 20  # columns that a line of code gets however narrow the terminal is
 _BEFORE_PLACE: Final = 8  # columns of the line that stay in front of a place far to the right
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
@@ -70,6 +72,8 @@ def _print_finding(number: int, finding: ReportedFinding, console: Console) -> N
     head.append(f"  {place_of(finding)}", style="cyan")
     console.print(head)
     console.print(_wrapped(finding.message, 2, console.width))
+    for likewise in _others(finding):
+        console.print(_wrapped(likewise, 2, console.width), style="dim")
     for row in _excerpt(finding, console.width):
         console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
     evidence = _evidence(finding.evidence)
@@ -151,11 +155,21 @@ def _without_cells(line: str, cut: int) -> str:
     return "…" + " " * (-cut - 1) + line
 
 
+def _others(finding: ReportedFinding) -> Iterator[str]:
+    """What else is said of a line that built several modules: the first few."""
+    messages = list(dict.fromkeys(finding.evidence.get(_MESSAGES, ())))
+    others = messages[1:]
+    for message in others[:_MOST_OTHERS]:
+        yield f"likewise: {message}"
+    if len(others) > _MOST_OTHERS:
+        yield f"and {len(others) - _MOST_OTHERS} more"
+
+
 def _evidence(evidence: dict[str, Any]) -> str:
     return " · ".join(
         f"{name.replace('_', ' ')} {_figure(value)}"
         for name, value in evidence.items()
-        if not _is_profile(value) and not _is_empty(value)
+        if name != _MESSAGES and not _is_profile(value) and not _is_empty(value)
     )
 
 
