@@ -20,8 +20,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import trainlint
 
@@ -112,7 +112,7 @@ def modular() -> nn.Module:
 
 
 def encoder() -> nn.Module:
-    """torch's own transformer encoder."""
+    """Torch's own transformer encoder."""
     layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
     return nn.Sequential(nn.TransformerEncoder(layer, 3), nn.Flatten(), nn.Linear(64 * 16, 10))
 

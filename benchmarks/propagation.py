@@ -6,6 +6,15 @@ For each architecture and initialisation: log10 of the norm of the gradient at t
 weights over that at the last, as measured (`trainlint.measure.pulse`, 16 samples) and as predicted
 (`trainlint.theory.propagation`) from the real weights, and from a model on the meta device, where only the
 declared initialisers are known.
+
+As run for 0.1 (3 seeds, torch 2.13): r = 0.9998 over 77 of the 78 cases, median error 0.04, worst 0.6
+decades (a transformer over token ids). The one left out, tanh with constant weights, is 17.8 decades off,
+and beyond the theory. All units of a layer are one number there: the sum before the next tanh is 4.8
+times that number, and not the sum of many different ones that is nearly Gaussian. By the seventh layer
+all samples are at ±4.8, where f'² is 7e-8; a Gaussian of that size has a sixth of its mass within ±1, and
+E[f'²] = 0.11. Nor do the means of successive layers' slopes multiply, since the same few samples hold all
+of them up. Rules tell no story that is so far from the measurement, and symmetric-weights names such
+values.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from trainlint.registry import all_rules
+from trainlint.report.explanation import Lesson
 from trainlint.rule import Rule
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +27,7 @@ def page(rule: Rule) -> str:
         f"since {rule.since}",
         f"[source]({source})",
     ]
-    lines = [f"# {rule.name} ({rule.code})", "", " · ".join(facts), "", rule.documentation]
+    lines = [f"# {rule.name} ({rule.code})", "", " · ".join(facts), "", Lesson(rule).documentation]
     if rule.options:
         lines += ["", "## Options", f"In `[tool.trainlint.rules.{rule.name}]`:", ""]
         lines += [

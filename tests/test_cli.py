@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND, Run, run_command, write_files
 
+import trainlint as trainlint_package
 from trainlint import __version__
+from trainlint.errors import UsageError
 
 FAULTY = """
     from torch import nn
@@ -58,6 +60,7 @@ def test_formats_and_output_file(folder: Path) -> None:
     assert "norm-features-mismatch NRM001  faulty.py:7:21" in text.stdout
     concise = run_command("check", "faulty.py", "--format", "concise", cwd=folder)
     assert concise.stdout.startswith("faulty.py:7:21: error NRM001 norm-features-mismatch: ")
+    assert concise.stderr == ""
     written = run_command(
         "check", "faulty.py", "--format", "json", "--output", "r.json", cwd=folder
     )
@@ -69,6 +72,54 @@ def test_formats_and_output_file(folder: Path) -> None:
         "location", "end_location", "evidence", "symptoms", "fixes",
     }  # fmt: skip
     assert set(report["targets"][0]) >= {"target", "status", "reason", "stages", "seconds"}
+
+
+def test_concise_tells_what_was_not_checked_on_stderr(folder: Path) -> None:
+    write_files(folder, {"data/load.py": "x = 1\n"})
+    result = run_command("check", "sound.py", "data", "--format", "concise", cwd=folder)
+    assert (result.status, result.stdout) == (0, "")
+    assert result.stderr.splitlines()[-1] == (
+        "trainlint: skipped data: no model found in this directory (tests are not searched)"
+    )
+
+
+def test_concise_shows_advice_only_when_asked(folder: Path) -> None:
+    biased = SOUND.replace("self.norm(self.conv(x))", "self.norm(self.conv(x)).mean((2, 3))")
+    write_files(folder, {"biased.py": biased})
+    arguments = ("check", "biased.py", "--select", "NRM005", "--format", "concise")
+    assert run_command(*arguments, cwd=folder).stdout == ""
+    shown = run_command(*arguments, "--show-info", cwd=folder).stdout
+    assert shown.startswith("biased.py:6:21: info NRM005")
+
+
+@pytest.mark.parametrize("target", ["", " ", "::Net"])
+def test_an_empty_target_is_no_directory(folder: Path, target: str) -> None:
+    result = run_command("check", target, cwd=folder)
+    assert result.status == 2
+    assert result.stderr == f"trainlint: error: no file is named by {target!r}\n"
+
+
+def test_an_interrupt_during_the_imports() -> None:
+    program = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'trainlint.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "from trainlint.__main__ import main\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "trainlint: interrupted\n")
+
+
+@pytest.mark.parametrize("target", [42, [1, 2], None, [None], 1.5])
+def test_what_is_no_target_is_a_usage_error(target: object) -> None:
+    with pytest.raises(UsageError, match=r"cannot check (int|NoneType|float) .*: give a model"):
+        trainlint_package.check(target)
 
 
 def test_a_report_that_cannot_be_written(folder: Path) -> None:
@@ -87,6 +138,10 @@ def test_a_terminal_without_unicode(folder: Path) -> None:
         assert result.status == 1, result
         assert result.stderr == ""
         assert "NRM001" in result.stdout
+        if form == "text":
+            assert " > 7 | self.norm = nn.BatchNorm2d(32)\n" in result.stdout
+            assert "BatchNorm2d(32) -> BatchNorm2d(64)" in result.stdout
+            assert "\\u7f51\\u7edc.py" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from trainlint.errors import UsageError
@@ -22,6 +23,7 @@ from trainlint.report.explanation import (
     as_markdown,
     example,
     print_rules,
+    print_table,
     rules_named,
 )
 from trainlint.rule import Rule
@@ -33,7 +35,7 @@ RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
 ARC008 = rules_named("ARC008")[0]
 
 
-def shown(rules: tuple[Rule, ...], width: int, *, terminal: bool = False) -> str:
+def shown(rules: tuple[Rule, ...], width: int, *, terminal: bool = False, full: bool = True) -> str:
     stream = io.StringIO()
     console = Console(
         file=stream,
@@ -42,7 +44,7 @@ def shown(rules: tuple[Rule, ...], width: int, *, terminal: bool = False) -> str
         color_system="truecolor" if terminal else None,
         highlight=False,
     )
-    print_rules(rules, console)
+    print_rules(rules, console, full=full)
     return stream.getvalue()
 
 
@@ -94,7 +96,7 @@ def test_an_unknown_name_gets_the_nearest(selector: str, hint: str) -> None:
 def test_every_rule_keeps_its_words_and_its_width(rule: Rule, width: int) -> None:
     text, lesson = shown((rule,), width), Lesson(rule)
     words = " ".join(text.split())
-    for part in (rule.summary, lesson.introduction, *lesson.sections.values()):
+    for part in (rule.summary, lesson.effect, lesson.judging, *lesson.sections.values()):
         if "```" not in part:
             assert " ".join(re.sub(r"^- ", "• ", part, flags=re.MULTILINE).split()) in words
     code = {
@@ -106,7 +108,7 @@ def test_every_rule_keeps_its_words_and_its_width(rule: Rule, width: int) -> Non
     for line in text.splitlines():
         assert line == line.rstrip()
         is_code = any(part and part in line for part in code)
-        assert is_code or len(line) <= width or line.startswith("trainlint explain"), line
+        assert is_code or cell_len(line) <= width or line.startswith("trainlint explain"), line
 
 
 def test_the_lesson_has_all_its_parts_in_order() -> None:
@@ -116,6 +118,7 @@ def test_the_lesson_has_all_its_parts_in_order() -> None:
         "By the chain rule",
         "Bad",
         "When to ignore it\n─────────────────\n",
+        "How it is judged\n────────────────\n  trainlint looks for the best path",
         "Fix safety",
         "Options",
         "[tool.trainlint.rules.saturating-stack]",
@@ -126,6 +129,55 @@ def test_the_lesson_has_all_its_parts_in_order() -> None:
     ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_short_form_is_a_screen_that_teaches(rule: Rule) -> None:
+    text, lesson = shown((rule,), 100, full=False), Lesson(rule)
+    words = " ".join(text.split())
+    assert " ".join(re.sub(r"^- ", "• ", lesson.effect, flags=re.MULTILINE).split()) in words
+    assert lesson.examples("bad")[0].splitlines()[-1].strip() in text
+    assert "When to ignore it" in text
+    assert f"trainlint explain {rule.code} --full" in text
+    assert "How it is judged" not in text
+    assert "References" not in text
+    assert "\n\n".join(filter(None, [lesson.effect, lesson.judging])) == lesson.introduction
+
+
+def test_the_short_form_is_about_forty_lines_of_a_terminal() -> None:
+    lines = sorted(
+        len(shown((rule,), 100, full=False, terminal=True).splitlines()) for rule in all_rules()
+    )
+    assert lines[len(lines) // 2] <= 36
+    assert lines[-4] <= 44
+    assert lines[-1] <= 60  # whose two examples have nothing in common
+
+
+def test_sources_that_rules_cite_by_letter_are_written_out() -> None:
+    cited = [rule for rule in all_rules() if "Seed " in rule.documentation]
+    assert len(cited) > 10
+    for rule in all_rules():
+        assert not re.search(r"\bSeed [AB]\b", Lesson(rule).documentation)
+        assert "Seed " not in shown((rule,), 100)
+        assert "Seed " not in as_markdown((rule,))
+    assert any("训练的常见问题与解决方法" in Lesson(rule).documentation for rule in cited)
+
+
+def test_the_table_keeps_its_columns() -> None:
+    rules = all_rules()
+    for width, terminal in ((100, True), (100, False), (30, True)):
+        stream = io.StringIO()
+        print_table(
+            rules, Console(file=stream, width=width, force_terminal=terminal, color_system=None)
+        )
+        lines = stream.getvalue().splitlines()
+        heads = [line for line in lines if not line.startswith(" ")]
+        assert len(heads) == len(rules)
+        if terminal and width == 100:
+            assert all(len(line) <= width for line in lines)
+            assert len(lines) > len(rules)
+        columns = {line.index(rule.summary[:12]) for rule, line in zip(rules, heads, strict=True)}
+        assert len(columns) == 1
 
 
 def test_examples_that_differ_little_are_one_listing_and_stand_apart_where_there_is_room() -> None:
@@ -200,7 +252,7 @@ def test_data_and_markdown_hold_what_the_lesson_says(rule: Rule) -> None:
     assert json.loads(json.dumps(data)) == data
     page = as_markdown((rule,))
     assert page.startswith(f"# {rule.name} ({rule.code})\n")
-    assert rule.documentation in page
+    assert Lesson(rule).documentation in page
     for name in rule.options:
         assert f"`{name.replace('_', '-')}`, default" in page
 
@@ -213,7 +265,11 @@ def test_the_formats_on_the_command_line(trainlint: Run) -> None:
     table = trainlint("explain", "ARC", "--format", "markdown").stdout.splitlines()
     assert table[1] == "|---|---|---|---|"
     assert len(table) == len(many) + 2
-    assert trainlint("explain", "ARC008", env={"COLUMNS": "80"}).stdout == shown((ARC008,), 80)
+    assert trainlint("explain", "ARC008", env={"COLUMNS": "80"}).stdout == shown(
+        (ARC008,), 80, full=False
+    )
+    full = trainlint("explain", "ARC008", "--full", env={"COLUMNS": "80"}).stdout
+    assert full == shown((ARC008,), 80)
     for name in FORMAT_NAMES:
         assert trainlint("explain", "ARC008", "--format", name).status == 0
 

@@ -27,12 +27,6 @@ EXPECT_INFO = re.compile(rf"#\s*expect-info:\s*{CODES}\s*$")
 # One worker for all of them, since they share two checks.
 pytestmark = pytest.mark.xdist_group("fixtures")
 
-# What trainlint does not do yet. The expectation in the file is right; strict, so that the entry must
-# go when the code gets there.
-NOT_YET: dict[str, str] = {
-    "temporal_fusion.py": "ARC001 takes the linear layer of a gate for a lost one",
-}
-
 
 @lru_cache(maxsize=2)
 def report_on(folder: str) -> Report:
@@ -72,20 +66,7 @@ def problems(folder: str, path: Path) -> list[str]:
     return failed if checked or failed else [f"{path.name}: no model was checked"]
 
 
-def with_known_gaps(paths: list[Path]) -> list[object]:
-    return [
-        pytest.param(
-            path,
-            id=path.stem,
-            marks=[pytest.mark.xfail(reason=NOT_YET[path.name], strict=True)]
-            if path.name in NOT_YET
-            else [],
-        )
-        for path in paths
-    ]
-
-
-@pytest.mark.parametrize("path", with_known_gaps(BROKEN))
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
 def test_broken_models_are_named_at_their_lines_and_nowhere_else(path: Path) -> None:
     wanted, advice = expected(path), expected(path, EXPECT_INFO)
     assert wanted or advice, "a broken fixture must expect something"
@@ -97,7 +78,7 @@ def test_broken_models_are_named_at_their_lines_and_nowhere_else(path: Path) -> 
         assert Counter({key: n for key, n in given.items() if key[1] in codes}) == advice
 
 
-@pytest.mark.parametrize("path", with_known_gaps(HEALTHY))
+@pytest.mark.parametrize("path", HEALTHY, ids=lambda path: path.stem)
 def test_healthy_models_are_silent(path: Path) -> None:
     assert not expected(path), "a healthy fixture expects nothing"
     assert problems("healthy", path) == []
@@ -122,7 +103,6 @@ def test_every_rule_has_a_broken_fixture() -> None:
         for _, code in expected(path, pattern)
     }
     assert {rule.code for rule in all_rules()} <= shown
-    assert set(NOT_YET) <= {path.name for path in (*BROKEN, *HEALTHY)}
 
 
 def test_there_are_enough_of_them() -> None:

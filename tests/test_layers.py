@@ -310,3 +310,36 @@ def test_a_cat_of_different_ranks_is_traced_without_failing() -> None:
     graph = Graph(recording.graph, recording.model, faults=recording.faults, inputs_given=False)
     assert [graph.name(node) for node in graph.faults][:1] == ["cat"]
     doubtful_faults(graph)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda self, h: h + torch.zeros(2, 5, 64),
+        lambda self, h: h.view(2, 5, 4, 16).flatten(2),
+        lambda self, h: h.view(10, 64).unflatten(0, (2, 5)),
+    ],
+)
+def test_a_sum_or_reshape_that_wants_the_layers_width_blames_what_made_the_other(
+    other: Callable[..., Any],
+) -> None:
+    model = Net(
+        lambda self, x: (lambda h: (other(self, h), self.ff(h)))(self.emb(x)),
+        emb=nn.Linear(16, 48),
+        ff=nn.Linear(64, 64),
+    )
+    graph = graph_of(model, torch.randn(2, 5, 16))
+    found = mismatches(graph)
+    assert len(found) == 1
+    assert found[0].source_is_to_blame
+    assert {graph.name(node) for node in found[0].agreeing} >= {"linear"}
+
+
+def test_a_sum_that_wants_another_width_blames_nobody() -> None:
+    model = Net(
+        lambda self, x: (lambda h: (h + torch.zeros(2, 96), self.ff(h)))(self.emb(x)),
+        emb=nn.Linear(16, 48),
+        ff=nn.Linear(64, 64),
+    )
+    graph = graph_of(model, torch.randn(2, 16))
+    assert [found.source_is_to_blame for found in mismatches(graph)] == [False]

@@ -156,6 +156,23 @@ SCRIPTS: dict[str, tuple[str, list[tuple[object, ...]]]] = {
         net = Net()
         loss = F.cross_entropy(net(x) / temperature, y)
         """, [("cross_entropy", None)]),
+    "arithmetic with numbers": ("""
+        net, eps = Net(), 1e-8
+        loss = F.nll_loss(torch.log(1 - 2 * net(x) + eps), y)
+        """, [("nll_loss", {"net", "Net"}, (), ["log", "add", "add", "neg", "mul"])]),
+    "the difference of two outputs": ("""
+        net = Net()
+        loss = F.binary_cross_entropy_with_logits(net(a) - net(b), y)
+        """, [("binary_cross_entropy_with_logits", None)]),
+    "clamps by any name": ("""
+        net = Net()
+        out = torch.clamp(net(x).clip(0).clamp_max(6.0), min=-1, max=None)
+        loss = F.mse_loss(F.relu6(nn.Softplus()(out)), y)
+        """, [("mse_loss", {"net", "Net"}, (), ["relu6", "softplus", "clamp", "clamp", "clamp"])]),
+    "a clamp to something computed": ("""
+        net = Net()
+        loss = F.mse_loss(net(x).clamp(min=y.min()), y)
+        """, [("mse_loss", {"net", "Net"}, (), ["clamp"])]),
     "another method of the model": ("""
         net = Net()
         loss = F.cross_entropy(net.classify(x), y)
@@ -240,6 +257,31 @@ def test_a_name_with_a_live_loss_is_known_by_it() -> None:
     text = SourceText("s.py", "criterion = build(cfg)\nloss = criterion(model(x), y)\n")
     assert [use.kind for use in loss_uses(text)] == []
     assert [use.kind for use in loss_uses(text, {"criterion": "nll_loss"})] == ["nll_loss"]
+
+
+# What a script makes of a sigmoid before its loss, and the bounds of that.
+RESCALED = {
+    "2 * out": (0, 2),
+    "out * 2 - 1": (-1, 1),
+    "1 - out": (0, 1),
+    "-out / 4": (-0.25, 0),
+    "torch.clamp(out, 1e-7, max=1 - 1e-7)": (1e-7, 1 - 1e-7),
+    "out.clamp(min=y.min())": None,
+    "out.clamp(0.25, 0.75)": (0.25, 0.75),
+    "(4 * out - 2).clamp(min=0)": (0, 2),
+    "F.relu(out - 0.5)": (0, 0.5),
+    "torch.clip(out, EPS, 1)": (0.125, 1),
+    "F.gelu(10 * out - 5)": (-0.17, 5),
+}
+
+
+@pytest.mark.parametrize(("expression", "bounds"), RESCALED.items(), ids=list(RESCALED))
+def test_the_bounds_of_what_a_script_makes_of_an_output(expression: str, bounds: object) -> None:
+    body = f"EPS = 0.125\nnet = Net()\nout = net(x)\nloss = F.mse_loss({expression}, y)"
+    uses = loss_uses(SourceText("script.py", PRELUDE + body))
+    recipe = Recipe(uses=uses, names=frozenset({"net", "Net"}))
+    losses = losses_of(graph_of(Head(torch.sigmoid), X), recipe)
+    assert [losses.range(call) for call in losses.calls] == [bounds]
 
 
 def test_a_text_that_calls_itself_in_circles_is_left_open() -> None:
@@ -416,6 +458,46 @@ def test_check_takes_a_loss_and_targets() -> None:
     report = trainlint.check(model, X, loss=nn.CrossEntropyLoss(), targets=torch.zeros(8).long())
     assert "LOS001" in [finding.code for finding in report.findings]
     assert "LOS001" not in [finding.code for finding in trainlint.check(model, X).findings]
+
+
+# The last activation, the loss, and how much ACT004 makes of it.
+LAST_ACTIVATIONS = {
+    "clamp at 0, binary": (lambda z: z.clamp(min=0), nn.BCEWithLogitsLoss(), "warning"),
+    "softplus, binary": (F.softplus, nn.BCEWithLogitsLoss(), "warning"),
+    "clamp to [0, 1], binary": (lambda z: z.clamp(0, 1), nn.BCEWithLogitsLoss(), "warning"),
+    "relu in a sigmoid": (lambda z: torch.sigmoid(F.relu(z)), nn.BCELoss(), "warning"),
+    "relu6": (F.relu6, nn.CrossEntropyLoss(), "warning"),
+    "hardtanh": (F.hardtanh, nn.CrossEntropyLoss(), "warning"),
+    "gelu": (F.gelu, nn.CrossEntropyLoss(), "info"),
+    "tanh in a log_softmax": (lambda z: torch.tanh(z).log_softmax(1), nn.NLLLoss(), "warning"),
+    "a wide clamp": (lambda z: z.clamp(-10, 10), nn.CrossEntropyLoss(), None),
+    "a clamp from above": (lambda z: z.clamp(max=4), nn.CrossEntropyLoss(), None),
+    "leaky": (F.leaky_relu, nn.CrossEntropyLoss(), None),
+    "a scale behind": (lambda z: 10 * torch.tanh(z), nn.CrossEntropyLoss(), None),
+    "pooled": (lambda z: F.relu(z).mean(1, keepdim=True), nn.BCEWithLogitsLoss(), None),
+    "LOS003": (torch.sigmoid, nn.BCEWithLogitsLoss(), None),
+    "LOS004": (F.relu, nn.BCELoss(), None),
+    "positive values": (F.softplus, nn.MSELoss(), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("after", "loss", "wanted"), LAST_ACTIVATIONS.values(), ids=list(LAST_ACTIVATIONS)
+)
+def test_the_last_activation(after: object, loss: object, wanted: str | None) -> None:
+    report = trainlint.check(Head(after), X, loss=loss, select=["ACT004"], stages=["static"])
+    assert [finding.severity for finding in report.findings] == ([wanted] if wanted else [])
+
+
+@pytest.mark.parametrize("value", ["self.fc(x).clip(0)", "torch.clamp(self.fc(x), min=0)"])
+def test_a_clamp_is_taken_out_by_any_name(tmp_path: Path, value: str) -> None:
+    text = PRELUDE.replace("return self.fc(x)", f"return {value}") + (
+        "\ndef train(x, y):\n    F.cross_entropy(Net()(x), y).backward()\n"
+    )
+    path = tmp_path / "net.py"
+    path.write_text(text)
+    (finding,) = trainlint.check(path, select=["ACT004"], stages=["static"]).findings
+    assert "return self.fc(x)\n" in apply(text, finding.fixes[0].edits)
 
 
 def test_targets_out_of_reach_are_reported() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -103,7 +103,10 @@ def closures() -> list[float]:
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(inplace=True)), nn.Linear(16, 2)
+        self.body, self.head = (
+            nn.Sequential(nn.Linear(8, 16), nn.ReLU(inplace=True)),
+            nn.Linear(16, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(checkpoint(self.body, x, use_reentrant=False))
@@ -141,7 +144,10 @@ def mixed_precision() -> list[float]:
 def with_validation() -> list[float]:
     x = torch.randn(64, 8)
     loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16, shuffle=True)
-    model, losses = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)), []
+    model, losses = (
+        nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)),
+        [],
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
     for _ in range(3):
@@ -227,10 +233,14 @@ def seams() -> dict[str, Any]:
 
 def test_the_seams_are_closed_afterwards_also_after_an_exception() -> None:
     before = seams()
-    with pytest.raises(ZeroDivisionError), observed(TrainingObserver()):
+
+    def loop() -> None:
         plain(3)
         mlp()(torch.randn(2, 8))  # the mode is on
-        1 / 0  # noqa: B018
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), observed(TrainingObserver()):
+        loop()
     assert seams() == before
 
 

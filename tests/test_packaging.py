@@ -79,7 +79,7 @@ def test_the_wheel_declares_its_entry_points(built: Path) -> None:
     with zipfile.ZipFile(wheel(built)) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         text = archive.read(name).decode()
-    assert "trainlint = trainlint.cli:main" in text
+    assert "trainlint = trainlint.__main__:main" in text
     assert "[trainlint.rules]\nbuiltin = trainlint_rules" in text
 
 

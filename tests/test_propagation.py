@@ -304,3 +304,52 @@ def test_a_model_without_values_is_judged_by_its_prediction(tmp_path: Path) -> N
     found = [f for f in findings(tmp_path, text) if f.code == "INI003"]
     assert [f.confidence for f in found] == ["possible"]
     assert "predicted" in found[0].message
+
+
+def test_a_filling_method_is_named_and_replaced(tmp_path: Path) -> None:
+    text = SHRINKING.format(
+        activation="torch.relu",
+        extra="for layer in self.layers:\n            layer.weight.data.normal_(0.0, 0.02)",
+    )
+    (found,) = findings(tmp_path, text)
+    assert found.location is not None
+    assert "normal_" in text.splitlines()[found.location.row - 1]
+    mended = apply(text, found.fixes[0].edits)
+    assert 'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")' in mended
+    assert findings(tmp_path, mended) == []
+
+
+def test_weights_that_were_scaled_afterwards_get_no_edit(tmp_path: Path) -> None:
+    extra = "for layer in self.layers:\n            layer.weight.data.mul_(0.05)"
+    (found,) = findings(tmp_path, SHRINKING.format(activation="torch.relu", extra=extra))
+    assert found.code == "INI003"
+    assert found.fixes[0].edits == []
+
+
+def test_a_scale_in_the_forward_is_named_where_it_is_written(tmp_path: Path) -> None:
+    fill = 'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")'
+    extra = f"for layer in self.layers:\n            {fill}"
+    text = SHRINKING.format(activation="0.2 * torch.relu", extra=extra)
+    (found,) = findings(tmp_path, text)
+    assert found.code == "GRD001"
+    assert found.location is not None
+    assert "0.2 * torch.relu" in text.splitlines()[found.location.row - 1]
+
+
+def test_growth_that_a_normalisation_divides_out_is_no_error(tmp_path: Path) -> None:
+    extra = "for layer in self.layers:\n            nn.init.normal_(layer.weight)"
+    text = SHRINKING.format(activation="torch.relu", extra=extra)
+    (plain,) = findings(tmp_path, text)
+    assert (plain.code, plain.severity) == ("INI004", "error")
+    head = "nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))"
+    (before,) = findings(tmp_path, text.replace("nn.Linear(32, 4)", head))
+    assert (before.code, before.severity) == ("INI004", "warning")
+    assert "GRD002" not in [symptom.code for symptom in before.symptoms]
+
+
+def test_hes_values_before_tanh_are_no_mismatch(tmp_path: Path) -> None:
+    extra = "for layer in self.layers:\n            nn.init.kaiming_normal_(layer.weight)"
+    path = tmp_path / "net.py"
+    text = SHRINKING.format(activation="torch.tanh", extra=extra).replace("range(9)", "range(20)")
+    path.write_text(text, encoding="utf-8")
+    assert "INI005" not in [finding.code for finding in trainlint.check(path).findings]

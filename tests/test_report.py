@@ -129,7 +129,28 @@ def test_the_terminal_at_80_columns(here: Path, name: str, report: Report, optio
 def test_concise_is_one_line_a_finding(here: Path) -> None:
     text = concise.render(full_report()) + "\n"
     check_snapshot("concise.txt", text)
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 3
+    with_advice = FORMATS["concise"](full_report(), show_info=True).splitlines()
+    assert with_advice[:3] == text.splitlines()
+    assert [line.split()[1] for line in with_advice[3:]] == ["info"]
+
+
+def test_concise_has_its_remarks_apart() -> None:
+    notes = ["not measured:\ntoo large"]
+    report = Report([], [TARGET, TargetResult("data.py", "skipped", "no model", notes=notes)])
+    assert list(concise.remarks(report)) == [
+        "net.py::Net: stopped at line 40: train(model)",
+        "skipped data.py: no model",
+        "data.py: not measured: too large",
+    ]
+
+
+def test_a_reports_text_is_what_the_terminal_shows(here: Path) -> None:
+    report = Report([finding()], [TARGET])
+    assert f"{report}\n" == rendered(report, width=100)
+    reason = "error: other.py: SyntaxError: '(' was never closed at line 3\n"
+    assert f"{full_report()}\n" == reason + rendered(full_report(), width=100)
+    assert repr(full_report()).startswith("Report(findings=[")
 
 
 # ---------------------------------------------------------------------- columns and width
@@ -172,6 +193,69 @@ def test_a_place_over_several_lines_is_underlined_to_the_end_of_its_first(here: 
     place = finding(location=Location(1, 8), end_location=Location(3, 2), fixes=[])
     lines = rendered(Report([place], [TARGET])).splitlines()
     assert next(line for line in lines if "^" in line).count("^") == len("nn.BatchNorm2d(")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("before", ["", "first, second, third = 1, 2, 3; " * 3, "层 = 1; " * 20])
+def test_a_long_line_is_cut_outside_of_its_place_and_the_diff_is_whole(
+    here: Path, before: str, width: int
+) -> None:
+    call = "nn.BatchNorm2d(32)"
+    after = "; print('this goes on, and on,   and on')" * 3
+    (here / "net.py").write_text(f"first\n{before}{call}{after}\n", encoding="utf-8")
+    column = len(before) + 1
+    edit = Edit("net.py", Location(2, column + 15), Location(2, column + 17), "64")
+    place = finding(
+        location=Location(2, column), end_location=Location(2, column + len(call)),
+        fixes=[Fix("64", Safety.SAFE, [edit])],
+    )  # fmt: skip
+    lines = rendered(Report([place], [TARGET]), width=width).splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    (source,) = (line for line in lines if "▸" in line)
+    marks = lines[lines.index(source) + 1]
+    assert cell_len(source[: source.index(call)]) == marks.index("^")
+    assert marks.count("^") == len(call)
+    for sign, line in (("-", before + call + after), ("+", before + call + after)):
+        rows = [row.partition("│ ")[2] for row in lines if row.startswith(f"    {sign} ")]
+        wanted = line if sign == "-" else line.replace("(32)", "(64)")
+        assert "".join("".join(rows).split()) == "".join(wanted.split())
+
+
+def test_figures_that_say_nothing_are_left_to_the_json(here: Path) -> None:
+    evidence = {"low": None, "between": [], "name": "", "count": 0, "backward": False, "of": 2}
+    text = rendered(Report([finding(evidence=evidence)], [TARGET]))
+    assert "  count 0 · backward no · of 2\n" in text
+
+
+def test_what_a_line_says_of_its_other_modules_stands_below_the_message(here: Path) -> None:
+    messages = [MESSAGE, *(f"BatchNorm2d({n}) receives {2 * n}" for n in (64, 64, 128, 256))]
+    place = finding(evidence={"modules": list("abcde"), "messages": messages})
+    lines = rendered(Report([place], [TARGET])).splitlines()
+    row = lines.index(f"  {MESSAGE}")
+    assert lines[row + 1 : row + 4] == [
+        "  likewise: BatchNorm2d(64) receives 128",
+        "  likewise: BatchNorm2d(128) receives 256",
+        "  and 1 more",
+    ]
+    assert "  modules a, b, c, d and 1 more" in lines
+    assert not any("messages" in line for line in lines)
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_bars_say_their_scale_and_what_they_leave_out(here: Path, layers: int) -> None:
+    profile = [[str(number), 10.0**-number] for number in range(layers)]
+    lines = rendered(Report([finding(evidence={"gradients": profile})], [TARGET])).splitlines()
+    more = ", 4 of 12 left out" if layers == 12 else ""
+    row = lines.index(f"  gradients, measured; log scale{more}")
+    assert lines[row + 1].startswith("    layer 0")
+    assert sum(line.startswith("    layer ") for line in lines) == min(layers, 8)
+
+
+def test_an_alternative_has_one_or(here: Path) -> None:
+    fixes = [Fix("this"), Fix("or that"), Fix("or else", Safety.UNSAFE)]
+    lines = rendered(Report([finding(fixes=fixes)], [TARGET])).splitlines()
+    assert "  or: that" in lines
+    assert "  or, unsafe: else" in lines
 
 
 def test_a_missing_or_shortened_file_is_no_trouble(here: Path) -> None:

@@ -50,7 +50,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("nets")
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
-    select = ["ACT003", "REG001", "REG002", "REG003"]
+    select = ["ACT003", "ACT005", "REG001", "REG002", "REG003"]
     return trainlint.check([folder / name for name in FILES], select=select, stages=["static"])
 
 
@@ -258,6 +258,15 @@ def test_made_up_inputs_may_have_a_batch_that_the_model_never_sees(
     (net(result="F.dropout(self.fc2(h), 0.5, self.training)"), ["self.fc2(h)"]),
     (net(result="self.drop(self.fc2(h))", layer="nn.Dropout()"), ["nn.Identity()"]),
     (net(result="self.drop(self.fc2(h)).sigmoid()", layer="nn.Dropout()"), ["nn.Identity()"]),
+    # As wide as the input: a softmax shows that it is no residual branch.
+    (
+        net(result="self.drop(self.fc2(h)).softmax(1)", layer="nn.Dropout()", width="8"),
+        ["nn.Identity()"],
+    ),
+    (
+        net("z = self.fc2(h) + self.fc2(2 * h)", result="self.drop(z)", layer="nn.Dropout()"),
+        ["nn.Identity()"],
+    ),
 )
 def test_dropout_of_the_answers(report: Report, name: str, written: list[str]) -> None:
     (finding,) = found_in(report, name, "REG003")
@@ -269,9 +278,40 @@ def test_dropout_of_the_answers(report: Report, name: str, written: list[str]) -
     [
         net(result="self.drop(self.fc2(h))", layer="nn.Dropout(0.0)"),
         net(result="self.drop(self.fc2(h))", layer="nn.Dropout()", width="8"),
+        net(
+            "z = self.fc2(h)", result="self.drop(z + self.fc2(z))", layer="nn.Dropout()", width="16"
+        ),
         net(result="self.drop(h)", layer="nn.Dropout()"),
         net(result="self.fc2(self.drop(h))", layer="nn.Dropout()"),
     ],
 )
 def test_dropout_of_features(report: Report, name: str) -> None:
     assert found_in(report, name, "REG003") == []
+
+
+@cases(
+    (net("h = F.softmax(self.fc1(x), dim=1)"), ["F.relu(self.fc1(x))"]),
+    (net("h = F.softmax(self.fc1(x) + self.fc1.bias, 1)"), ["F.relu(self.fc1(x) + self.fc1.bias)"]),
+    (net("h = F.softmax(h + self.fc1(x), 1)"), ["F.relu(h + self.fc1(x))"]),
+    (net("h = F.max_pool1d(self.fc1(x).softmax(1), 3, 1, 1)"), ["self.fc1(x).relu()"]),
+)
+def test_a_softmax_between_layers(report: Report, name: str, written: list[str]) -> None:
+    (finding,) = found_in(report, name, "ACT005")
+    assert (finding.severity, contents(finding)) == ("info", written)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        net("h = F.softmax(self.fc1(x) / 0.5, dim=1)"),
+        net("h = F.softmax(self.fc1(x) + torch.rand(16), dim=1)"),
+        net("h = F.softmax(self.fc1(x) - torch.log(-torch.log(torch.rand_like(h))), dim=1)"),
+        net("h = F.softmax(self.fc1(x).masked_fill(h > 0, -1e9), dim=1)"),
+        net("h = h * F.softmax(self.fc1(x), dim=1)"),
+        net("h = F.softmax(self.fc1(x), dim=1).clamp(min=0.01) * h"),
+        net("h = h * (F.softmax(self.fc1(x), dim=1) * torch.arange(16.0)).sum(1, keepdim=True)"),
+        net("h = F.softmax(self.fc1(x), dim=1)", result="(h, self.fc2(h))"),
+    ],
+)
+def test_a_softmax_that_weighs_or_chooses(report: Report, name: str) -> None:
+    assert found_in(report, name, "ACT005") == []

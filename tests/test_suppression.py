@@ -53,6 +53,16 @@ FILES: dict[str, tuple[str, bool, list[str]]] = {
     "string.py": (model(f'{LINE}; y = "# trainlint: ignore[NRM001]"'), False, []),
     "docstring.py": (
         model(LINE, top='"""Say\n\n# trainlint: file-ignore[NRM001]\n"""\n'), False, []),
+    "bare.py": (model(LINE + "  # trainlint: ignore"), False, [""]),
+    "bare_reason.py": (model("# trainlint: ignore - it is meant so", LINE), False, [""]),
+    "bare_file.py": (model(LINE, top="# trainlint: file-ignore\n"), False, [""]),
+    "bare_elsewhere.py": (model(LINE, "x = 1  # trainlint: ignore"), False, [""]),
+    "empty.py": (model(LINE + "  # trainlint: ignore[]"), False, [""]),
+    "unclosed.py": (model(LINE + "  # trainlint: ignore[NRM001"), False, [""]),
+    "apart.py": (model(LINE + "  # trainlint: ignore [NRM001]"), True, []),
+    "talk.py": (model(LINE, "# see `# trainlint: ignore`, ignored as trainlint: ignore"), False, []),
+    "bare_silenced.py": (
+        model(LINE, "x = 1  # trainlint: ignore  # trainlint: ignore[SUP001]"), False, []),
     "itself.py": (
         model(LINE + "  # trainlint: ignore[ARC003, SUP001]"), False, []),
 }  # fmt: skip
@@ -73,6 +83,31 @@ def test_comment(result: Result, name: str) -> None:
     assert ("NRM001" not in {finding["code"] for finding in own}) == silenced
     reported = [f["evidence"]["selector"] for f in own if f["code"] == "SUP001"]
     assert reported == unused
+
+
+@pytest.mark.parametrize("name", ["bare.py", "bare_reason.py", "bare_file.py", "unclosed.py"])
+def test_a_comment_without_codes_is_told_which_it_needs(result: Result, name: str) -> None:
+    own = [finding for finding in result.report["findings"] if finding["filename"] == name]
+    (found,) = (finding for finding in own if finding["code"] == "SUP001")
+    kind = "file-ignore" if "file" in name else "ignore"
+    assert found["evidence"]["found"] == ["NRM001"]
+    (fix,) = found["fixes"]
+    assert (fix["title"], fix["safety"]) == (f"# trainlint: {kind}[NRM001]", "safe")
+    edit = fix["edits"][0]
+    row = edit["location"]["row"]
+    line = FILES[name][0].splitlines()[row - 1]
+    start, end = edit["location"]["column"] - 1, edit["end_location"]["column"] - 1
+    mended = line[:start] + edit["content"] + line[end:]
+    assert mended.rstrip().endswith(
+        f"# trainlint: {kind}[NRM001]" + (" - it is meant so" if "reason" in name else "")
+    )
+
+
+def test_a_comment_without_codes_where_nothing_is_found(result: Result) -> None:
+    own = [f for f in result.report["findings"] if f["filename"] == "bare_elsewhere.py"]
+    (found,) = (finding for finding in own if finding["code"] == "SUP001")
+    assert found["message"].endswith("nothing is found here that it could")
+    assert found["fixes"][0]["edits"] == []
 
 
 def test_rules_that_did_not_run_are_not_judged(tmp_path: Path) -> None:

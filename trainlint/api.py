@@ -84,8 +84,7 @@ def check(
         return _report(collected, rules, [])
     if loss is not None or targets is not None:
         raise UsageError("loss and targets belong to a live model; a file shows its own")
-    names = [target] if isinstance(target, (str, os.PathLike)) else list(target)
-    targets = [os.fspath(name) for name in names]
+    targets = _names(target)
     common = Job(
         path="",
         label="",
@@ -156,9 +155,24 @@ def _input_text(inputs: Any, config: Config) -> str | None:
     return inputs
 
 
+def _names(target: Any) -> list[str]:
+    """The names of files and the like. Raises `UsageError` for anything else."""
+    is_one = isinstance(target, (str, os.PathLike)) or not isinstance(target, Iterable)
+    names = [target] if is_one else list(target)
+    for name in names:
+        if not isinstance(name, (str, os.PathLike)):
+            raise UsageError(
+                f"cannot check {type(name).__name__} {name!r:.60}: give a model, its class, a function "
+                "that makes one, or names of files"
+            )
+    return [str(os.fspath(name)) for name in names]
+
+
 def _places(target: str) -> Iterator[dict[str, Any]]:
     """The fields of `Job` that say what one target means. Raises `UsageError`."""
     name, separator, attribute = target.partition("::")
+    if not name.strip():
+        raise UsageError(f"no file is named by {target!r}")
     path = Path(name)
     if path.is_dir():
         if separator:
@@ -336,7 +350,11 @@ def _is_suppressed(
         return False
     last = finding.end_location.row if finding.end_location else finding.location.row
     rows = range(finding.location.row, last + 1)
-    return suppressions.silences(finding.filename, rows, names_of(by_code[finding.code]))
+    if suppressions.silences(finding.filename, rows, names_of(by_code[finding.code])):
+        return True
+    is_advice = finding.severity == "info"
+    suppressions.meet(finding.filename, rows, finding.code, is_advice=is_advice)
+    return False
 
 
 def _on_suppressions(

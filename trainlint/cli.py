@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 import msgspec
@@ -60,7 +61,25 @@ def main(ctx: click.Context, debug: bool) -> None:
     ctx.obj = debug
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # `▸` on a terminal that knows ASCII only
+            stream.reconfigure(errors="trainlint")
+
+
+def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
+    """`>` for `▸` and the like on a terminal that knows ASCII only; what has no likeness by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    shown = (
+        _PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs
+    )
+    return "".join(shown), error.end
+
+
+_PLAIN: Final = {
+    "·": "-", "│": "|", "─": "-", "▸": ">", "█": "#", "▏": "|", "…": "...", "×": "x", "→": "->",
+    "≤": "<=", "≥": ">=", "−": "-", "•": "*",
+}  # fmt: skip
+codecs.register_error("trainlint", _in_plain_signs)
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,6 +176,11 @@ def check(
             debug=debug or bool(ctx.obj),
         )  # fmt: skip
     _complain(report)
+    if form == "concise":  # its lines have no place for what the other forms say themselves
+        from trainlint.report.concise import remarks
+
+        for remark in remarks(report):
+            click.echo(f"trainlint: {remark}", err=True)
     _write(report, config, form, output, show_info=show_info)
     ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
 
@@ -260,7 +284,7 @@ def _write(
             console = _console(stream)
             print_report(report, console, show_info=show_info, fail_on=config.fail_on)
         else:
-            text = FORMATS[form](report)
+            text = FORMATS[form](report, show_info=show_info)
             if text:
                 stream.write(text + "\n")
     finally:
@@ -294,7 +318,10 @@ def _piped_width() -> int:
 @click.option(
     "--example", type=click.Choice(["bad", "good"]), help="Only this example, as a file that runs."
 )
-def explain(rule: str, form: str, example: str | None) -> None:
+@click.option(
+    "--full", is_flag=True, help="Also how it is judged, options, related rules and references."
+)
+def explain(rule: str, form: str, example: str | None, full: bool) -> None:
     """Explain a rule: what the fault does to training, the formula, examples, when to ignore it.
 
     RULE is a code or name (saturating-stack). A family or prefix (ARC), or a word that names have in
@@ -306,7 +333,7 @@ def explain(rule: str, form: str, example: str | None) -> None:
     if example is not None:
         click.echo(explanation.example(found, example), nl=False)
     elif form == "text":
-        explanation.print_rules(found, _console(sys.stdout))
+        explanation.print_rules(found, _console(sys.stdout), full=full)
     else:
         click.echo(explanation.as_json(found) if form == "json" else explanation.as_markdown(found))
 
@@ -329,8 +356,9 @@ def rules(form: str) -> None:
         ]  # fmt: skip
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
         return
-    for rule in all_rules():
-        click.echo(f"{rule.code}  {rule.severity:<8} {rule.name:<26} {rule.summary}")
+    from trainlint.report.explanation import print_table
+
+    print_table(all_rules(), _console(sys.stdout))
 
 
 @main.command("new-rule")

@@ -497,15 +497,23 @@ class Graph:
         return self.constructed(node) or self.operation(node).site or construction_site(self.model)
 
     def label(self, node: Node) -> str:
-        """A short name for people: `conv1`, `layer 3` of a Sequential, `torch.sigmoid`."""
+        """A short name for people: `conv1`, `torch.sigmoid`, `layer 3 (Linear)` of a bare Sequential."""
         operation = self.operation(node)
         if node.op == "placeholder":
             return "the input"
         if node.op == "get_attr":
             return str(node.target)
-        if self.layer(node) is not None and operation.module:
-            return operation.module
-        return operation.name
+        layer = self.layer(node)
+        if layer is None or not operation.module:
+            return operation.name
+        if operation.module.replace(".", "").isdigit():
+            return f"layer {operation.module} ({type(layer).__name__})"
+        return operation.module
+
+    def path(self, node: Node) -> str:
+        """The module's path, as programs want it, or the label of a call outside of a layer."""
+        is_layer = self.layer(node) is not None
+        return (self.operation(node).module if is_layer else "") or self.label(node)
 
     def built_together(self, node: Node) -> list[torch.nn.Module]:
         """All modules of the model that the same constructor call made (a loop, a factory, a class)."""

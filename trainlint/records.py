@@ -76,6 +76,12 @@ class Report(msgspec.Struct, frozen=True):
         }
         return msgspec.json.format(msgspec.json.encode(data), indent=indent).decode()
 
+    def __str__(self) -> str:
+        """What the command line prints, without colours."""
+        from trainlint.report.text import as_text
+
+        return as_text(self)
+
     def count(self, severity: str) -> int:
         """How many findings are of this severity."""
         return sum(finding.severity == severity for finding in self.findings)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainlint import ops
+from trainlint.analysis.heads import heads
 from trainlint.analysis.layers import (
     Expectation,
     Mismatch,
     blamed_source,
     blames_the_model,
     describe_source,
+    disagreement,
     is_follow_up,
     mismatches,
     width_fixes,
@@ -56,8 +58,9 @@ from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.loss.ranges import Range, value_range
-from trainlint.loss.uses import Link, LossCall, Losses
+from trainlint.loss.uses import Link, LossCall, Losses, past_clamps
 from trainlint.measure.influence import (
+    Alike,
     Constant,
     Draw,
     Influence,
@@ -80,18 +83,29 @@ from trainlint.observe.trace import (
     Trace,
 )
 from trainlint.sites import Site, construction_site
-from trainlint.suppression import Suppressions
+from trainlint.suppression import Suppression, Suppressions
 from trainlint.theory.depth import (
     Trend,
     agreed_trend,
     is_plain_chain,
     measured_trend,
     predicted_trend,
+    series,
+    steepest,
 )
-from trainlint.theory.prescriptions import Prescription, prescriptions, reinitialise, unsuitable
+from trainlint.theory.prescriptions import (
+    Prescription,
+    far_off,
+    heaviest,
+    prescriptions,
+    reinitialise,
+    unsuitable,
+    within,
+)
 from trainlint.theory.propagation import Propagation
 
 __all__ = [
+    "Alike",
     "ClipTrace",
     "Confidence",
     "Constant",
@@ -135,6 +149,7 @@ __all__ = [
     "SiteTrace",
     "SourceEdits",
     "Spot",
+    "Suppression",
     "Suppressions",
     "Trace",
     "Trend",
@@ -151,7 +166,11 @@ __all__ = [
     "dead_ends",
     "decades",
     "describe_source",
+    "disagreement",
     "dropped_share",
+    "far_off",
+    "heads",
+    "heaviest",
     "heavy",
     "hidden_weights",
     "is_follow_up",
@@ -165,12 +184,15 @@ __all__ = [
     "other_activation",
     "other_loss",
     "own_methods",
+    "past_clamps",
     "predicted_trend",
     "prescriptions",
     "reinitialise",
     "resolved_methods",
     "rule",
+    "series",
     "source_of",
+    "steepest",
     "stuck_weights",
     "unit_axis",
     "unsuitable",
@@ -178,6 +200,7 @@ __all__ = [
     "value_range",
     "width_fixes",
     "width_source",
+    "within",
     "without_activation",
     "zero_parameters",
 ]

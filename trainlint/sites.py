@@ -166,10 +166,10 @@ def construction_site(module: torch.nn.Module) -> Site | None:
 
 
 class Initializations:
-    """The last call that filled each tensor with values of its choice: `nn.init.*`, `zero_`, `fill_`."""
+    """The last call that filled each tensor with values of its choice: `nn.init.*`, `zero_`, `normal_`."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, tuple[str, Site]] = {}
+        self._by_storage: dict[int, tuple[str, Site, Any, Any]] = {}
         self._declared: dict[int, tuple[weakref.ref[Any], str, Site | None, Any, Any]] = {}
 
     def note(
@@ -188,7 +188,8 @@ class Initializations:
         if site is None:
             return
         # `p.data.zero_()` writes through an alias, so the address of the storage is the key.
-        self._by_storage[tensor.untyped_storage().data_ptr()] = (function, site)
+        address = tensor.untyped_storage().data_ptr()
+        self._by_storage[address] = (function, site, args, dict(kwargs or {}))
 
     def of(self, parameter: torch.Tensor) -> tuple[str, Site] | None:
         """(function name, site) of the last fill of this parameter, or None."""
@@ -197,6 +198,10 @@ class Initializations:
             if noted is None or noted[0]() is not parameter or noted[2] is None:
                 return None
             return noted[1], noted[2]
+        filled = self._noted(parameter)
+        return None if filled is None else filled[:2]
+
+    def _noted(self, parameter: torch.Tensor) -> tuple[str, Site, Any, Any] | None:
         with contextlib.suppress(Exception):  # lazy, fake and wrapped tensors have no storage
             return self._by_storage.get(parameter.untyped_storage().data_ptr())
         return None
@@ -204,7 +209,10 @@ class Initializations:
     def declared(
         self, parameter: torch.Tensor
     ) -> tuple[str, tuple[Any, ...], Mapping[str, Any]] | None:
-        """(function, further arguments) that would have filled a tensor without values, or None."""
+        """(function, further arguments) that filled a tensor, or would have if it had values; or None."""
+        if not parameter.is_meta:
+            filled = self._noted(parameter)
+            return None if filled is None else (filled[0], filled[2], filled[3])
         noted = self._declared.get(id(parameter))
         if noted is None or noted[0]() is not parameter:
             return None
@@ -216,6 +224,8 @@ _INIT_FUNCTIONS: Final = (
     "uniform_ normal_ trunc_normal_ constant_ ones_ zeros_ eye_ dirac_ xavier_uniform_ "
     "xavier_normal_ kaiming_uniform_ kaiming_normal_ orthogonal_ sparse_"
 ).split()
+
+_FILLING_METHODS: Final = ["zero_", "fill_", "normal_", "uniform_"]
 
 
 @contextlib.contextmanager
@@ -257,7 +267,7 @@ def recording() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(construction_sites())
-        for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, ["zero_", "fill_"])):
+        for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, _FILLING_METHODS)):
             for name in names:
                 stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))
         yield

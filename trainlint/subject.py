@@ -131,7 +131,7 @@ def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> 
     facts.offer("Losses", lambda: _losses(graph, recipe))
     if "signal" in settings.stages and not graph.faults:
         facts.offer("Signal", lambda: _signal(inputs, graph, facts.get("Losses")))
-        facts.offer("Influence", lambda: _influence(inputs, graph))
+        facts.offer("Influence", lambda: _influence(inputs, graph, facts.get("Losses")))
     return facts
 
 
@@ -167,10 +167,12 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     return replace(pulse(graph.model, inputs, graph, objective=objective), again=another)
 
 
-def _influence(inputs: Inputs, graph: Graph) -> Any:
+def _influence(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     from trainlint.measure.perturbation import influence
 
-    return influence(graph.model, inputs, graph)
+    calls = () if losses is None else losses.calls
+    asked = frozenset(call.next_of for call in calls if call.next_of)
+    return influence(graph.model, inputs, graph, asked=asked)
 
 
 def unexplained_faults(graph: Graph) -> str | None:

@@ -2,7 +2,7 @@
 
 `ignore` holds for its own line when it follows code there, else for the next line of code; `file-ignore`
 for the whole file. Several codes or names are separated by commas; there is no blanket form. A comment
-that silences nothing is reported.
+that silences nothing is reported, and so is one without codes, with those that it would need.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-_COMMENT: Final = re.compile(r"#\s*trainlint:\s*(ignore|file-ignore)\[([^\]]*)\]")
+_COMMENT: Final = re.compile(
+    r"""(?<![`'"])\#\s*trainlint:\s*(?P<kind>ignore|file-ignore)
+    (\s*\[(?P<selectors>[^\]]*)\] | (?![\w`'"-])(\s*\[[^\]]*)?)""",
+    re.VERBOSE,
+)
 
 
 @dataclass
@@ -28,11 +32,30 @@ class Suppression:
     line: int | None
     selectors: tuple[str, ...]
     used: set[str] = field(default_factory=set)
+    met: set[str] = field(default_factory=set)
+    advised: set[str] = field(default_factory=set)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The codes that a comment without codes needs; those of advice where there is nothing else."""
+        return sorted(self.met or self.advised)
+
+    @property
+    def covers_file(self) -> bool:
+        """Whether it is a `file-ignore`."""
+        return self.line is None
+
+    def covers(self, rows: range) -> bool:
+        """Whether one of the rows is its own."""
+        return self.line is None or self.line in rows
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A part of a suppression comment that silenced nothing; `known` if it names a rule."""
+    """A part of a suppression comment that silenced nothing; `known` if it names a rule.
+
+    A comment that names nothing has the selector "".
+    """
 
     suppression: Suppression
     selector: str
@@ -54,12 +77,18 @@ class Suppressions:
     def silences(self, filename: str, rows: range, names: frozenset[str]) -> bool:
         """Whether a comment covers one of the rows for a rule of these names (code, name, ...)."""
         for suppression in self._by_file.get(filename, ()):
-            if suppression.line is None or suppression.line in rows:
+            if suppression.covers(rows):
                 for selector in suppression.selectors:
                     if selector in names:
                         suppression.used.add(selector)
                         return True
         return False
+
+    def meet(self, filename: str, rows: range, code: str, *, is_advice: bool) -> None:
+        """Remember a finding for the comments without codes that stand at it."""
+        for suppression in self._by_file.get(filename, ()):
+            if not suppression.selectors and suppression.covers(rows):
+                (suppression.advised if is_advice else suppression.met).add(code)
 
     def judge(self, could_fire: frozenset[str], known: frozenset[str]) -> None:
         """Settle what is unused: selectors of rules that ran and fired nowhere, and unknown ones."""
@@ -67,7 +96,7 @@ class Suppressions:
             Unused(suppression, selector, selector in known)
             for suppressions in self._by_file.values()
             for suppression in suppressions
-            for selector in suppression.selectors
+            for selector in suppression.selectors or ("",)
             if selector not in suppression.used
             and (selector in could_fire or selector not in known)
         ]
@@ -103,12 +132,15 @@ def _in_comment(filename: str, token: tokenize.TokenInfo) -> Iterator[Suppressio
     """The suppressions of one comment; each ends where the next part, such as `# noqa`, begins."""
     row, column = token.start
     for match in _COMMENT.finditer(token.string):
-        selectors = tuple(part.strip() for part in match[2].split(",") if part.strip())
+        named = match["selectors"] or ""
+        selectors = tuple(part.strip() for part in named.split(",") if part.strip())
         text = token.string[match.start() : token.string.find("#", match.end())]
-        if "#" not in token.string[match.end() :]:
+        if not selectors:
+            text = match[0]  # what follows may be the reason, and stays
+        elif "#" not in token.string[match.end() :]:
             text = token.string[match.start() :]
         start = column + match.start() + 1
-        line = None if match[1] == "file-ignore" else row
+        line = None if match["kind"] == "file-ignore" else row
         yield Suppression(filename, row, start, start + len(text.rstrip()), line, selectors)
 
 

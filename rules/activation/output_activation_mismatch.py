@@ -21,8 +21,12 @@ from trainlint.rule import (
     without_activation,
 )
 
-RECTIFIERS = ("relu", "relu6")
-BOUNDED = {"sigmoid": 1.0, "hardsigmoid": 1.0, "tanh": 2.0, "softsign": 2.0}
+# Bounds below this one cost nothing: a score of -3 has a probability of 5%.
+LOWEST = -2.0
+# Losses that a clamp of the scores adds without harm, as one to [-10, 10] does.
+SLIGHT = 0.05
+# These stop learning where they are 0; a softplus never does.
+FLAT = ("relu", "relu6", "clamp", "clamp_min")
 # What turns scores into probabilities, in the model or inside the loss.
 NORMALIZERS = ("log_softmax", "softmax", "sigmoid", "logsigmoid", "log")
 CLASSIFIERS = (
@@ -31,6 +35,7 @@ CLASSIFIERS = (
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy",
 )
+CROSS_ENTROPIES = ("cross_entropy", "nll_loss")
 WITH_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
 REGRESSIONS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
@@ -42,14 +47,15 @@ def output_activation_mismatch(
     """The last activation keeps the scores from where the loss wants them.
 
     Softmax and sigmoid turn any real scores into probabilities, and the loss needs their full range. A
-    ReLU before them keeps every score ≥ 0. A class whose unit is negative for all samples then gets no
-    gradient at all, since the ReLU's slope is 0 there; among two classes the better one can win by its
-    score only, never by the other's being low; and a sigmoid behind a ReLU never answers below 1/2, so
-    that a negative sample costs at least log 2.
+    ReLU before them, or a `clamp(min=0)`, keeps every score ≥ 0. A class whose unit is negative for all
+    samples then gets no gradient at all, since the ReLU's slope is 0 there; among two classes the better
+    one can win by its score only, never by the other's being low; and a sigmoid behind a ReLU never
+    answers below 1/2, so that a negative sample costs at least log 2. GELU, SiLU, ELU and softplus have
+    a lower bound as well, and a slope that goes to 0 there.
 
-    A tanh or sigmoid before cross entropy keeps the scores within a width R (2 or 1), and with C
-    classes the loss above log(1 + (C − 1)·e⁻ᴿ): 0.80 or 1.46 for ten classes. A ReLU, sigmoid or tanh on
-    the output of a regression is reported where targets are known and lie outside of its range; a ReLU
+    A tanh, sigmoid or clamp before cross entropy keeps the scores within a width R (2 or 1), and with C
+    classes the loss above log(1 + (C − 1)·e⁻ᴿ): 0.80 or 1.46 for ten classes. An activation on the
+    output of a regression is reported where targets are known and lie outside of its range; a ReLU
     on a single output is mentioned without them.
 
     Not reported: an activation with a scale or a pooling behind it (10·tanh(z), the averaged ReLU maps of
@@ -128,66 +134,109 @@ def output_activation_mismatch(
 def _on_scores(
     graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
 ) -> Iterator[Finding]:
+    rest = _scores(call, links)
+    if not rest or rest[0].kept is None or rest[0].name not in ops.ACTIVATIONS - {"softmax"}:
+        return
+    costs = _least_losses(losses, call, rest[0].kept)
+    if math.isinf(rest[0].kept.width) or max(costs) < SLIGHT:
+        yield from _rectified(graph, edits, rest, losses.place(call), call)
+    elif call.kind in CROSS_ENTROPIES or rest[0].name not in NORMALIZERS:  # two sigmoids are LOS003
+        yield _squashed(graph, losses, edits, call, rest[0])
+
+
+def _scores(call: LossCall, links: tuple[Link, ...]) -> tuple[Link, ...]:
+    """The links before the function that makes probabilities, in the model or inside of the loss."""
     rest = links
     while rest and rest[0].name in NORMALIZERS and call.kind not in WITH_LOGITS:
         rest = rest[1:]
     if rest and rest[0].name == "log_softmax":
         rest = rest[1:]
-    yield from _rectified(graph, edits, rest, losses.place(call), call)
-    if not rest or rest[0].name not in BOUNDED or call.kind not in WITH_LOGITS:
-        return
-    if call.kind == "cross_entropy" or "sigmoid" not in rest[0].name:  # two sigmoids are LOS003
-        yield _squashed(graph, losses, edits, call, rest[0])
+    return () if call.kind not in WITH_LOGITS and len(rest) == len(links) else rest
+
+
+def _least_losses(losses: Losses, call: LossCall, kept: Range) -> tuple[float, float]:
+    """The least loss of a sample: of the negative and the positive class, or the same for all."""
+    if call.kind in CROSS_ENTROPIES:
+        least = math.log1p(((losses.classes(call) or 2) - 1) * math.exp(-kept.width))
+        return least, least
+    return _log1p_exp(kept.low), _log1p_exp(-kept.high)
+
+
+def _log1p_exp(score: float) -> float:
+    """The binary cross entropy at this score of a sample whose class is the other one."""
+    return score if score > 100 else math.log1p(math.exp(score))
 
 
 def _rectified(
     graph: Graph, edits: SourceEdits, links: tuple[Link, ...], loss: str, call: LossCall | None
 ) -> Iterator[Finding]:
-    """A ReLU directly behind a layer with weights, or behind its normalisation."""
-    if len(links) < 2 or links[0].name not in RECTIFIERS:
+    """An activation with a lower bound directly behind a layer with weights, or its normalisation."""
+    if len(links) < 2 or links[0].kept is None or links[0].name not in ops.ACTIVATIONS:
         return
-    link, before = links[0], links[1]
-    name = before.name
-    if name not in ops.NORMALIZATIONS and (
-        before.node is None or not graph.is_weighted(before.node)
-    ):
+    link, before, low = links[0], links[1], links[0].kept.low
+    is_layer = before.node is not None and graph.is_weighted(before.node)
+    if low < LOWEST or not (is_layer or before.name in ops.NORMALIZATIONS):
         return
     binary = call is not None and call.kind.startswith("binary")
-    cost = (
-        "no probability falls below 1/2, and a negative sample costs at least log 2 = 0.69"
-        if binary
-        else "a class whose score is negative for all samples gets no gradient, and none can be ruled out"
-    )
+    if binary:
+        cost = (
+            f"no probability falls below {1 / (1 + math.exp(-low)):.2g}, and a negative sample costs at "
+            f"least {_log1p_exp(low):.2f}"
+        )
+    elif link.name in FLAT:
+        cost = "a class whose score is negative for all samples gets no gradient, and none can be ruled out"
+    else:
+        cost = "a class that is low for all samples gets hardly any gradient, and none can be ruled out"
     yield Finding(
-        f"{link.name} keeps the scores for {loss} at 0 or above: {cost}",
+        f"{_shown(link)} keeps the scores for {loss} at {low:.2g} or above: {cost}",
         where=link.where,
-        evidence={"activation": link.name, "loss": call.kind if call is not None else None},
+        evidence={
+            "activation": link.name,
+            "loss": call.kind if call is not None else None,
+            "lowest_score": low,
+        },
         fixes=[
             without_activation(graph, edits, link, title=f"remove this {link.name}: raw scores")
         ],
+        severity=Severity.WARNING if binary or link.name in FLAT else Severity.INFO,
         confidence=Confidence.CERTAIN if call is None or call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),
         affects=[node for node in (link.node, before.node) if node is not None],
     )
 
 
+def _shown(link: Link) -> str:
+    if link.kept is None or not link.name.startswith("clamp"):
+        return link.name
+    sides = zip(("min", "max"), link.kept, strict=True)
+    return (
+        f"clamp({', '.join(f'{side}={value:g}' for side, value in sides if math.isfinite(value))})"
+    )
+
+
 def _squashed(
     graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, link: Link
 ) -> Finding:
-    width = BOUNDED[link.name]
-    classes = losses.classes(call) or 2
-    floor = math.log(1 + (classes - 1) * math.exp(-width))
-    span = f"[{1 - width:g}, 1]"
-    if call.kind == "cross_entropy":
-        formula = f"log(1 + {classes - 1}·e⁻{_power(width)})"
-        cost = f"with {classes} classes the loss cannot fall below {formula} = {floor:.2f}"
+    kept = link.kept or Range(0.0, 1.0)
+    negative, positive = _least_losses(losses, call, kept)
+    if call.kind in CROSS_ENTROPIES:
+        classes = losses.classes(call) or 2
+        formula = f"log(1 + {classes - 1}·e^−{kept.width:g})"
+        cost = f"with {classes} classes the loss cannot fall below {formula} = {negative:.2f}"
     else:
-        floor = math.log(1 + math.exp(-1.0))
-        cost = f"the probabilities stay within [0.27, 0.73], and the loss above {floor:.2f}"
+        within = ", ".join(f"{1 / (1 + math.exp(-bound)):.2g}" for bound in kept)
+        cost = (
+            f"the probabilities stay within [{within}], and a negative sample costs at least "
+            f"{negative:.2f}, a positive one {positive:.2f}"
+        )
     return Finding(
-        f"{link.name} keeps the scores for {losses.place(call)} within {span}: {cost}",
+        f"{_shown(link)} keeps the scores for {losses.place(call)} {_interval(kept)}: {cost}",
         where=link.where,
-        evidence={"activation": link.name, "loss": call.kind, "least_loss": round(floor, 4)},
+        evidence={
+            "activation": link.name,
+            "loss": call.kind,
+            "least_loss": round(min(negative, positive), 4),
+        },
         fixes=[
             without_activation(graph, edits, link, title=f"remove this {link.name}: raw scores")
         ],
@@ -197,14 +246,10 @@ def _squashed(
     )
 
 
-def _power(width: float) -> str:
-    return {1.0: "¹", 2.0: "²"}[width]
-
-
 def _on_regression(
     graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
 ) -> Iterator[Finding]:
-    if not links or links[0].name not in (*RECTIFIERS, *BOUNDED, "softmax"):
+    if not links or links[0].kept is None or links[0].name not in ops.ACTIVATIONS:
         return
     link, bounds, targets = links[0], losses.range(call), losses.target_range()
     fix = without_activation(graph, edits, link, title=f"remove this {link.name}: a linear output")
@@ -212,7 +257,7 @@ def _on_regression(
     if bounds is not None and targets is not None and not targets.within(*bounds):
         yield Finding(
             f"the targets of {losses.place(call)} reach from {targets.low:.3g} to {targets.high:.3g}, and "
-            f"{link.name} keeps the outputs {_interval(bounds)}: the rest can never be met",
+            f"{_shown(link)} keeps the outputs {_interval(bounds)}: the rest can never be met",
             where=link.where,
             evidence={
                 "activation": link.name,
@@ -224,9 +269,9 @@ def _on_regression(
             fault=("before-loss", link.where),
             affects=[call.scores],
         )
-    elif targets is None and link.name in RECTIFIERS and _is_one_value(graph, call, links):
+    elif targets is None and _is_flat_at_zero(link) and _is_one_value(graph, call, links):
         yield Finding(
-            f"{link.name} keeps the outputs for {losses.place(call)} at 0 or above: targets below 0 are "
+            f"{_shown(link)} keeps the outputs for {losses.place(call)} at 0 or above: targets below 0 are "
             "never met, and an output that is negative for all samples gets no gradient",
             where=link.where,
             evidence={"activation": link.name, "loss": call.kind},
@@ -235,6 +280,10 @@ def _on_regression(
             confidence=Confidence.POSSIBLE,
             fault=("before-loss", link.where),
         )
+
+
+def _is_flat_at_zero(link: Link) -> bool:
+    return link.name in FLAT and link.kept is not None and link.kept.low == 0
 
 
 def _is_one_value(graph: Graph, call: LossCall, links: tuple[Link, ...]) -> bool:
@@ -248,6 +297,8 @@ def _is_one_value(graph: Graph, call: LossCall, links: tuple[Link, ...]) -> bool
 
 
 def _interval(bounds: Range) -> str:
+    if math.isinf(bounds.low):
+        return f"≤ {bounds.high:g}"
     return (
         f"≥ {bounds.low:g}"
         if math.isinf(bounds.high)

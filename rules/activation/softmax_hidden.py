@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from trainlint.rule import Finding, Fix, Graph, Severity, SourceEdits, ops, rule
@@ -13,6 +14,15 @@ WEIGHTINGS = frozenset(
     "matmul einsum scaled_dot_product_attention topk gather argmax multinomial index_select baddbmm "
     "tensordot dot bilinear sort max scatter index_add".split()
 )
+POOLS = ops.MAX_POOLS | frozenset(name for name in ops.SPATIAL if "pool" in name)
+BETWEEN = ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS | POOLS | {"pad"}
+SIGNALS = (
+    BETWEEN | ops.ACTIVATIONS | ops.NORMALIZATIONS | ops.WEIGHTED | ops.RECURRENT | {"add", "cat"}
+)
+# Weights may be masked, joined, cut or normalised before they are used, and heads be mixed.
+MASKINGS = frozenset({"masked_fill", "where", "clamp", "clamp_min", "cumsum", "cat", "stack"})
+LINEAR = BETWEEN | MASKINGS | ops.NORMALIZATIONS | ops.WEIGHTED
+PRODUCTS = frozenset({"mul", "div", "pow", "sub"})
 
 
 @rule("ACT005", severity=Severity.INFO, since="0.1")
@@ -25,8 +35,10 @@ def softmax_hidden(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     at initialisation; a hidden layer of 64 units then passes on 1/64 of the gradient. ReLU has slope 1.
 
     Softmax makes weights that sum to 1. Where they multiply something, it is what it should be, and
-    nothing is reported: attention, mixtures of experts, routing, pooling, and a linear layer without
-    bias behind it, which mixes its columns as topic models and soft embeddings do.
+    nothing is reported: attention, mixtures of experts, routing, pooling, the mean of coordinates, and a
+    linear layer without bias behind it, which mixes its columns as topic models and soft embeddings
+    do. Nor where it makes a choice (behind noise or a temperature, as in Gumbel-softmax), or a
+    prediction that the model returns and refines.
 
     ## Bad
     ```python
@@ -93,31 +105,75 @@ def _axis(graph: Graph, node: Any, rank: int) -> int:
 
 
 def _is_hidden(graph: Graph, node: Any) -> bool:
-    """Whether it feeds layers as their data, and never multiplies anything."""
-    behind = graph.consumers(node, ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS)
-    return any(_is_layer(graph, user) for user in behind) and not any(
-        _is_weighting(graph, user) for user in _linearly_behind(graph, node)
-    )
-
-
-def _is_layer(graph: Graph, node: Any) -> bool:
-    if graph.is_weighted(node):
-        return graph.argument(node, "bias") is not None  # without one it mixes its columns
-    return graph.name(node) in (ops.ACTIVATIONS | ops.NORMALIZATIONS) - {"clamp", "clamp_min"}
-
-
-def _is_weighting(graph: Graph, node: Any) -> bool:
-    name = graph.name(node)
+    """Whether it stands between layers as an activation does, and nothing uses it as weights."""
+    behind = graph.consumers(node, BETWEEN)
     return (
-        name in WEIGHTINGS
-        or (name in ("mul", "div", "pow", "sub") and len(graph.varying_inputs(node)) > 1)
-        or (graph.is_weighted(node) and graph.argument(node, "bias") is None)
+        _comes_from_layer(graph, graph.data(node))
+        and any(_is_layer(graph, user) for user in behind)
+        and not any(user.op == "output" for user in behind)  # a prediction that is refined
+        and not any(_mixes_columns(graph, node, user) for user in behind)
+        and not any(_weighs_constants(graph, user) for user in _behind(graph, node, BETWEEN))
+        and not any(_is_weighting(graph, user) for user in _behind(graph, node, LINEAR))
     )
 
 
-def _linearly_behind(graph: Graph, node: Any) -> Iterator[Any]:
-    """What the probabilities reach through linear operations: attention heads may be mixed first."""
-    through = ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS | ops.NORMALIZATIONS | ops.WEIGHTED
+def _comes_from_layer(graph: Graph, source: Any, depth: int = 8) -> bool:
+    """Whether the scores are a layer's own: noise, a temperature or a mask make a choice of them."""
+    while source is not None and source.op == "call_function" and depth:
+        name = graph.name(source)
+        if graph.is_weighted(source) or name in ops.NORMALIZATIONS | ops.RECURRENT:
+            return True
+        if name == "add":  # a residual connection, or a bias
+            return all(_is_signal(graph, part) for part in source.all_input_nodes) and any(
+                _comes_from_layer(graph, part, depth - 1) for part in graph.varying_inputs(source)
+            )
+        if name not in BETWEEN | ops.ACTIVATIONS:
+            return False
+        source, depth = graph.data(source), depth - 1
+    return False
+
+
+def _is_signal(graph: Graph, node: Any) -> bool:
+    """Whether it is a value that layers pass on, and no random number or logarithm of one."""
+    return node.op != "call_function" or graph.name(node) in SIGNALS
+
+
+def _is_layer(graph: Graph, user: Any) -> bool:
+    name = graph.name(user)
+    return graph.is_weighted(user) or name in (ops.ACTIVATIONS | ops.NORMALIZATIONS) - MASKINGS
+
+
+def _mixes_columns(graph: Graph, node: Any, user: Any) -> bool:
+    """A linear map without bias: its columns, weighted by the probabilities, are a soft look-up.
+
+    A convolution over several places is none, nor is one that follows normalised scores: there the
+    softmax took the place of the activation behind a BatchNorm. A filter that is given smooths what it
+    gets, as in a random field.
+    """
+    if not graph.is_weighted(user) or graph.argument(user, "bias") is not None:
+        return False
+    weight = graph.argument(user, "weight")
+    if graph.name(user) == "linear" or graph.name(weight) == "buffer":
+        return True
+    source = graph.data(node)
+    is_normalised = source is not None and graph.name(source) in ops.NORMALIZATIONS
+    return math.prod((graph.shape(weight) or ())[2:]) == 1 and not is_normalised
+
+
+def _is_weighting(graph: Graph, user: Any) -> bool:
+    """Whether it multiplies something by the probabilities, or chooses by them."""
+    name = graph.name(user)
+    return name in WEIGHTINGS or (name in PRODUCTS and len(graph.varying_inputs(user)) > 1)
+
+
+def _weighs_constants(graph: Graph, user: Any) -> bool:
+    """Whether it multiplies by a table: the coordinates whose mean a spatial softmax takes."""
+    several = [part for part in user.all_input_nodes if math.prod(graph.shape(part) or ()) > 1]
+    return graph.name(user) in PRODUCTS and len(several) > 1
+
+
+def _behind(graph: Graph, node: Any, through: Collection[str]) -> Iterator[Any]:
+    """What the probabilities reach as such, seen through these operations and arithmetic."""
     stack, seen = [node], {node}
     while stack:
         for user in stack.pop().users:

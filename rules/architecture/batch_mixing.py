@@ -16,6 +16,7 @@ from trainlint.rule import (
     Severity,
     SourceEdits,
     Spot,
+    Variants,
     ops,
     rule,
 )
@@ -41,12 +42,18 @@ STATISTICS = {
     "norm",
     "logsumexp",
 }
+SHIFTS = {"roll", "flip", "fliplr", "rot90"}
 STATISTICS |= {"max", "min", "median", "linalg_norm", "linalg_vector_norm"}
 
 
 @rule("ARC006", severity=Severity.ERROR, since="0.1", explains=["constant-output"])
 def batch_mixing(
-    graph: Graph, influence: Influence, edits: SourceEdits, *, shift: float = 1e-4
+    graph: Graph,
+    influence: Influence,
+    edits: SourceEdits,
+    variants: Variants,
+    *,
+    shift: float = 1e-4,
 ) -> Iterator[Finding]:
     """One sample's output depends on another sample's input.
 
@@ -69,7 +76,10 @@ def batch_mixing(
     Silent: outputs without a sample axis (a loss, a similarity matrix), batch statistics that
     BatchNorm keeps, or that are appended as a feature map, similarities between the samples of a flat
     batch, routing to places of limited number, graphs whose edges index the samples, and models whose
-    second axis holds independent samples as well: these count time along the first.
+    second axis holds independent samples as well: these count time along the first. Random numbers of
+    which a layer draws as many as its values ask for (`rrelu`) are no mixing. Where trainlint had to make
+    up the inputs and the model takes one sample without a batch axis too, as policies in reinforcement
+    learning do, what runs over axis 0 is advice: it may never see a batch.
 
     ## Bad
     ```python
@@ -118,7 +128,7 @@ def batch_mixing(
     if mixing is None or mixing.shift <= shift or _is_meant(graph, influence, mixing):
         return
     spot = mixing.spot
-    sequence = _is_flat_sequence(graph, mixing)
+    is_advice = _is_flat_sequence(graph, mixing) or _suits_one_sample(graph, variants, mixing)
     yield Finding(
         f"{_reason(graph, mixing)}: a sample's output moves by {_percent(mixing.shift)} "
         "when only the other samples change, so the model learns from a sample's neighbours",
@@ -132,8 +142,8 @@ def batch_mixing(
             "mixed_by": None if mixing.mixer is None else mixing.mixer.name,
         },
         fixes=[_fix(graph, edits, mixing)],
-        severity=Severity.INFO if sequence else Severity.ERROR,
-        confidence=Confidence.CERTAIN if mixing.gradient else Confidence.LIKELY,
+        severity=Severity.INFO if is_advice else Severity.ERROR,
+        confidence=_confidence(mixing, is_advice=is_advice),
         affects=[s.node for s in (spot, mixing.mixer) if s is not None and s.node is not None],
     )
 
@@ -176,6 +186,29 @@ def _is_flat_sequence(graph: Graph, mixing: Mixing) -> bool:
     )
 
 
+def _suits_one_sample(graph: Graph, variants: Variants, mixing: Mixing) -> bool:
+    """Whether what runs over axis 0 finds several numbers there in a single sample without a batch."""
+    spot = mixing.spot
+    if graph.inputs_given or spot is None or spot.node is None or mixing.is_lost:
+        return False
+    over_all = spot.name in STATISTICS and not {"dim", "1"} & spot.arguments.keys()
+    if _axis(spot) is None and not over_all:
+        return False
+    place, single = graph.place(spot.node), variants.single
+    return single is not None and any(
+        data is not None and (single.shape(data) or (1,))[0] > 1
+        for other in single.calls(spot.name)
+        if place is not None and getattr(single.place(other), "key", None) == place.key
+        for data in (single.data(other),)
+    )
+
+
+def _confidence(mixing: Mixing, *, is_advice: bool) -> Confidence:
+    if is_advice:
+        return Confidence.POSSIBLE
+    return Confidence.CERTAIN if mixing.gradient else Confidence.LIKELY
+
+
 def _is_appended(graph: Graph, mixer: Spot) -> bool:
     """Whether the statistic becomes a feature beside the others before any weight sees it."""
     if mixer.node is None:
@@ -197,6 +230,8 @@ def _reason(graph: Graph, mixing: Mixing) -> str:
         return "samples of a batch are mixed"
     if _is_flat_sequence(graph, mixing):
         return f"{spot.label} reads the rows of the batch as the steps of one sequence"
+    if spot.name in SHIFTS:
+        return f"{spot.label} moves numbers of one sample to another"
     if mixing.is_lost:
         before, after = _shapes(graph, spot)
         way = f" from {_shown(before)} to {_shown(after)}" if before and after else ""
@@ -250,6 +285,8 @@ def _fix(graph: Graph, edits: SourceEdits, mixing: Mixing) -> Fix:
         return Fix("keep axis 0 for the samples in every reshape, transpose, softmax and mean")
     if _is_flat_sequence(graph, mixing):
         return Fix("x.unsqueeze(1) and batch_first=True for one step a sample, or an nn.Linear")
+    if spot.name in SHIFTS:
+        return Fix(f"{spot.name} over the features of each sample: dims=-1")
     if mixing.is_lost:
         before, after = _shapes(graph, spot)
         if before and after and sorted(before) == sorted(after) and len(before) > 1:

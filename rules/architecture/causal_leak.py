@@ -14,8 +14,14 @@ from trainlint.rule import (
     Leak,
     Losses,
     Severity,
+    Spot,
+    ops,
     rule,
 )
+
+# Where these let positions see each other, they run along the sequence.
+OVER_TIME = {"mean", "sum", "max", "amax", "min", "amin", "std", "var", "norm", "roll", "flip"}
+OVER_TIME |= {"batch_norm", "instance_norm", "group_norm", "layer_norm", "adaptive_avg_pool1d"}
 
 
 @rule("ARC009", severity=Severity.WARNING, since="0.1")
@@ -33,9 +39,10 @@ def causal_leak(
     mode: the gradient must be zero. Then it changes the later positions and measures how far the
     earlier outputs move (`shift` is the least that counts, relative to their scale); the first
     operation whose early positions move is named. It speaks up only where the model claims to be causal:
-    most of the attention operations that this input reaches first have a triangular mask, or the loss
-    compares the outputs with the same sequence one step later. Encoders, which see everything, are
-    silent, and so are inputs that reach masks only behind a cross-attention.
+    most of the self-attention that this input reaches first has a triangular mask, or the loss
+    compares the outputs with the same sequence one step later: in the forward, by the numbers of its
+    target; in the file, by slices such as `ids[:, :-1]` and `ids[:, 1:]`, also in a dataset. Encoders,
+    which see everything, are silent, and so are inputs that reach masks only behind a cross-attention.
 
     ## Bad
     ```python
@@ -113,14 +120,14 @@ def causal_leak(
     leak = influence.leak
     if leak is None or (leak.shift is not None and leak.shift <= shift):
         return
-    by_loss = losses is not None and _predicts_next(graph, losses, leak)
+    by_loss = leak.is_target or (losses is not None and _predicts_next(graph, losses, leak))
     by_masks = len(leak.causal) > len(leak.open) and leak.shift is not None
     if not by_loss and not by_masks:
         return
     spot = leak.spot or next(iter(leak.open), None)
     label = "the model" if spot is None else spot.label
     claim = (
-        "the loss asks for the next token"
+        "the loss asks for the next position"
         if by_loss
         else f"{len(leak.causal)} of {len(leak.causal) + len(leak.open)} attentions have a causal mask"
     )
@@ -130,7 +137,7 @@ def causal_leak(
     yield Finding(
         f"{label} lets earlier positions see later ones ({moved}), though {claim}: the model reads its "
         "own targets, and cannot generate",
-        where=graph.outputs[0] if spot is None and graph.outputs else spot and spot.where,
+        where=_place(graph, spot),
         module=None if spot is None else spot.module,
         evidence={
             "shift": leak.shift,
@@ -145,6 +152,13 @@ def causal_leak(
     )
 
 
+def _place(graph: Graph, spot: Spot | None) -> Any:
+    if spot is None:
+        return graph.outputs[0] if graph.outputs else None
+    # A layer's own forward pads at a line of its own, which its constructor does not show.
+    return spot.site if spot.name == "pad" else spot.where
+
+
 def _fix(name: str) -> Fix:
     if name == "scaled_dot_product_attention":
         return Fix("F.scaled_dot_product_attention(q, k, v, is_causal=True)")
@@ -152,8 +166,14 @@ def _fix(name: str) -> Fix:
         return Fix(
             "pass attn_mask=nn.Transformer.generate_square_subsequent_mask(length) and is_causal=True"
         )
-    if name.startswith("conv"):
+    if name.startswith("conv") or name == "pad":
         return Fix("pad on the left only: F.pad(x, ((kernel - 1) * dilation, 0)), and padding=0")
+    if name in ops.RECURRENT:
+        return Fix("bidirectional=False: the way back reads the answer")
+    if name in OVER_TIME:
+        return Fix(
+            f"take {name} over the features of each position, or over the positions up to it"
+        )
     return Fix(
         "before the softmax: scores.masked_fill(torch.ones(T, T).triu(1).bool(), float('-inf')), in "
         "every layer"
@@ -161,31 +181,12 @@ def _fix(name: str) -> Fix:
 
 
 def _predicts_next(graph: Graph, losses: Losses, leak: Leak) -> bool:
-    """Whether some cross entropy has the input's own later tokens for targets."""
+    """Whether the targets that were given are the input's own later tokens."""
     source = next(
         (n for n in graph.nodes if n.op == "placeholder" and n.target == leak.input), None
     )
-    if source is None:
-        return False
-    for call in losses.of("cross_entropy", "nll_loss"):
-        if call.node is not None and _is_shifted(graph, call.node, source):
-            return True
-    ids, targets = graph.operation(source).tensor, losses.targets
+    ids = None if source is None else graph.operation(source).tensor
+    targets = losses.targets
     if ids is None or getattr(targets, "shape", None) != ids.shape or ids.dim() != 2:
         return False
     return not bool((ids == ids.flatten()[0]).all()) and bool((targets[:, :-1] == ids[:, 1:]).all())
-
-
-def _is_shifted(graph: Graph, loss: Any, source: Any) -> bool:
-    """Whether the loss's target is the input without its first positions."""
-    node: Any = loss.kwargs.get("target", loss.args[1] if len(loss.args) > 1 else None)
-    while hasattr(node, "all_input_nodes") and node.op == "call_function":
-        if graph.name(node) == "getitem" and _starts_later(node.args[1]):
-            return bool(node.args[0] is source)
-        node = node.all_input_nodes[0] if node.all_input_nodes else None
-    return False
-
-
-def _starts_later(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, slice) and part.start == 1 for part in parts)

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Graph, Influence, Severity, rule
+from trainlint.rule import (
+    Alike,
+    Constant,
+    Finding,
+    Fix,
+    Graph,
+    Influence,
+    Severity,
+    Spot,
+    ops,
+    rule,
+)
+
+# Below this the samples differ by rounding alone.
+ALIKE = 6e-7
 
 
 @rule("ARC012", severity=Severity.WARNING, since="0.1", explains=["input-without-influence"])
@@ -18,9 +32,12 @@ def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
     saturated or all dead, a softmax over one number, or an average over the samples.
 
     trainlint runs three different samples in eval mode and compares every output that has a sample axis;
-    all must agree to 1e-5 of their scale, and to 1e-7 on another seed with BatchNorm in train mode, since
-    fresh running statistics shrink the signal. If zero weights are the reason, this rule is silent:
-    zero-weights says which of them matter.
+    all must agree to 1e-5 of their scale, and to rounding on another seed with BatchNorm in train mode,
+    since fresh running statistics shrink the signal. Then it follows the differences between the
+    samples from the inputs on, relative to the values that they are differences of, and names the
+    operation or layer where they shrink the most: at once, or more than at any other where many
+    layers shrink them. If zero weights are the reason, this rule is silent: zero-weights says which of
+    them matter. Where the only input has no effect at all, that is this fault too.
 
     ## Bad
     ```python
@@ -69,22 +86,72 @@ def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
     constant = influence.constant
     if constant is None:
         return
+    alike = constant.alike
     last = next((node for node in graph.outputs if not graph.is_constant(node)), None)
+    whole = (
+        "all samples get the same output"
+        if constant.reacts
+        else "no input changes the outputs, so that all samples get the same one"
+    )
     yield Finding(
-        f"all samples get the same output: they differ by {constant.spread:.1g} of its size, so that "
-        "only a constant can be learnt",
-        where=last,
+        f"{whole}: {_reason(constant)}; only a constant can be learnt",
+        where=last if alike is None else alike.spot.where,
+        module=None if alike is None else alike.spot.module,
         evidence={
             "spread": constant.spread,
             "scale": constant.scale,
             "samples": influence.batch,
+            "operation": None if alike is None else alike.spot.name,
+            "spread_before": None if alike is None else alike.before,
+            "spread_behind": None if alike is None else alike.after,
         },
-        fixes=[
-            Fix(
-                "look for where the samples become alike: small weights (He or Xavier initialisation "
-                "keeps the variance), saturated or dead units (normalisation before them)"
-            )
-        ],
+        fixes=[_fix(alike)],
         # The whole model is concerned: any fault in it may be the cause.
         affects=[node for node in graph.calls_in_order if graph.is_live(node)],
+    )
+
+
+def _reason(constant: Constant) -> str:
+    """What becomes of the differences, and where."""
+    alike = constant.alike
+    if alike is None:
+        return f"they differ by {constant.spread:.1g} of its size"
+    spot, inside = alike.spot, f"numbers from {alike.low:.4g} to {alike.high:.4g}"
+    source = "its input" if alike.source is None else alike.source.label
+    if _is_joint(spot, constant):
+        return f"{spot.label} makes one result of all samples"
+    if alike.after > ALIKE:
+        return (
+            f"{spot.label} shrinks their differences from {alike.before:.1g} to {alike.after:.1g} of "
+            "the values, more than anything else does"
+        )
+    if spot.name in ops.ACTIVATIONS:
+        return f"{spot.label} gets {inside} from {source}, and makes the same number of it all"
+    if _is_weighted(spot):
+        return f"{spot.label} adds so little to its bias that behind it they are equal"
+    if spot.name in ops.SHAPE_ONLY:
+        return f"{spot.label} takes only the shape of {source}"
+    return f"behind {spot.label} they are equal, before it they differ by {alike.before:.1g}"
+
+
+def _is_joint(spot: Spot, constant: Constant) -> bool:
+    """Whether the outputs do depend on the inputs, but on those of all samples alike."""
+    return constant.reacts and spot.name not in ops.ACTIVATIONS and not _is_weighted(spot)
+
+
+def _is_weighted(spot: Spot) -> bool:
+    return spot.name in ops.WEIGHTED or spot.name in ops.RECURRENT
+
+
+def _fix(alike: Alike | None) -> Fix:
+    spot = None if alike is None else alike.spot
+    if spot is not None and spot.name in ops.ACTIVATIONS:
+        return Fix(
+            f"bring the numbers before {spot.label} into its range: smaller biases or no offset, "
+            "normalisation before it"
+        )
+    if spot is not None and not _is_weighted(spot):
+        return Fix("let the samples keep their own values here, on axis 0")
+    return Fix(
+        "initial weights that keep the variance (He or Xavier), normalisation between the layers"
     )

@@ -14,6 +14,7 @@ from trainlint.rule import (
     Fix,
     GradientCut,
     Graph,
+    Losses,
     Parameter,
     Reachability,
     Severity,
@@ -49,7 +50,9 @@ TARGET = re.compile(
 
 
 @rule("ARC005", severity=Severity.ERROR, since="0.1", explains=["no-gradient"])
-def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -> Iterator[Finding]:
+def cut_gradient_path(
+    graph: Graph, edits: SourceEdits, losses: Losses, signal: Signal | None
+) -> Iterator[Finding]:
     """Parameters are used in the forward, but no gradient can come back to them.
 
     Backpropagation follows the operations that autograd recorded: ∂L/∂w is a sum over the paths from
@@ -62,7 +65,8 @@ def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -
 
     The finding names the nearest cut on the way from the parameters to an output. It is an error where
     no input reaches an output along a differentiable path, a warning where one branch is cut, and advice
-    where a part runs under `no_grad` as a whole, as frozen feature extractors do.
+    where a part runs under `no_grad` as a whole, as frozen feature extractors do, or where all of the
+    forward does and no loss is seen to judge it, as in a sampler.
 
     ## Bad
     ```python
@@ -114,7 +118,8 @@ def cut_gradient_path(graph: Graph, edits: SourceEdits, signal: Signal | None) -
     for place, cuts in groups.items():
         starved = _confirmed(signal, cuts)
         if starved:
-            yield _finding(graph, edits, reach, cuts, starved, place, signal is not None)
+            severity = _severity(graph, reach, cuts, is_judged=bool(losses.calls))
+            yield _finding(graph, edits, cuts, starved, place, signal is not None, severity)
 
 
 # ---------------------------------------------------------------------- what is meant
@@ -243,11 +248,11 @@ def _confirmed(signal: Signal | None, cuts: list[GradientCut]) -> list[Parameter
 def _finding(
     graph: Graph,
     edits: SourceEdits,
-    reach: Reachability,
     cuts: list[GradientCut],
     starved: list[Parameter],
     place: Any,
     measured: bool,
+    severity: Severity,
 ) -> Finding:
     cut = cuts[0]
     spelled = _spelled(graph, cut)
@@ -269,15 +274,19 @@ def _finding(
             "measured": measured,
         },
         fixes=[_fix(graph, edits, cut, spelled)],
-        severity=_severity(graph, reach, cuts),
+        severity=severity,
         confidence=Confidence.CERTAIN if measured else Confidence.LIKELY,
         starved=share,
         affects=[cut.node, *(parameter.node for parameter in starved)],
     )
 
 
-def _severity(graph: Graph, reach: Reachability, cuts: list[GradientCut]) -> Severity:
+def _severity(
+    graph: Graph, reach: Reachability, cuts: list[GradientCut], *, is_judged: bool
+) -> Severity:
     if cuts[0].kind == "no_grad":
+        if not is_judged and not any(graph.operation(n).grad_enabled for n in graph.calls_in_order):
+            return Severity.INFO  # made for inference: another class, or method, is trained
         if not any(parameter.node in reach.learning for parameter in graph.parameters):
             return Severity.WARNING  # nothing at all can be trained: backward() raises
         if all(_runs_without_autograd(graph, cut) for cut in cuts):

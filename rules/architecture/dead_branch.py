@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator
+from itertools import takewhile
 from typing import Any
 
 from trainlint.rule import (
@@ -76,9 +77,10 @@ def dead_branch(graph: Graph) -> Iterator[Finding]:
     ```
 
     ## When to ignore it
-    If the call is made for a side effect, a hook for instance. Not reported: what a module keeps as an
-    attribute, what is read as a Python number, one of several results, and a variable that other code
-    of the function reads, for other inputs or in another mode.
+    If the call is made for a side effect. Not reported: a call whose inner results a hook or an
+    attribute hands out, what a module keeps as an attribute, what is read as a Python number, one of
+    several results, and a variable that other code of the function reads, for other inputs or in another
+    mode.
 
     ## Fix safety
     Only shown: where the value belongs is the author's decision.
@@ -92,6 +94,8 @@ def dead_branch(graph: Graph) -> Iterator[Finding]:
         how, source = _how_it_is_dropped(graph, end) if _is_a_value(graph, end) else ("", "")
         costly = heavy(graph, branch)
         if not how or not (costly or _is_called_for_its_result(graph, end, how)):
+            continue
+        if _is_used_inside(graph, end, branch, source):
             continue
         idle = [
             parameter
@@ -114,6 +118,30 @@ def _is_a_value(graph: Graph, end: Any) -> bool:
         or graph.is_constant(end)
         or _writes_into_its_input(end)
     )
+
+
+def _is_used_inside(graph: Graph, end: Any, branch: Collection[Any], source: str) -> bool:
+    """Whether a step within the call is used: hooks, or the module's attributes, hand features out.
+
+    The call's operations ran one after the other, up to the end of the branch.
+    """
+    called = source.removeprefix("self.").split(".")
+    path = graph.operation(end).module.split(".")
+    ends = [
+        place + len(called) for place in range(len(path)) if path[place:][: len(called)] == called
+    ]
+    if not source.startswith("self.") or not ends:
+        return False
+    inside = path[: ends[-1]]
+    within = list(
+        takewhile(
+            lambda node: graph.operation(node).module.split(".")[: len(inside)] == inside,
+            reversed(graph.calls_in_order[: graph.calls_in_order.index(end) + 1]),
+        )
+    )
+    last = [node for node in within if graph.operation(node).owner is graph.operation(end).owner]
+    is_called_twice = sum(graph.name(node) == graph.name(end) for node in last) > 1
+    return not is_called_twice and any(node not in branch for node in within)
 
 
 def _writes_into_its_input(node: Any) -> bool:

@@ -9,8 +9,10 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Mismatch,
     Severity,
     blames_the_model,
+    disagreement,
     is_follow_up,
     mismatches,
     rule,
@@ -81,16 +83,16 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
         shapes = [graph.shape(source) for source in node.all_input_nodes if graph.shape(source)]
         shown = " and ".join("(" + ", ".join(map(str, dims)) + ")" for dims in shapes[:3] if dims)
         reason = str(error).strip().partition("\n")[0]
-        sizes = {size for dims in shapes for size in dims or ()} | set(_numbers(node.args))
         cause = next(
             (
                 wrong.fault
                 for wrong in wrong_widths
-                if {wrong.wants.expected, wrong.wants.received} <= sizes
-                and graph.position(wrong.node) < graph.position(node)
+                if node in wrong.agreeing
+                or (graph.position(wrong.node) < graph.position(node)
+                    and _has_same_cause(graph, node, wrong, shapes))
             ),
             ("shapes", id(node)),
-        )
+        )  # fmt: skip
         yield Finding(
             f"`{graph.name(node)}` refuses {shown}: {reason}",
             where=node if graph.layer(node) is None else graph.operation(node).site,
@@ -100,6 +102,16 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
             fault=cause,
             starved=1.0,
         )
+
+
+def _has_same_cause(graph: Graph, node: Any, wrong: Mismatch, shapes: list[Any]) -> bool:
+    """Whether it is refused for the width that a layer was refused for; a reshape for many times that."""
+    expected, received = wrong.wants.expected, wrong.wants.received
+    sizes = {size for dims in shapes for size in dims or ()} | set(_numbers(node.args))
+    if {expected, received} <= sizes:
+        return True
+    found = disagreement(graph, node) if graph.name(node) == "reshape" else None
+    return found is not None and found[0] * expected == found[1] * received
 
 
 def _numbers(value: Any) -> Iterator[int]:

@@ -33,8 +33,10 @@ def input_without_influence(graph: Graph, influence: Influence) -> Iterator[Find
     on another seed with small numbers in place of weights that are all zero: a zero-initialised gate
     hides an input only until the first step. Masks, and inputs that only a loss looks at, are no
     finding; an argument with a default is advice, since other settings of the model may use it. Columns
-    of a table and channels of an image are judged one by one, as advice too: a model may drop them on
-    purpose.
+    of a table, channels of an image and features of a sequence are judged one by one, and positions of
+    a sequence where more than half of them are lost (`out[:, 0]` of a causal or recurrent layer has seen
+    one position alone): advice too, since a model may drop them on purpose. Where no input has any
+    effect, constant-output names the place at which the samples become alike.
 
     ## Bad
     ```python
@@ -83,7 +85,10 @@ def input_without_influence(graph: Graph, influence: Influence) -> Iterator[Find
     given tells nothing of it.
     """
     for unused in influence.unused:
-        yield _feature(graph, unused) if unused.features else _whole(graph, unused)
+        if unused.features or unused.positions:
+            yield _part(graph, unused)
+        else:
+            yield _whole(graph, unused)
 
 
 def _whole(graph: Graph, unused: Unused) -> Finding:
@@ -101,18 +106,30 @@ def _whole(graph: Graph, unused: Unused) -> Finding:
     )
 
 
-def _feature(graph: Graph, unused: Unused) -> Finding:
+def _part(graph: Graph, unused: Unused) -> Finding:
     name = _parameter(graph, unused.input)
-    kind = "column" if len(unused.shape) == 2 else "channel"
-    count, size = len(unused.features), unused.shape[unused.axis or 0]
+    places = unused.features or unused.positions
+    kind = {2: "column", 3: "feature"}.get(len(unused.shape), "channel")
+    kind = "position" if unused.positions else kind
+    size = unused.shape[unused.axis or 0]
+    seen = tuple(place for place in range(size) if place not in places)
+    what = (
+        f"only {kind} {_ranges(seen)} of the {size} of {name} changes the outputs"
+        if len(seen) == 1
+        else f"{len(places)} of the {size} {kind}s of {name} change no output: {_ranges(places)}"
+    )
     return Finding(
-        f"{count} of the {size} {kind}s of {name} change no output: {_ranges(unused.features)}",
+        what,
         where=_place(graph, name),
-        evidence={"input": name, "axis": unused.axis, "features": list(unused.features)},
+        evidence={
+            "input": name,
+            "axis": unused.axis,
+            "positions" if unused.positions else "features": list(places),
+        },
         fixes=[Fix(f"use them, or leave them out of {name}")],
         severity=Severity.INFO,
         confidence=Confidence.LIKELY,
-        fault=("unused-input", unused.input),
+        fault=("unused-input", unused.input, unused.axis),
         affects=_users(unused.node),
     )
 

@@ -98,19 +98,26 @@ def _flattened_map(graph: Graph, node: Any) -> Any:
         if graph.name(source) in ("reshape", "flatten") and inner is not None and after and before:
             joined = len(after) < len(before) and after[-1] > before[-1]
             if len(before) >= 3 and joined and math.prod(before[2:]) > 1:
-                maker, _ = graph.producer(inner, BETWEEN)
                 # The pixels of an image have no channels that could be averaged over it.
-                return inner if maker is not None and maker.op == "call_function" else None
+                return inner if _maker(graph, inner) is not None else None
         if not graph.is_transparent(source, BETWEEN):
             return None
         source = inner
     return None
 
 
+def _maker(graph: Graph, flattened: Any) -> Any:
+    """The operation whose results the map holds, None where it is the input itself."""
+    if not graph.is_transparent(flattened, BETWEEN):
+        return flattened if flattened.op == "call_function" else None
+    maker, _ = graph.producer(flattened, BETWEEN)
+    return maker if maker is not None and maker.op == "call_function" else None
+
+
 def _pooling(graph: Graph, flattened: Any) -> tuple[str, int]:
     """The average over all places of the map, and how many features it leaves."""
     shape = graph.shape(flattened) or ()
-    maker, _ = graph.producer(flattened, BETWEEN)
+    maker = _maker(graph, flattened)
     if len(shape) == 3 and (maker is None or graph.name(maker) not in CHANNELS_FIRST):
         return "x.mean(1)", shape[2]  # tokens: (batch, places, features)
     return f"nn.AdaptiveAvgPool{len(shape) - 2}d(1)", shape[1]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trainlint.rule import Finding, Fix, Graph, Severity, SourceEdits, ops, rule
+from trainlint.rule import Finding, Fix, Graph, Severity, SourceEdits, ops, rule, width_source
 
 LINEAR_OVER_SPACE = frozenset(
     "pad avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d mean".split()
 )
 SEEN_THROUGH = ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS | LINEAR_OVER_SPACE | {"batch_norm"}
+# From a linear map to where it becomes a gate or is gated.
+FACTORS = ops.REARRANGEMENTS | ops.PARTS | ops.DROPOUTS | ops.ACTIVATIONS - {"glu"}
 CALLS = {
     "relu": "nn.ReLU()",
     "relu6": "nn.ReLU6()",
@@ -137,6 +139,7 @@ def _is_meant(graph: Graph, pair: Pair) -> bool:
         or _groups(graph, pair.second) > 1
         or middle < min(width_in, width_out)
         or _is_used_otherwise(graph, pair)
+        or _mixes_another_axis(graph, pair)
         or _takes_a_part(graph, pair)
         or _changes_resolution(graph, pair)
         or _is_patch_embedding(graph, pair)
@@ -144,7 +147,9 @@ def _is_meant(graph: Graph, pair: Pair) -> bool:
         or _follows_attention(graph, pair.first)
         or _leads_to_attention(graph, pair.second)
         or _is_code(graph, pair)
+        or _is_linear_bottleneck(graph, pair)
         or _drives_a_state(graph, pair.second)
+        or _is_gated(graph, pair.second)
     )
 
 
@@ -159,6 +164,14 @@ def _is_used_otherwise(graph: Graph, pair: Pair) -> bool:
         for node in (pair.first, *pair.between)
         for user in node.users
     )
+
+
+def _mixes_another_axis(graph: Graph, pair: Pair) -> bool:
+    """One over time and one over features: together a separable map, which no single layer is."""
+    source = width_source(graph, pair.second)
+    if source.node is pair.first:
+        return source.kind == "other"
+    return source.kind in ("layer", "input")
 
 
 def _takes_a_part(graph: Graph, pair: Pair) -> bool:
@@ -230,6 +243,44 @@ def _drives_a_state(graph: Graph, node: Any) -> bool:
         if graph.name(merge) != "add" or not squashed or not set(weighted) - {node}:
             return False
     return True
+
+
+def _is_linear_bottleneck(graph: Graph, pair: Pair) -> bool:
+    """An inverted residual block ends narrow and linear, behind a depthwise layer; the next one widens."""
+    width_in, middle = _widths(graph, pair.first)
+    _, width_out = _widths(graph, pair.second)
+    kernels = [_kernel(graph, node) for node in (pair.first, pair.second)]
+    pointwise = all(kernel and max(kernel) == 1 for kernel in kernels)
+    if not pointwise or middle > width_in or middle >= width_out:
+        return False
+    through = ops.REARRANGEMENTS | ops.DROPOUTS | ops.ACTIVATIONS | ops.NORMALIZATIONS
+    source, _ = graph.producer(pair.first, through)
+    sources = [source] if source is not None else []
+    if source is not None and graph.name(source) == "mul":  # squeeze and excitation between
+        sources = [_behind(graph, side, through) for side in graph.varying_inputs(source)]
+    return any(graph.is_weighted(node) and _groups(graph, node) > 1 for node in sources)
+
+
+def _is_gated(graph: Graph, node: Any) -> bool:
+    """The second makes a gate and what passes it, from one value: their product is the nonlinear step.
+
+    `glu(Vx)`, or the product of two maps of one x, with an activation on one side or on none.
+    """
+    users, factors = graph.consumers(node, FACTORS), {node}
+    for user in users:
+        if graph.name(user) == "glu":
+            continue
+        sides = [_behind(graph, side, FACTORS) for side in graph.varying_inputs(user)]
+        if graph.name(user) != "mul" or not all(side and graph.is_weighted(side) for side in sides):
+            return False
+        factors.update(sides)
+    return bool(users) and len({graph.data(factor) for factor in factors}) == 1
+
+
+def _behind(graph: Graph, node: Any, through: Collection[str]) -> Any:
+    """What made the value, seen through these operations: the node itself if it is none of them."""
+    transparent = node.op == "call_function" and graph.is_transparent(node, through)
+    return graph.producer(node, through)[0] if transparent else node
 
 
 def _is_attention(graph: Graph, node: Any) -> bool:

@@ -12,6 +12,7 @@ from trainlint.rule import (
     Fix,
     Graph,
     Severity,
+    Signal,
     construction_site,
     is_initializer,
     resolved_methods,
@@ -26,7 +27,7 @@ WALKS = frozenset("children named_children modules named_modules _modules get_su
 
 
 @rule("ARC004", severity=Severity.WARNING, since="0.1", explains=["no-gradient"])
-def unused_module(graph: Graph) -> Iterator[Finding]:
+def unused_module(graph: Graph, signal: Signal | None) -> Iterator[Finding]:
     """A layer with weights was registered, but the forward never comes to it.
 
     Its output enters no sum that leads to the loss L, so ∂L/∂w does not exist for its weights: they keep
@@ -84,7 +85,17 @@ def unused_module(graph: Graph) -> Iterator[Finding]:
     for path, module in unused_modules(graph):
         if type(_holder(modules, path)).__module__.startswith("torch."):
             continue  # a layer of PyTorch's knows what it does with its parts
+        if signal is not None and _was_trained(signal, path):
+            continue  # which of the experts run depends on the numbers
         yield _finding(graph, path, module, is_named=_is_named(graph, modules, path))
+
+
+def _was_trained(signal: Signal, path: str) -> bool:
+    """Whether a gradient came to it in the pass with real numbers."""
+    return any(
+        name.startswith(f"{path}.") and gradient is not None
+        for name, gradient in signal.gradients.items()
+    )
 
 
 def _holder(modules: dict[str, Any], path: str) -> Any:

@@ -15,6 +15,7 @@ from trainlint.rule import (
     Trend,
     agreed_trend,
     rule,
+    steepest,
 )
 
 
@@ -35,10 +36,11 @@ def exploding_gradient(
     gradient's. A step that suits the last layers is then far too large for the first; losses oscillate,
     and end in NaN.
 
-    Measured on one real pass, and again on another draw, over at least six layers with weights:
-    results grow by more than `forward` decades from the first third to the last and the gradient by more
-    than one back, or the gradient alone by more than `backward`, not counting what normalisations
-    contribute. Where the initial values are the cause, this is listed under exploding-init.
+    Measured on one real pass, and again on another draw, over at least six layers with weights, of the
+    model or of a plain part of it that no normalisation follows: results grow by more than `forward`
+    decades from the first third to the last and the gradient by more than one back, or the gradient alone
+    by more than `backward`, not counting what normalisations contribute. Where the initial values are the
+    cause, this is listed under exploding-init.
 
     ## Bad
     ```python
@@ -84,7 +86,7 @@ def exploding_gradient(
     """
 
     def holds(trend: Trend) -> bool:
-        return trend.explodes(forward, backward)
+        return trend.explodes(forward, backward) and not trend.absorbed
 
     trend = agreed_trend(graph, signal, propagation, holds)
     if trend is None:
@@ -94,7 +96,7 @@ def exploding_gradient(
     yield Finding(
         f"the gradient at {trend.profile[0][0]} is {trend.ends:.1g} times that at "
         f"{trend.profile[-1][0]}, and results grow {10**trend.forward:.1g}-fold{because}",
-        where=trend.steepest,
+        where=steepest(graph, propagation, trend),
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "forward_decades": round(trend.forward, 2),

@@ -15,6 +15,7 @@ from trainlint.rule import (
     Trend,
     agreed_trend,
     rule,
+    steepest,
 )
 
 ERROR_DECADES = 3.0
@@ -51,11 +52,13 @@ def vanishing_gradient(
     ReLU, BatchNorm and residual connections together are what lets hundreds of layers train. Clipping
     does not help: it is the remedy for the opposite, exploding-gradient.
 
-    Measured on one real pass, and again on another draw, over at least six layers with weights:
-    the gradient's norm at the first third is more than `decades` decades below that at the last third,
-    and what tells samples apart has lost more than `spread` decades. Both are needed: sound residual and
-    post-norm nets lose up to 1.7 decades of gradient alone. It is an error beyond 3 decades. Where its
-    cause is known (saturating-stack, shrinking-init, zero-weights), this is listed under it.
+    Measured on one real pass, and again on another draw, over at least six layers with weights, of the
+    model or of a plain part of it (layers in series, nothing between that normalises or merges): the
+    gradient's norm at the first third is more than `decades` decades below that at the last third, and what
+    tells samples apart has lost more than `spread` decades. Both are needed: sound residual and post-norm
+    nets lose up to 1.7 decades of gradient alone. It is an error beyond 3 decades. Named is the line that
+    does most of it: a product with a constant in the forward, a layer, or the layers of a loop together.
+    Where its cause is known (saturating-stack, shrinking-init, zero-weights), this is listed under it.
 
     ## Bad
     ```python
@@ -110,7 +113,7 @@ def vanishing_gradient(
         f"the gradient that reaches {trend.profile[0][0]} is {trend.ends:.1g} of that at "
         f"{trend.profile[-1][0]}, and the samples' differences are down to "
         f"{10**trend.collapsed:.1g}{because}",
-        where=trend.steepest,
+        where=steepest(graph, propagation, trend),
         evidence={
             "gradient_decades": round(trend.gradient, 2),
             "spread_decades": round(trend.collapsed, 2),

@@ -14,14 +14,19 @@ from trainlint.rule import (
     SourceEdits,
     Trend,
     agreed_trend,
+    far_off,
+    heaviest,
     predicted_trend,
     prescriptions,
     reinitialise,
     rule,
     unsuitable,
+    within,
 )
 
 ERROR_DECADES = 3.0
+# A layer so many decades above what suits it is the cause in a shorter run as well.
+FAR = 0.5
 
 
 @rule(
@@ -52,12 +57,17 @@ def exploding_init(
     the first loss is thousands, and one step of any usual size throws the weights away. Behind a tanh
     the outputs stay within ±1, but the gradient grows by √(n·Var(w)·E[tanh'²]) a layer instead.
 
-    Reported where it is measured on two draws over at least six layers: results grow by more than
-    `forward` decades from the first third to the last and gradients by more than one back, or gradients
-    alone by more than `backward`, normalisations not counted (they divide by what they are given, which
-    is sound). It must be the initial values' doing: with those that suit the activations
-    (He et al.: σ = √(2/n) before a ReLU; Glorot & Bengio: Var w = 2/(n + m)) at least half of the growth
-    is predicted to vanish.
+    Reported where it is measured on two draws over at least six layers, of the model or of a plain part of
+    it: results grow by more than `forward` decades from the first third to the last and gradients by more
+    than one back, or gradients alone by more than `backward`, normalisations not counted (they divide by
+    what they are given, which is sound). In runs of three layers or more whose weights are each three times
+    too large, it is enough that results grow: what saturates behind them lets no gradient pass. It must be
+    the initial values' doing: with those that suit the activations (He et al.: σ = √(2/n) before a ReLU;
+    Glorot & Bengio: Var w = 2/(n + m)) at least half of the growth is predicted to vanish.
+
+    Before a normalisation it is a warning only. The size is divided out, and the gradient with it; such
+    weights then learn slowly, since a step is a small part of them (the effective step is lr/‖w‖²), and
+    half precision overflows at 65504.
 
     ## Bad
     ```python
@@ -99,19 +109,29 @@ def exploding_init(
 
     ## References
     Seed B, section 1.1. Glorot & Bengio 2010, section 4.2; He et al. 2015, arXiv:1502.01852, section
-    2.2; tanh: Poole et al. 2016, arXiv:1606.05340. Thresholds: `benchmarks/depth.py`.
+    2.2; tanh: Poole et al. 2016, arXiv:1606.05340; the effective step: van Laarhoven 2017,
+    arXiv:1706.05350. Thresholds: `benchmarks/depth.py`.
     """
 
     def holds(trend: Trend) -> bool:
         return trend.explodes(forward, backward)
 
+    def grows(trend: Trend) -> bool:
+        # What saturates behind such layers may let no gradient pass.
+        return holds(trend) or trend.forward > forward
+
+    suited = prescriptions(graph, propagation)
+    huge = far_off(graph, suited, FAR)
     trend = agreed_trend(graph, signal, propagation, holds)
-    before = predicted_trend(graph, propagation)
-    wanted = unsuitable(prescriptions(graph, propagation))
-    if trend is None or before is None or not wanted:
+    trend = trend or agreed_trend(graph, signal, propagation, grows, huge)
+    if trend is None:
+        return
+    wanted = unsuitable(within(graph, suited, trend.part))
+    before = predicted_trend(graph, propagation, trend.part)
+    if before is None or not wanted:
         return
     changed = propagation.reinitialised({p.name: p.deviation**2 for p in wanted})
-    after = predicted_trend(graph, changed)
+    after = predicted_trend(graph, changed, trend.part)
     if after is None:
         return
     mended = before.gradient - after.gradient, before.forward - after.forward
@@ -120,9 +140,8 @@ def exploding_init(
     large = [p for p in wanted if p.decades > 0] or wanted
     story = propagation.story(trend.first, trend.last, measured=trend.ends)
     because = f": {story}" if story else ""
-    most = max(p.decades for p in large)
-    worst = next(p for p in large if p.decades >= 0.7 * most)
-    severe = max(trend.gradient, trend.forward) > ERROR_DECADES
+    worst = heaviest(graph, large)
+    severe = max(trend.gradient, trend.forward) > ERROR_DECADES and not trend.absorbed
     yield Finding(
         f"the initial weights blow up: results grow {10**trend.forward:.1g}-fold from the first third "
         f"of the layers to the last, gradients {10**trend.gradient:.1g}-fold on the way back"

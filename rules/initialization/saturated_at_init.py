@@ -21,8 +21,8 @@ from trainlint.rule import (
 )
 
 FLAT = {"sigmoid": 4, "tanh": 2}
-SLOPE = {"sigmoid": 0.25, "tanh": 1.0}
 FILLS = {"normal_", "uniform_", "constant_", "trunc_normal_"}
+THROUGH = ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS
 GATED = {"mul", "lerp", "where", "matmul", "addcmul"}
 # A weight this many times larger than Xavier's is what drives the units; else it is the input.
 TOO_LARGE = 2.0
@@ -45,11 +45,11 @@ def saturated_at_init(
     start without one. Xavier's initialisation, Var w = 2/(n_in + n_out), keeps z near 1, where both
     functions still have a slope.
 
-    trainlint counts the inputs beyond |z| > 4 for a sigmoid (slope below 7% of its largest, ¼) and
-    |z| > 2 for tanh (below 7% of 1) over one forward of up to 16 samples on the real weights; `share` is
-    the share of them that counts as most. Gates, whose result multiplies something else, and outputs
-    are silent: both may well start shut. Where the inputs are the user's own and the weights are not
-    too large, the inputs are.
+    trainlint counts the inputs beyond |z| > 4 for a sigmoid (slope below 7% of its largest, ¼) and |z| >
+    2 for tanh (below 7% of 1) over one forward of up to 16 samples on the real weights; `share` is the
+    share of them that counts as most. Gates, whose result multiplies something else, and outputs are
+    silent: both may well start shut; the tanh of tanh(a)·sigmoid(b) is the value, not the gate. Where the
+    inputs are the user's own and the weights are not too large, the inputs are.
 
     ## Bad
     ```python
@@ -97,8 +97,21 @@ def saturated_at_init(
 
 def _is_gate(graph: Graph, node: Any) -> bool:
     """Whether the result multiplies other data, as it is or as 1 - g."""
-    for user in graph.consumers(node, ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS):
+    for user in graph.consumers(node, THROUGH):
         if graph.name(user) in GATED and len(graph.varying_inputs(user)) > 1:
+            return not _is_gated(graph, node, user)
+    return False
+
+
+def _is_gated(graph: Graph, node: Any, product: Any) -> bool:
+    """Whether the other factor is the gate: tanh(a)·sigmoid(b), as in WaveNet and LSTM cells."""
+    if graph.name(node) != "tanh" or graph.name(product) != "mul":
+        return False
+    for factor in graph.varying_inputs(product):
+        source: Any = factor
+        while graph.name(source) in THROUGH:
+            source = graph.data(source)
+        if source is not node and graph.name(source) == "sigmoid":
             return True
     return False
 

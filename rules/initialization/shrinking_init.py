@@ -14,15 +14,20 @@ from trainlint.rule import (
     SourceEdits,
     Trend,
     agreed_trend,
+    far_off,
+    heaviest,
     is_plain_chain,
     predicted_trend,
     prescriptions,
     reinitialise,
     rule,
     unsuitable,
+    within,
 )
 
 ERROR_DECADES = 3.0
+# A layer so many decades below what suits it is the cause in a shorter run as well.
+FAR = 1.0
 # Without a measurement the prediction must be this much clearer.
 MARGIN = 1.0
 
@@ -54,12 +59,17 @@ def shrinking_init(
     Var(w) = 1/(3n), a factor of 1/6 a layer: after 10 plain layers the gradient is 10^-3.9 of what it
     was, the samples can no longer be told apart behind the biases, and the first layers do not learn.
 
-    Reported where both are measured, on two draws: the gradient at the first third of at least six
-    layers is more than `decades` decades below that at the last third, and what tells samples apart has
-    lost more than `spread` decades. It must be the initial values' doing: with those that suit the
-    activations (He et al.: σ = √(2/n) before a ReLU; Glorot & Bengio: Var w = 2/(n + m), the uniform
-    bound a = √(6/(n + m)), times the gain 5/3 before tanh) at least half of the loss is predicted to
-    vanish. Normalised and residual nets do not lose the gradient, and are silent.
+    Reported where both are measured, on two draws: the gradient at the first third of at least six layers
+    is more than `decades` decades below that at the last third, and what tells samples apart has lost more
+    than `spread` decades. Judged are the model as a whole, its plain parts (six layers or more in series
+    with nothing between that normalises or merges), and runs of three whose weights are each below a tenth
+    of what suits: SGD learns nothing behind those. Before a normalisation a loss counts only where samples
+    can no longer be told apart, since it sets the size right again on both ways.
+
+    It must be the initial values' doing: with those that suit the activations (He et al.: σ = √(2/n) before
+    a ReLU; Glorot & Bengio: Var w = 2/(n + m), the uniform bound a = √(6/(n + m)), times the gain 5/3
+    before tanh) at least half of the loss is predicted to vanish. The line that is named sets most of it:
+    the call that filled the weights, else the constructor; the layers of a loop count together.
 
     ## Bad
     ```python
@@ -107,25 +117,29 @@ def shrinking_init(
     def holds(trend: Trend) -> bool:
         return trend.vanishes(decades, spread)
 
+    suited = prescriptions(graph, propagation)
     if signal is not None:
+        tiny = far_off(graph, suited, -FAR)
         trend = agreed_trend(graph, signal, propagation, holds)
+        trend = trend or agreed_trend(graph, signal, propagation, holds, tiny)
     else:
         trend = predicted_trend(graph, propagation) if is_plain_chain(graph) else None
         if trend is not None and not (holds(trend) and trend.gradient < -decades - MARGIN):
             trend = None
-    before = predicted_trend(graph, propagation)
-    wanted = unsuitable(prescriptions(graph, propagation))
-    if trend is None or before is None or not wanted:
+    if trend is None:
+        return
+    wanted = unsuitable(within(graph, suited, trend.part))
+    before = predicted_trend(graph, propagation, trend.part)
+    if before is None or not wanted:
         return
     changed = propagation.reinitialised({p.name: p.deviation**2 for p in wanted})
-    after = predicted_trend(graph, changed)
+    after = predicted_trend(graph, changed, trend.part)
     if after is None or after.gradient - before.gradient < 0.5 * abs(trend.gradient):
         return
     measured = signal is not None
     severe = measured and trend.gradient < -ERROR_DECADES
     small = [p for p in wanted if p.decades < 0] or wanted
-    most = min(p.decades for p in small)
-    worst = next(p for p in small if p.decades <= 0.7 * most)
+    worst = heaviest(graph, small)
     story = propagation.story(trend.first, trend.last, measured=trend.ends)
     because = f": {story}" if story else ""
     yield Finding(

@@ -56,7 +56,8 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     ```
 
     ## When to ignore it
-    When another program loads trained weights into the model before it trains.
+    When another program loads trained weights into the model before it trains. Not reported where only
+    layers with nothing behind them are constant: an output has a target of its own, so they part at once.
 
     ## Fix safety
     Unsafe: the model starts from other values.
@@ -65,7 +66,7 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     Seed B, section 1.1 (对称性问题). Goodfellow, Bengio & Courville 2016, Deep Learning, section 8.4.
     """
     symmetric: list[Parameter] = []
-    layers = 0
+    layers, is_hidden = 0, False
     for node in graph.calls_in_order:
         if not graph.is_live(node) or not graph.is_weighted(node):
             continue
@@ -76,8 +77,9 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
         layers += 1
         if _has_equal_rows(graph, node, weight) and trained[0] not in symmetric:
             symmetric.append(trained[0])
-    if not symmetric:
-        return
+            is_hidden |= graph.feeds_weights(node)
+    if not is_hidden:
+        return  # units of a last layer alone: each has a target of its own, which tells them apart
     everywhere = len(symmetric) >= layers
     units = sum(parameter.tensor.shape[0] for parameter in symmetric)
     names = ", ".join(parameter.name for parameter in symmetric[:4])

@@ -10,15 +10,19 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Link,
     LossCall,
     Losses,
     Severity,
     SourceEdits,
     Trace,
     other_loss,
+    past_clamps,
     rule,
     without_activation,
 )
+
+PROBABILITIES = ("sigmoid", "softmax", "hardsigmoid")
 
 
 @rule("LOS003", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"])
@@ -94,10 +98,13 @@ def double_sigmoid(
         yield from _watched(trace)
     if graph is None or losses is None or edits is None:
         return
-    for call in losses.of("binary_cross_entropy_with_logits"):
-        links = losses.links(call)
-        if links and links[0].name in ("sigmoid", "softmax", "hardsigmoid"):
-            yield _finding(graph, losses, edits, call)
+    for call in losses.of("binary_cross_entropy_with_logits", "binary_cross_entropy"):
+        links = past_clamps(losses.links(call))
+        again = f"inside of {losses.place(call)}"
+        if call.kind == "binary_cross_entropy":  # which takes none itself
+            links, again = links[1:] if links and links[0].name == "sigmoid" else (), "behind it"
+        if links and links[0].name in PROBABILITIES:
+            yield _finding(graph, edits, call, links[0], again)
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
@@ -113,20 +120,19 @@ def _watched(trace: Trace) -> Iterator[Finding]:
         )
 
 
-def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:
-    link, *_ = losses.links(call)
+def _finding(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, again: str) -> Finding:
     negative, positive = math.log(2), math.log(1 + 1 / math.e)
     first = (
         "sigmoid runs twice: here, and" if link.name == "sigmoid" else f"{link.name} here, sigmoid"
     )
     fixes = [
-        without_activation(graph, edits, link, title=f"remove this {link.name}; the loss has it")
+        without_activation(graph, edits, link, title=f"remove this {link.name}; one is enough")
     ]
-    if link.name == "sigmoid":
+    if link.name == "sigmoid" and call.kind != "binary_cross_entropy":
         title = "or keep it and take BCELoss, which rounds off near 0 and 1"
         fixes.append(other_loss(graph, edits, call, "binary_cross_entropy", title=title))
     return Finding(
-        f"{first} inside of {losses.place(call)}: its probabilities stay within [0.5, 0.73], so that a "
+        f"{first} {again}: its probabilities stay within [0.5, 0.73], so that a "
         f"negative sample costs at least {negative:.2f} and a positive one {positive:.2f}",
         where=link.where,
         evidence={

@@ -16,6 +16,7 @@ from trainlint.rule import (
     Severity,
     SourceEdits,
     Trace,
+    past_clamps,
     rule,
     without_activation,
 )
@@ -109,14 +110,18 @@ def double_softmax(
         yield from _watched(trace)
     if graph is None or losses is None or edits is None:
         return
-    for call in losses.of("cross_entropy"):
-        links = losses.links(call)
-        if not links:
-            continue
-        if links[0].name == "softmax":
-            yield _double(graph, losses, edits, call, links[0])
-        elif links[0].name == "log_softmax":
-            yield _redundant(graph, losses, edits, call, links[0])
+    for call in losses.of("cross_entropy", "nll_loss"):
+        links = past_clamps(losses.links(call))
+        names = [link.name for link in links]
+        if call.kind == "cross_entropy":
+            if names[:1] == ["softmax"]:
+                yield _double(
+                    graph, losses, edits, call, links[0], f"inside of {losses.place(call)}"
+                )
+            elif names[:1] == ["log_softmax"]:
+                yield _redundant(graph, losses, edits, call, links[0])
+        elif names[:2] == ["log_softmax", "softmax"]:
+            yield _double(graph, losses, edits, call, links[1], "in the log_softmax behind it")
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
@@ -134,7 +139,7 @@ def _watched(trace: Trace) -> Iterator[Finding]:
 
 
 def _double(
-    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, link: Link
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, link: Link, again: str
 ) -> Finding:
     classes = losses.classes(call)
     cost = "the scores stay within [0, 1], and so the loss far from 0"
@@ -152,14 +157,14 @@ def _double(
             "initial_gradient_factor": round(1 / classes, 6),
         }
     return Finding(
-        f"softmax runs twice: here, and inside of {losses.place(call)}; {cost}",
+        f"softmax runs twice: here, and {again}; {cost}",
         where=link.where,
         evidence=evidence,
         fixes=[
             without_activation(
-                graph, edits, link, title="remove this softmax; cross_entropy takes raw scores"
+                graph, edits, link, title="remove this softmax; the other one takes raw scores"
             ),
-            Fix("or log_softmax here, and NLLLoss in place of CrossEntropyLoss"),
+            Fix("or log_softmax here, and NLLLoss on what it gives"),
         ],
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),

@@ -10,19 +10,23 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Link,
     LossCall,
     Losses,
     Range,
     Severity,
     SourceEdits,
     Trace,
+    ops,
     other_activation,
     other_loss,
     rule,
 )
 
-# Directly before the loss these leave [0, 1] for certain.
-SIGNED = ("tanh", "hardtanh", "softsign")
+SCALING = ("add", "sub", "mul", "div", "neg")
+UNBOUNDED = Range(-math.inf, math.inf)
+# An epsilon that is added to a probability.
+SLACK = 0.01
 
 
 @rule("LOS004", severity=Severity.ERROR, since="0.1")
@@ -37,9 +41,9 @@ def logits_into_bce(
     neither. Raw scores of a linear layer leave [0, 1] in the first batch, and so do ReLU (up to ∞) and
     tanh (down to −1).
 
-    The bounds of the output are computed from its last operations. Sigmoid, softmax, clamp to [0, 1], a
-    shifted tanh (tanh(x) + 1)/2 or exp of a log-probability are sound; where the bounds are not
-    known nothing is said.
+    The bounds of the output are computed from its last operations, 2·sigmoid(x) reaches 2. Sigmoid,
+    softmax, clamp to [0, 1], a shifted tanh (tanh(x) + 1)/2 or exp of a log-probability are sound;
+    where the bounds are not known nothing is said.
 
     ## Bad
     ```python
@@ -103,8 +107,16 @@ def logits_into_bce(
         bounds, links = losses.range(call), losses.links(call)
         if bounds is None or not links or bounds.within(0, 1):
             continue
-        if math.isinf(bounds.low) or math.isinf(bounds.high) or links[0].name in SIGNED:
-            yield _finding(graph, losses, edits, call, bounds)
+        if math.isinf(bounds.width) or (_is_exact(links) and not bounds.within(-SLACK, 1 + SLACK)):
+            yield _finding(graph, losses, edits, call, bounds, links)
+
+
+def _is_exact(links: tuple[Link, ...]) -> bool:
+    """Whether the bounds are reached: those of an activation, scaled and shifted at most."""
+    place = 0
+    while place < len(links) and links[place].name in SCALING:
+        place += 1
+    return place < len(links) and links[place].kept is not None
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
@@ -130,17 +142,25 @@ def _watched(trace: Trace) -> Iterator[Finding]:
 
 
 def _finding(
-    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, bounds: Range
+    graph: Graph,
+    losses: Losses,
+    edits: SourceEdits,
+    call: LossCall,
+    bounds: Range,
+    links: tuple[Link, ...],
 ) -> Finding:
-    link, *_ = losses.links(call)
-    activation = link.name in (*SIGNED, "relu", "relu6", "softplus", "log_softmax", "logsigmoid")
+    link, layer = links[0], links[-1].node
+    activation = link.name in (*ops.ACTIVATIONS, *SCALING) and bounds != UNBOUNDED
     if activation:
-        given = f"{link.name}, within {_shown(bounds)}"
+        names = [part.name for part in links if part.name in (*ops.ACTIVATIONS, *SCALING)]
+        given = f"{' of '.join(names[:2])}, within {_shown(bounds)}"
     else:
-        given = f"the raw scores of {graph.label(link.node)}" if link.node else link.name
+        given = f"the raw scores of {graph.label(layer)}" if layer is not None else link.name
     title = "BCEWithLogitsLoss in place of BCELoss: it takes the sigmoid itself"
     fixes = [other_loss(graph, edits, call, "binary_cross_entropy_with_logits", title=title)]
-    if link.name in ("relu", "tanh"):
+    if bounds.within(0, math.inf) and link.name in SCALING:
+        fixes = [Fix("the probabilities themselves, without the factor")]
+    elif link.name in ("relu", "tanh"):
         title = f"sigmoid in place of this {link.name}"
         fixes = [other_activation(graph, edits, link, "sigmoid", title=title)]
     return Finding(

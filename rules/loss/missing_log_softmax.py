@@ -10,6 +10,7 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Link,
     LossCall,
     Losses,
     Severity,
@@ -17,6 +18,7 @@ from trainlint.rule import (
     Trace,
     other_activation,
     other_loss,
+    past_clamps,
     rule,
 )
 
@@ -28,7 +30,7 @@ POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
 def missing_log_softmax(
     graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
 ) -> Iterator[Finding]:
-    """NLLLoss or KLDivLoss gets something else than logarithms of probabilities.
+    """NLLLoss, KLDivLoss or CTCLoss gets something else than logarithms of probabilities.
 
     `nll_loss` does no more than pick the right class's entry and change its sign: L = −x_y. That is the
     negative log-likelihood only if x holds log-probabilities, all ≤ 0, as `log_softmax` returns
@@ -38,7 +40,8 @@ def missing_log_softmax(
     −1000 and beyond, and nothing ever compares one class with another. Of probabilities (softmax without
     the log), L = −p_y stays within [−1, 0], and its gradient p_y(1 − p_y) vanishes just where the
     answer is wrong, p_y ≈ 0, while −log p_y has the gradient 1 − p_y there. `kl_div` wants
-    its first argument as logarithms, too, since it computes Σ t·(log t − x).
+    its first argument as logarithms, too, since it computes Σ t·(log t − x), and `ctc_loss` sums e^x
+    over alignments, which is a probability only if each step's e^x sum to 1.
 
     An output is reported where its bounds show that it cannot be a log-probability: the layer before
     the loss is linear, a softmax, a sigmoid or another activation with positive values.
@@ -91,21 +94,21 @@ def missing_log_softmax(
     the same function.
 
     ## References
-    The documentation of torch.nn.NLLLoss ("the input ... is expected to contain log-probabilities") and
-    of torch.nn.KLDivLoss. Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.3 (why the
-    log undoes the exp of the softmax).
+    The documentation of torch.nn.NLLLoss ("the input ... is expected to contain log-probabilities"), of
+    torch.nn.KLDivLoss and of torch.nn.CTCLoss. Goodfellow, Bengio & Courville 2016, Deep Learning,
+    section 6.2.2.3 (why the log undoes the exp of the softmax).
     """
     if trace is not None:
         yield from _watched(trace)
     if graph is None or losses is None or edits is None:
         return
-    for call in losses.of("nll_loss", "kl_div"):
+    for call in losses.of("nll_loss", "kl_div", "ctc_loss"):
         bounds = losses.range(call)
-        links = losses.links(call)
+        links = past_clamps(losses.links(call))
         if bounds is None or not links or bounds.high <= 0:
             continue
         if math.isinf(bounds.high) or links[0].name in POSITIVE:
-            yield _finding(graph, losses, edits, call)
+            yield _finding(graph, losses, edits, call, links)
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
@@ -133,35 +136,38 @@ def _watched(trace: Trace) -> Iterator[Finding]:
             )
 
 
-def _finding(graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall) -> Finding:
-    link, *_ = losses.links(call)
+def _finding(
+    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
+) -> Finding:
+    link, layer = links[0], links[-1].node
     raw = link.name not in POSITIVE
     loss = losses.place(call)
     if call.kind == "kl_div":
         cost = "its Σ t·(log t − x) is then no divergence, and can fall below 0"
+    elif call.kind == "ctc_loss":
+        cost = (
+            "their exponentials do not sum to 1, so that the loss can fall below 0 by scale alone"
+        )
     elif link.name == "softmax":
         cost = "−p_y stays within [−1, 0], and its gradient p_y(1 − p_y) vanishes where the answer is wrong"
     elif raw:
         cost = "−z_y has no lower bound and compares no classes, so that the loss falls for ever"
     else:
         cost = "−x_y compares no classes"
-    given = f"the scores of {graph.label(link.node)}" if raw and link.node else link.name
+    given = f"the scores of {graph.label(layer)}" if raw and layer is not None else link.name
     return Finding(
         f"{loss} expects log-probabilities and gets {given}: {cost}",
         where=call.where if raw and call.where is not None else link.where,
         module=graph.operation(link.node).module if link.node is not None else None,
         evidence={"loss": call.kind, "gets": link.name},
-        fixes=_fixes(graph, losses, edits, call, raw=raw),
+        fixes=_fixes(graph, edits, call, link, raw=raw),
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),
         affects=[call.scores],
     )
 
 
-def _fixes(
-    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, *, raw: bool
-) -> list[Fix]:
-    link, *_ = losses.links(call)
+def _fixes(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, *, raw: bool) -> list[Fix]:
     if link.name == "softmax":
         title = "log_softmax in place of softmax"
         return [other_activation(graph, edits, link, "log_softmax", title=title)]
@@ -171,4 +177,5 @@ def _fixes(
             other_loss(graph, edits, call, "cross_entropy", title=title),
             Fix("or F.log_softmax(scores, dim=1) as the model's last step"),
         ]
-    return [Fix(f"F.log_softmax(scores, dim=1) before {call.kind}")]
+    axis = 2 if call.kind == "ctc_loss" else 1
+    return [Fix(f"F.log_softmax(scores, dim={axis}) before {call.kind}")]

@@ -81,7 +81,7 @@ def batchnorm_after_activation(graph: Graph) -> Iterator[Finding]:
         where=norm,
         evidence={
             "order": [graph.label(layer), graph.name(activation), graph.label(norm)],
-            "modules": list(dict.fromkeys(graph.label(each) for each, _, _ in found)),
+            "modules": list(dict.fromkeys(graph.path(each) for each, _, _ in found)),
         },
         fixes=[Fix(f"{graph.label(layer)}, {graph.label(norm)}, then {graph.name(activation)}")],
         confidence=Confidence.LIKELY if squashed else Confidence.POSSIBLE,

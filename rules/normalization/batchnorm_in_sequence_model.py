@@ -117,7 +117,7 @@ def _finding(
         where=norm,
         evidence={
             "shape": list(graph.shape(norm) or ()),
-            "modules": list(dict.fromkeys(graph.label(other) for other in norms)),
+            "modules": list(dict.fromkeys(graph.path(other) for other in norms)),
             "sequence_layer": graph.label(mixer),
         },
         fixes=[_fix(graph, edits, norm, norms)],

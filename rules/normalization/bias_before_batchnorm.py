@@ -103,7 +103,10 @@ def bias_before_batchnorm(graph: Graph, edits: SourceEdits) -> Iterator[Finding]
     yield Finding(
         f"{what}: {cost} no gradient",
         where=next(iter(found)),
-        evidence={"modules": layers, "parameters": count},
+        evidence={
+            "modules": list(dict.fromkeys(graph.path(node) for node in found)),
+            "parameters": count,
+        },
         fixes=[_fix(graph, edits, list(found))],
         affects=list(found),
     )

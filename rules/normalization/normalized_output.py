@@ -6,11 +6,23 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, Losses, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Losses,
+    Severity,
+    SourceEdits,
+    heads,
+    ops,
+    rule,
+)
 
 PROBABILITIES = {"sigmoid", "softmax", "log_softmax", "logsigmoid"}
 NORMS = ops.NORMALIZATIONS - {"local_response_norm"}
 PER_TOKEN = {"layer_norm", "rms_norm"}
+SAME = ops.REARRANGEMENTS | ops.DROPOUTS
 BETWEEN = ops.REARRANGEMENTS | ops.SPATIAL
 CLASSIFIES = {
     "cross_entropy",
@@ -85,8 +97,8 @@ def normalized_output(
         norm, activation = _last_norm(graph, scores)
         if norm is None:
             continue
-        layer, _ = graph.producer(norm)
-        if layer is None or not graph.is_weighted(layer) or graph.feeds_weights(norm):
+        layers = heads(graph, norm, SAME)
+        if not layers or graph.feeds_weights(norm):
             continue
         width = _width(graph, norm)
         limit = narrow if len(graph.shape(norm) or ()) == 2 else narrow_map
@@ -97,7 +109,7 @@ def normalized_output(
             _is_score(loss, activation, is_narrow=width <= limit)
             or (loss is None and width in _vocabularies(graph))
         ):
-            yield _finding(graph, edits, norm, layer, width, sure=loss is not None)
+            yield _finding(graph, edits, norm, layers, width, sure=loss is not None)
 
 
 def _last_norm(graph: Graph, output: Any) -> tuple[Any, str]:
@@ -141,7 +153,7 @@ def _vocabularies(graph: Graph) -> set[int]:
 
 
 def _finding(
-    graph: Graph, edits: SourceEdits, norm: Any, layer: Any, width: int, *, sure: bool
+    graph: Graph, edits: SourceEdits, norm: Any, layers: list[Any], width: int, *, sure: bool
 ) -> Finding:
     by_batch = graph.name(norm) == "batch_norm"
     cost = (
@@ -149,15 +161,16 @@ def _finding(
         if by_batch
         else "every sample gets scores of one mean and spread"
     )
+    behind = " and ".join(dict.fromkeys(graph.label(layer) for layer in layers[-2:]))
     outputs = f"{width} outputs" if width > 1 else "one output"
     return Finding(
-        f"{graph.label(norm)} normalises the model's {outputs} behind {graph.label(layer)}: {cost}",
+        f"{graph.label(norm)} normalises the model's {outputs} behind {behind}: {cost}",
         where=norm,
-        evidence={"layer": graph.label(layer), "outputs": width},
+        evidence={"layer": behind, "outputs": width},
         fault=("normalized output", id(norm)),
         fixes=[_fix(graph, edits, norm)],
         confidence=Confidence.CERTAIN if sure else Confidence.LIKELY,
-        affects=[norm, layer],
+        affects=[norm, *layers],
     )
 
 

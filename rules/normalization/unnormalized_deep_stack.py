@@ -79,7 +79,7 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
         "normalisation nor a residual connection: the size of signal and gradient is a product of "
         f"{len(run)} factors",
         where=first,
-        evidence={"layers": len(run), "modules": [graph.label(node) for node in run]},
+        evidence={"layers": len(run), "modules": [graph.path(node) for node in run]},
         fixes=[
             Fix("BatchNorm or LayerNorm between each layer and its activation"),
             Fix("a residual connection, x + f(x), where the widths agree"),

@@ -6,14 +6,26 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Losses,
+    Severity,
+    SourceEdits,
+    heads,
+    ops,
+    rule,
+)
 
 # Between the dropout and the output these keep it an output: an arrangement, a mean, a last nonlinearity.
-PASSED = ops.REARRANGEMENTS | ops.SPATIAL | {"sigmoid", "tanh", "softmax", "log_softmax"}
+PROBABILITIES = {"sigmoid", "softmax", "log_softmax", "logsigmoid"}
+PASSED = ops.REARRANGEMENTS | ops.SPATIAL | PROBABILITIES | {"tanh"}
 
 
 @rule("REG003", severity=Severity.WARNING, since="0.1")
-def dropout_on_output(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
+def dropout_on_output(graph: Graph, edits: SourceEdits, losses: Losses | None) -> Iterator[Finding]:
     """Dropout comes last: it deletes the model's answers and not its features.
 
     In training each logit is set to 0 with probability p, the true class's too, whatever the model has
@@ -22,9 +34,11 @@ def dropout_on_output(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     ln Σₖ e^{zₖ} however sure the model was. Dropout regularises where layers come after it that can
     learn to do without any one unit; behind the last layer there are none.
 
-    Reported where the dropped tensor is what a layer with weights gives, and an output. A block that
-    ends in dropout and returns the shape that it got is the branch of a residual connection (as in every
-    transformer), and nothing is reported; nor for dropout of features, which a head is put on later.
+    Reported where the dropped tensor is what a layer with weights gives, or the sum of several such
+    heads (wide and deep, value and advantage), and an output. A block that ends in dropout and returns
+    the shape that it got is the branch of a residual connection (as in every transformer), and nothing
+    is reported unless a loss or a softmax shows that it is an answer; nor for dropout of features,
+    which a head is put on later.
 
     ## Bad
     ```python
@@ -66,37 +80,43 @@ def dropout_on_output(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """
     reported: set[Any] = set()
     shapes = {graph.shape(node) for node in graph.nodes if node.op == "placeholder"}
-    for output in graph.outputs:
-        node = _last(graph, output)
-        if node is None or node in reported or graph.shape(node) in shapes:
+    judged = [] if losses is None else [call.scores for call in losses.calls]
+    for output in dict.fromkeys([*judged, *graph.outputs]):
+        node, is_answer = _last(graph, output)
+        if node is None or node in reported:
             continue
+        if graph.shape(node) in shapes and not is_answer and output not in judged:
+            continue  # the branch of a residual connection
         p = graph.argument(node, "p", 0.5)
-        source, _ = graph.producer(node, ops.REARRANGEMENTS)
-        if source is None or not graph.is_weighted(source) or not p or graph.feeds_weights(node):
+        sources = heads(graph, node, ops.REARRANGEMENTS)
+        if not sources or not p or graph.feeds_weights(node):
             continue
         reported.add(node)
+        behind = " and ".join(dict.fromkeys(graph.label(source) for source in sources[-2:]))
         yield Finding(
             f"{graph.label(node)} drops {p:.0%} of the model's outputs, straight behind "
-            f"{graph.label(source)}: in training each answer is 0 with that probability, and no layer "
+            f"{behind}: in training each answer is 0 with that probability, and no layer "
             "is left to make up for it",
             where=node,
             evidence={"p": p, "output": list(graph.shape(output) or ())},
-            fixes=[_removed(graph, edits, node), Fix(f"move it in front of {graph.label(source)}")],
+            fixes=[_removed(graph, edits, node), Fix(f"move it in front of {behind}")],
             confidence=Confidence.LIKELY,
             affects=[node],
         )
 
 
-def _last(graph: Graph, output: Any) -> Any:
-    """The dropout that the output comes from, if nothing but its form was changed since."""
-    node = output
+def _last(graph: Graph, output: Any) -> tuple[Any, bool]:
+    """The dropout that the output comes from, and whether that gives probabilities."""
+    node, is_answer = output, False
     while node is not None and node.op == "call_function":
-        if graph.name(node) in ops.DROPOUTS:
-            return node
-        if graph.name(node) not in PASSED:
-            return None
+        name = graph.name(node)
+        if name in ops.DROPOUTS:
+            return node, is_answer
+        if name not in PASSED:
+            break
+        is_answer = is_answer or name in PROBABILITIES
         node = graph.data(node)
-    return None
+    return None, False
 
 
 def _removed(graph: Graph, edits: SourceEdits, node: Any) -> Fix:

@@ -391,7 +391,8 @@ class Mismatch:
     """A layer that receives another width than it declares.
 
     `made_at` tells its constructor call from others. `agreeing` are all layers that complain of the
-    same width from the same source, this one among them; `content` those which that width suits.
+    same width from the same source, this one among them, and the sums and products that want the same
+    instead; `content` are the layers which that width suits.
     """
 
     node: Node
@@ -403,7 +404,7 @@ class Mismatch:
 
     @property
     def source_is_to_blame(self) -> bool:
-        """Several layers expect one and the same other width, and nobody is content with this one."""
+        """Several expect one and the same other width, and nobody is content with this one."""
         return self.source.kind == "layer" and len(self.agreeing) > 1 and not self.content
 
     @property
@@ -429,6 +430,7 @@ def mismatches(graph: Graph) -> list[Mismatch]:
         Mismatch(node, wants, width_source(graph, node), _made_at(graph, node))
         for node, wants in expectations.items()
     ]
+    refusals = _refused_widths(graph)
     found: list[Mismatch] = []
     for width in widths:
         wants = width.wants
@@ -449,9 +451,56 @@ def mismatches(graph: Graph) -> list[Mismatch]:
             for other in siblings
             if other.node in faulty and other.wants.expected == wants.expected
         }
+        agreeing |= {
+            node: node
+            for node, source, received, wanted in refusals
+            if source is width.source.node
+            and (received, wanted) == (wants.received, wants.expected)
+        }
         content = [other.node for other in siblings if other.node not in faulty]
         found.append(replace(width, agreeing=tuple(agreeing.values()), content=tuple(content)))
     return found
+
+
+def _refused_widths(graph: Graph) -> list[tuple[Node, Node | None, int, int]]:
+    """(operation, source, its width, the width wanted) of sums, products and reshapes that were refused."""
+    found = []
+    for node in graph.faults:
+        sizes, operands = disagreement(graph, node), node.all_input_nodes
+        if sizes is None or not all(sizes):
+            continue
+        asked = zip(operands, (sizes, sizes[::-1]), strict=False)
+        if graph.name(node) == "reshape":  # the last axis, of which the other factors stay
+            there, wanted = sizes
+            width = (graph.shape(operands[0]) or (0,))[-1]
+            asked = zip(operands, [(width, wanted * width // there)], strict=False)
+        for operand, (own, other) in asked:
+            places = [place for place, size in enumerate(graph.shape(operand) or ()) if size == own]
+            source = trace_axis(graph, operand, places[-1]) if places else None
+            if source is not None and source.kind == "layer":
+                found.append((node, source.node, own, other))
+    return found
+
+
+def disagreement(graph: Graph, node: Node) -> tuple[int, int] | None:
+    """The two sizes that a refused operation could not bring together, in the order of its operands.
+
+    Of a sum or product those of the first axis from the right that cannot be broadcast; of a reshape the
+    number of elements that there are, and that were asked for.
+    """
+    shapes = [graph.shape(source) for source in node.all_input_nodes]
+    if graph.name(node) == "reshape" and shapes and shapes[0]:
+        wanted = [size for part in node.args[1:] for size in (part if isinstance(part, (tuple, list))
+                                                              else (part,))]  # fmt: skip
+        if wanted and all(isinstance(size, int) and size > 0 for size in wanted):
+            return prod(shapes[0]), prod(wanted)  # type: ignore[arg-type]
+        return None
+    if graph.name(node) not in ("add", "sub", "mul", "div") or len(shapes) != 2 or not all(shapes):
+        return None
+    for one, other in zip(reversed(shapes[0] or ()), reversed(shapes[1] or ()), strict=False):
+        if one != other and 1 not in (one, other):
+            return one, other
+    return None
 
 
 def _made_at(graph: Graph, node: Node) -> Any:
@@ -494,8 +543,9 @@ def blamed_source(graph: Graph, mismatch: Mismatch) -> str:
         return ""
     others = [graph.label(node) for node in mismatch.agreeing if node is not mismatch.node]
     verb = "expects" if len(others) == 1 else "expect"
+    named = " and ".join([", ".join(others[:-1]), others[-1]] if others[1:] else others)
     return (
-        f"; {' and '.join(others)} {verb} {mismatch.wants.expected} too, "
+        f"; {named} {verb} {mismatch.wants.expected} too, "
         f"so {graph.label(mismatch.source.node)} is the odd one out"
     )
 

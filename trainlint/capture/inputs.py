@@ -629,7 +629,11 @@ def _by_first_layers(model: nn.Module) -> Iterator[Candidate]:
     choices = [
         _choices(index, parameter, model, layers) for index, parameter in enumerate(required)
     ] or [list(_USUAL)]
-    origin = f"inferred from {layers[0][0] or type(layers[0][1]).__name__}" if layers else "guessed"
+    origin = "guessed"
+    if layers:
+        name, layer = layers[0]
+        name = f"layer {name}" if name.isdigit() else name
+        origin = f"inferred from {name or type(layer).__name__}"
     for shapes in _nearest_first(choices):
         values: list[Any] = []
         for shape in shapes:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.edit import Fix
+from trainlint.ops import ALIASES
 
 if TYPE_CHECKING:
     from trainlint.fixes.source import CallBuilder, SourceEdits
@@ -20,6 +21,17 @@ ACTIVATION_CLASSES: Final = {
     "tanh": "Tanh",
     "relu": "ReLU",
     "relu6": "ReLU6",
+    "softplus": "Softplus",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "mish": "Mish",
+    "elu": "ELU",
+    "celu": "CELU",
+    "selu": "SELU",
+    "hardswish": "Hardswish",
+    "hardtanh": "Hardtanh",
+    "hardsigmoid": "Hardsigmoid",
+    "softsign": "Softsign",
 }
 _LOSS_CLASSES: Final = {
     "cross_entropy": "CrossEntropyLoss",
@@ -83,7 +95,8 @@ def _identity(layer: str) -> CallBuilder:
 def _operand(name: str) -> CallBuilder:
     def build(call: ast.Call, _: str) -> str | None:
         callee = call.func
-        is_method = isinstance(callee, ast.Attribute) and callee.attr.strip("_") == name
+        bare = callee.attr.strip("_") if isinstance(callee, ast.Attribute) else ""
+        is_method = ALIASES.get(bare, bare) == name
         if is_method and not _is_namespace(callee.value):  # type: ignore[attr-defined]
             operand = callee.value  # type: ignore[attr-defined]
         elif call.args:
@@ -98,7 +111,9 @@ def _operand(name: str) -> CallBuilder:
 
 
 def _is_namespace(expression: ast.expr) -> bool:
-    """Whether this is `F` or `torch.nn.functional`."""
+    """Whether this is `F` or `torch.nn.functional`, or `self`, whose layer is called."""
+    if isinstance(expression, ast.Name) and expression.id == "self":
+        return True
     while isinstance(expression, ast.Attribute):
         expression = expression.value
     return isinstance(expression, ast.Name) and expression.id in _NAMESPACES

@@ -59,7 +59,7 @@ class _Outside:
         self, call: LossCall, scores: Tensor, generator: torch.Generator, parts: dict[str, Tensor]
     ) -> Tensor | None:
         # Flattened or with the classes moved: the file's loss takes them along the last axis.
-        if call.kind in _CLASSES and call.steps and scores.dim() > 2:
+        if call.kind in _CLASSES and call.is_rearranged and scores.dim() > 2:
             scores = scores.reshape(-1, scores.shape[-1])
         for target in self._targets(call, scores, generator, parts):
             try:

@@ -8,7 +8,7 @@ certain, as behind a linear map. Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trainlint import ops
@@ -47,7 +47,7 @@ _RESULTS: Final = {
     **dict.fromkeys(("sigmoid", "softmax", "hardsigmoid"), _UNIT),
     **dict.fromkeys(("tanh", "cosine_similarity", "sin", "cos", "softsign"), Range(-1.0, 1.0)),
     **dict.fromkeys(("log_softmax", "logsigmoid"), Range(-math.inf, 0.0)),
-    **dict.fromkeys(("softplus", "square"), _POSITIVE),
+    **dict.fromkeys(("softplus", "square", "abs"), _POSITIVE),
     "relu6": Range(0.0, 6.0),
 }
 # Functions that rise, or fall, all along.
@@ -60,7 +60,16 @@ _MONOTONE: Final[dict[str, Callable[[float], float]]] = {
     "neg": lambda x: -x,
 }
 # Bounds of the activations that have one below and none above, where the input has none.
-_HALF_BOUNDED: Final = {"gelu": -0.17, "silu": -0.2785, "elu": -1.0, "hardswish": -0.375}
+_HALF_BOUNDED: Final = {
+    "relu": 0.0,
+    "gelu": -0.17,
+    "silu": -0.2785,
+    "mish": -0.309,
+    "elu": -1.0,
+    "celu": -1.0,
+    "selu": -1.7581,
+    "hardswish": -0.375,
+}
 _SAME: Final = (
     ops.REARRANGEMENTS
     | ops.PARTS
@@ -75,18 +84,46 @@ def value_range(graph: Graph, node: Node) -> Range | None:
     return _range(graph, node, _DEEPEST)
 
 
-def after(name: str, before: Range | None) -> Range | None:
-    """The bounds behind an activation of one operand, by its name."""
+def kept(name: str, values: Sequence[float | None] = ()) -> Range | None:
+    """The bounds within which an operation keeps whatever it is given; None if it sets none.
+
+    `values` are the bounds of a clamp.
+    """
+    if name in _RESULTS:
+        return _RESULTS[name]
+    if name in _HALF_BOUNDED:
+        return Range(_HALF_BOUNDED[name], math.inf)
+    if name == "clamp" and any(value is not None for value in values):
+        low, high = values
+        return Range(-math.inf if low is None else low, math.inf if high is None else high)
+    return None
+
+
+def kept_by(graph: Graph, node: Node) -> Range | None:
+    """The same for an operation of the graph."""
+    limits = _limits(graph, node)
+    return kept(graph.name(node)) if limits is None else kept("clamp", limits)
+
+
+def after(name: str, before: Range | None, values: Sequence[float | None] = ()) -> Range | None:
+    """The bounds behind an operation of one operand and numbers, by its name."""
     if name in _RESULTS:
         return _RESULTS[name]
     if name in ops.REARRANGEMENTS or name == "getitem":
         return before
     if before is None:
-        return _POSITIVE if name == "relu" else None
+        limits = kept(name, values)
+        return (
+            limits if limits is not None and (limits.width < math.inf or name == "relu") else None
+        )
     if name in _MONOTONE:
         return Range(*sorted((_MONOTONE[name](before.low), _MONOTONE[name](before.high))))
     if name in _HALF_BOUNDED:
         return Range(max(before.low, _HALF_BOUNDED[name]), max(before.high, 0.0))
+    if name == "clamp" and (limits := kept(name, values)) is not None:
+        return Range(*(min(max(value, limits.low), limits.high) for value in before))
+    if name in ("add", "sub", "mul", "div") and len(values) == 1 and values[0] is not None:
+        return _combined(name, before, Range(values[0], values[0]))
     return None
 
 
@@ -100,8 +137,9 @@ def _range(graph: Graph, node: Any, depth: int) -> Range | None:
         return UNBOUNDED
     if name in _SAME:
         return _hull([_range(graph, source, depth - 1) for source in _values(graph, node)])
-    if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
-        return _clamped(graph, node, depth)
+    if (limits := _limits(graph, node)) is not None:
+        source = graph.data(node)
+        return after("clamp", None if source is None else _range(graph, source, depth - 1), limits)
     if name in ("add", "sub", "mul", "div"):
         return _arithmetic(graph, node, name, depth)
     source = graph.data(node)
@@ -120,25 +158,23 @@ def _hull(ranges: list[Range | None]) -> Range | None:
     return Range(min(r.low for r in known), max(r.high for r in known))
 
 
-def _clamped(graph: Graph, node: Node, depth: int) -> Range | None:
+def _limits(graph: Graph, node: Node) -> tuple[float | None, float | None] | None:
+    """The numbers between which an operation cuts its operand off; None where it does not."""
     name = graph.name(node)
-    bounds = list(node.args[1:3])
+    if name not in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
+        return None
+    bounds: list[Any] = list(node.args[1:3])
     if name == "clamp_max":
         bounds = [None, *bounds]
-    low = node.kwargs.get("min", node.kwargs.get("min_val", bounds[0] if bounds else None))
-    high = node.kwargs.get("max", node.kwargs.get("max_val", bounds[1] if bounds[1:] else None))
+    low: Any = node.kwargs.get("min", node.kwargs.get("min_val", bounds[0] if bounds else None))
+    high: Any = node.kwargs.get(
+        "max", node.kwargs.get("max_val", bounds[1] if bounds[1:] else None)
+    )
     if name == "hardtanh":
         low, high = -1.0 if low is None else low, 1.0 if high is None else high
-    before = _range(graph, graph.data(node), depth - 1) or UNBOUNDED
     if not all(limit is None or isinstance(limit, (int, float)) for limit in (low, high)):
         return None
-    result = Range(
-        before.low if low is None else max(before.low, float(low)),  # type: ignore[arg-type]
-        before.high if high is None else min(before.high, float(high)),  # type: ignore[arg-type]
-    )
-    # Nothing is known of the input: a bound that is missing is then unknown, not absent.
-    unknown = _range(graph, graph.data(node), depth - 1) is None
-    return None if unknown and math.isinf(result.width) else result
+    return low, high
 
 
 def _arithmetic(graph: Graph, node: Node, name: str, depth: int) -> Range | None:
@@ -148,14 +184,15 @@ def _arithmetic(graph: Graph, node: Node, name: str, depth: int) -> Range | None
     first, second = operands
     if first is None or second is None or node.kwargs.get("alpha", 1) != 1:
         return None
+    if name == "sub" and getattr(node.target, "__name__", "") in ("__rsub__", "rsub"):
+        first, second = second, first
+    return _combined(name, first, second)
+
+
+def _combined(name: str, first: Range, second: Range) -> Range | None:
     if name == "add":
         return Range(first.low + second.low, first.high + second.high)
     if name == "sub":
-        if graph.name(node) == "sub" and getattr(node.target, "__name__", "") in (
-            "__rsub__",
-            "rsub",
-        ):
-            first, second = second, first
         return Range(first.low - second.high, first.high - second.low)
     if name == "div":
         constant = second.low == second.high != 0

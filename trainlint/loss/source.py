@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import add, mul, sub, truediv
 from typing import Final
 
 from trainlint import ops
 from trainlint.fixes.source import SourceText
+from trainlint.loss.next_token import asks_for_next
 from trainlint.sites import Site
 
 # The loss layers of torch.nn by the function of torch.nn.functional that they call.
@@ -41,6 +43,14 @@ LOSS_CLASSES: Final = {
     "CTCLoss": "ctc_loss",
 }
 LOSSES: Final = frozenset(LOSS_CLASSES.values())
+_OF_SEQUENCES: Final = (
+    "cross_entropy",
+    "nll_loss",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+)
 # Layers that may stand between a model's output and its loss, by their operations.
 _LAYERS: Final = {
     "Softmax": "softmax",
@@ -50,14 +60,36 @@ _LAYERS: Final = {
     "LogSigmoid": "logsigmoid",
     "Tanh": "tanh",
     "ReLU": "relu",
+    "ReLU6": "relu6",
+    "Softplus": "softplus",
+    "ELU": "elu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "LeakyReLU": "leaky_relu",
+    "Hardsigmoid": "hardsigmoid",
+    "Softsign": "softsign",
     "Flatten": "flatten",
     "Identity": "identity",
 }
 PLAIN_STEPS: Final = ops.REARRANGEMENTS | {"getitem", "cuda", "cpu", "type", "requires_grad"}
 _STEPS: Final = (
     PLAIN_STEPS
-    | frozenset("softmax log_softmax sigmoid logsigmoid tanh relu log exp clamp".split())
-)  # fmt: skip
+    | frozenset(_LAYERS.values())
+    | frozenset("log exp abs square clamp clamp_min clamp_max".split())
+)
+_COMBINED: Final[dict[type[ast.operator], Callable[[float, float], float]]] = {
+    ast.Add: add,
+    ast.Sub: sub,
+    ast.Mult: mul,
+    ast.Div: truediv,
+}
+# Arithmetic of an output and a number, as steps.
+_ARITHMETIC: Final[dict[type[ast.operator], str]] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "div",
+}
 _WRAPPERS: Final = frozenset(
     "DataParallel DistributedDataParallel FullyShardedDataParallel compile prepare initialize "
     "convert_sync_batchnorm script".split()
@@ -107,10 +139,15 @@ class WrittenSite(Site):
 
 @dataclass(frozen=True)
 class Step:
-    """An operation on the model's output that the file makes before the loss."""
+    """An operation on the model's output that the file makes before the loss.
+
+    `values` are its other arguments that are numbers: of `2 * output` the factor, of a clamp the bounds
+    (None where there is none). An operation with other arguments has none.
+    """
 
     name: str
     site: Site | None
+    values: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,10 +164,10 @@ class Trace:
 
     def same_as(self, other: Trace) -> bool:
         """Whether both say the same of the value."""
-        return (self.models, self.element, [step.name for step in self.steps]) == (
+        return (self.models, self.element, [(step.name, step.values) for step in self.steps]) == (
             other.models,
             other.element,
-            [step.name for step in other.steps],
+            [(step.name, step.values) for step in other.steps],
         )
 
 
@@ -139,7 +176,8 @@ class LossUse:
     """A call of a loss in the file. `made` is the constructor call of its layer, where there is one.
 
     `scores` is None where the first argument could not be traced. `within` is the class in whose
-    `forward` it stands, `trains` whether the function around it goes on to a `backward`.
+    `forward` it stands, `trains` whether the function around it goes on to a `backward`, `next_of` the
+    argument of the model whose next tokens are its target.
     """
 
     kind: str
@@ -148,6 +186,7 @@ class LossUse:
     scores: Trace | None
     within: str | None
     trains: bool
+    next_of: int | str | None = None
 
     @property
     def site(self) -> WrittenSite:
@@ -217,7 +256,17 @@ class _Reader:
                 self._trace(scores, _DEEPEST),
                 self._forward_of(function),
                 _has_backward(function or self._tree),
+                asks_for_next(call, self._tree, self) if loss.kind in _OF_SEQUENCES else None,
             )
+
+    def definitions(self, expression: ast.expr) -> list[_Definition]:
+        """The bindings that may hold where the expression stands; none if it is unknown."""
+        return self._definitions(expression)
+
+    def made_by(self, callee: ast.expr) -> ast.expr | None:
+        """What the file's own function of that name returns."""
+        function = self._own_function(callee)
+        return None if function is None else self._returned(function)
 
     # ------------------------------------------------------------------ losses
 
@@ -275,6 +324,55 @@ class _Reader:
             return self._trace_attribute(expression, depth)
         if isinstance(expression, ast.Call):
             return self._trace_call(expression, depth)
+        if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.USub):
+            return self._then(self._trace(expression.operand, depth - 1), "neg", expression)
+        if isinstance(expression, ast.BinOp):
+            return self._trace_arithmetic(expression, depth)
+        return None
+
+    def _trace_arithmetic(self, expression: ast.BinOp, depth: int) -> Trace | None:
+        """`2 * output`, `(output + 1) / 2`, `1 - output`: an output and a number."""
+        name = _ARITHMETIC.get(type(expression.op))
+        left, right = self._number(expression.left), self._number(expression.right)
+        if name is None or (left is None) == (right is None):
+            return None
+        if right is not None:
+            trace = self._trace(expression.left, depth - 1)
+            return self._then(trace, name, expression, right)
+        trace = self._trace(expression.right, depth - 1)
+        if name == "sub":
+            trace, name = self._then(trace, "neg", expression.right), "add"
+        return None if name == "div" else self._then(trace, name, expression, left)
+
+    def _then(
+        self, trace: Trace | None, name: str, node: ast.expr, *values: float | None
+    ) -> Trace | None:
+        """The trace with one more step."""
+        if trace is None:
+            return None
+        step = Step(name, WrittenSite(self._text, node), values)
+        return replace(trace, steps=(step, *trace.steps))
+
+    def _number(self, expression: ast.expr) -> float | None:
+        """The number that is written there, or that a name holds all along."""
+        if isinstance(expression, ast.Constant):
+            value = expression.value
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            return float(value) if is_number else None  # type: ignore[arg-type]
+        if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.USub):
+            positive = self._number(expression.operand)
+            return None if positive is None else -positive
+        if isinstance(expression, ast.BinOp):
+            left, right = self._number(expression.left), self._number(expression.right)
+            combine = _COMBINED.get(type(expression.op))
+            if combine is None or left is None or right is None:
+                return None
+            return combine(left, right) if right or combine is not truediv else None
+        if isinstance(expression, ast.Name):
+            bound = self._definitions(expression)
+            given = bound[0].value if len(bound) == 1 and not bound[0].element else None
+            is_plain = isinstance(given, (ast.Constant, ast.UnaryOp))
+            return self._number(given) if given is not None and is_plain else None
         return None
 
     def _trace_name(self, name: ast.Name | ast.Attribute, depth: int) -> Trace | None:
@@ -303,7 +401,7 @@ class _Reader:
         index = expression.slice
         if isinstance(index, ast.Constant) and isinstance(index.value, (int, str)):
             return _item(trace, (str(index.value),))
-        return replace(trace, steps=(self._step("getitem", expression), *trace.steps))
+        return self._then(trace, "getitem", expression)
 
     def _trace_attribute(self, expression: ast.Attribute, depth: int) -> Trace | None:
         if isinstance(expression.value, ast.Name) and expression.value.id == "self":
@@ -317,9 +415,10 @@ class _Reader:
         name, operand = self._operation(call, depth)
         if operand is not None:
             trace = self._trace(operand, depth - 1)
-            if trace is None:
-                return None
-            return replace(trace, steps=(self._step(name, call), *trace.steps))
+            if not name.startswith("clamp"):
+                return self._then(trace, name, call)
+            limits = self._limits(name, call, is_method=operand not in call.args)
+            return self._then(trace, "clamp", call, *limits)
         function = self._own_function(call.func)
         if function is not None:
             returned = self._returned(function)
@@ -343,6 +442,17 @@ class _Reader:
             if name in _STEPS and not self._is_self(call.func.value):
                 return name, call.func.value
         return "", None
+
+    def _limits(self, name: str, call: ast.Call, *, is_method: bool) -> tuple[float | None, ...]:
+        """The bounds of a clamp, (None, 6.0) where there is only one; none where they are no numbers."""
+        given: dict[str, ast.expr] = {word.arg: word.value for word in call.keywords if word.arg}
+        names = {"clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ("min", "max"))
+        given |= dict(zip(names, call.args[0 if is_method else 1 :], strict=False))
+        sides = [given.get(side) for side in ("min", "max")]
+        stated = [side for side in sides if side is not None and not _is_none(side)]
+        if any(self._number(side) is None for side in stated):
+            return ()
+        return tuple(self._number(side) if side in stated else None for side in sides)
 
     def _layer(self, expression: ast.expr, depth: int) -> str | None:
         """`nn.Softmax(dim=1)`, or a name for one: the operation that it computes."""
@@ -375,9 +485,6 @@ class _Reader:
             if isinstance(part, ast.Return) and self._function(part) is function
         ]
         return values[0] if len(values) == 1 else None
-
-    def _step(self, name: str, node: ast.expr) -> Step:
-        return Step(name, WrittenSite(self._text, node))
 
     # ------------------------------------------------------------------ models
 
@@ -676,6 +783,10 @@ def _first_argument(call: ast.Call) -> ast.expr | None:
 def _item(trace: Trace, element: tuple[str, ...]) -> Trace | None:
     """A part of what the model returned; of a tensor made from it, it cannot be told which."""
     return None if trace.steps else replace(trace, element=(*trace.element, *element))
+
+
+def _is_none(expression: ast.expr) -> bool:
+    return isinstance(expression, ast.Constant) and expression.value is None
 
 
 def _canonical(name: str) -> str:

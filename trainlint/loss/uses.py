@@ -7,12 +7,13 @@ graph and a `Recipe`. Goes out: a `LossCall` for each. Rules read these; nothing
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
-from trainlint.loss.ranges import Range, after, value_range
+from trainlint.loss.ranges import Range, after, kept, kept_by, value_range
 from trainlint.loss.source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, LossUse, Step
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from trainlint.sites import Site
 
 _PLAIN: Final = ops.REARRANGEMENTS | {"getitem", "output", "narrow", "select", "index_select"}
+# What changes the axes, of all that leaves the values as they are.
+_MOVES: Final = (ops.REARRANGEMENTS | {"getitem"}) - frozenset(
+    "contiguous clone to float double half bfloat16 type_as get_data identity alias".split()
+)
 _MERGES: Final = frozenset({"cat", "stack"})
 # The layer that computes each function; the first where there are two.
 NAMES: Final = {kind: name for name, kind in reversed(LOSS_CLASSES.items())}
@@ -58,11 +63,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Link:
-    """An operation between the last layer and a loss. `where` is its node, or its place in the file."""
+    """An operation between the last layer and a loss.
+
+    `where` is its node, or its place in the file. `kept` are the bounds within which it keeps whatever
+    it is given: [0, ∞) for a ReLU, those of a clamp; None for an operation without.
+    """
 
     name: str
     where: Any
     node: Node | None
+    kept: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ class LossCall:
     that tensor's place in the model's output (None inside the forward). `where` is the place that
     chose the loss: a node of the graph, a place in the file, or None. `steps` are made on the way by
     the file, the one next to the loss first. `certain` is False where it is only the file's one loss;
-    `layer` tells that it was written as a layer, `nn.CrossEntropyLoss()`.
+    `layer` tells that it was written as a layer, `nn.CrossEntropyLoss()`. `next_of` is the argument of
+    forward whose next tokens the file's loss has for its target.
     """
 
     kind: str
@@ -85,6 +96,12 @@ class LossCall:
     certain: bool = True
     layer: bool = False
     function: Callable[..., Any] | None = field(default=None, repr=False)
+    next_of: str | None = None
+
+    @property
+    def is_rearranged(self) -> bool:
+        """Whether the file flattens the scores or moves their axes before the loss."""
+        return any(step.name in _MOVES for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,7 @@ class Losses:
         """The bounds of the values that the loss gets, where they can be told."""
         bounds = value_range(self.graph, call.scores)
         for step in reversed(call.steps):
-            bounds = after(step.name, bounds)
+            bounds = after(step.name, bounds, step.values)
         return bounds
 
     def classes(self, call: LossCall) -> int | None:
@@ -132,7 +149,7 @@ class Losses:
         shape = self.graph.shape(call.scores)
         if not shape or call.kind not in CROSS_ENTROPIES:
             return None
-        if any(step.name not in ops.ACTIVATIONS for step in call.steps):
+        if call.is_rearranged:
             return shape[-1]  # flattened, or with the classes moved: they come last in the output
         return shape[1] if len(shape) > 1 else shape[0]
 
@@ -153,6 +170,14 @@ class Losses:
         if call.node is not None:
             return self.graph.layer(call.node) is not None
         return call.layer and call.kind in NAMES
+
+
+def past_clamps(links: tuple[Link, ...]) -> tuple[Link, ...]:
+    """Without the clamps next to the loss, which mostly keep probabilities away from 0 and 1."""
+    place = 0
+    while place < len(links) and links[place].name.startswith("clamp"):
+        place += 1
+    return links[place:]
 
 
 def losses_of(graph: Graph, recipe: Recipe, given: Given | None = None) -> Losses:
@@ -181,7 +206,7 @@ def _losses_outside(graph: Graph, recipe: Recipe, given: Given | None) -> list[L
     for use in sorted(outside, key=lambda use: not use.trains):
         call = _call_of(graph, recipe, use, outside)
         if call is not None:
-            key = (call.kind, call.scores, tuple(step.name for step in call.steps))
+            key = (call.kind, call.scores, tuple((step.name, step.values) for step in call.steps))
             found.setdefault(key, call)
     if given is not None and (recipe.explicit or not outside):
         outputs = _outputs(graph)
@@ -228,7 +253,16 @@ def _call_of(
         steps=trace.steps,
         certain=certain,
         layer=use.made is not None,
+        next_of=_argument(graph, use.next_of),
     )
+
+
+def _argument(graph: Graph, place: int | str | None) -> str | None:
+    """The name of the forward's argument that is passed at this place."""
+    if not isinstance(place, int):
+        return place
+    names = list(inspect.signature(graph.model.forward).parameters)
+    return names[place] if place < len(names) else None
 
 
 def _element(graph: Graph, element: tuple[str, ...]) -> tuple[str, Node] | None:
@@ -276,7 +310,7 @@ def _names_of_inner_models(graph: Graph) -> frozenset[str]:
 def _links(graph: Graph, scores: Node, steps: Sequence[Step]) -> Iterator[Link]:
     for step in steps:
         if step.name not in PLAIN_STEPS:
-            yield Link(step.name, step.site, None)
+            yield Link(step.name, step.site, None, kept(step.name, step.values))
     node: Node | None = scores
     while node is not None and node.op == "call_function":
         name = graph.name(node)
@@ -288,7 +322,7 @@ def _links(graph: Graph, scores: Node, steps: Sequence[Step]) -> Iterator[Link]:
             if alike and len({graph.name(part) for part in alike}) == 1:
                 node = alike[0]  # time steps or heads, each made alike
                 name = graph.name(node)
-        yield Link(name, node, node)
+        yield Link(name, node, node, kept_by(graph, node))
         if graph.is_weighted(node) or len(graph.varying_inputs(node)) != 1:
             return
         node = graph.data(node)

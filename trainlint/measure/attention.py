@@ -1,4 +1,4 @@
-"""What a real run shows in passing: the results of embeddings, and the masks of attention."""
+"""What a real run shows in passing: results of embeddings, masks of attention, what its losses judge."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ATTENTION: Final = ops.ATTENTION | {"softmax"}
+CROSS_ENTROPIES: Final = frozenset({"cross_entropy", "nll_loss"})
+REGRESSIONS: Final = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+_JUDGES: Final = CROSS_ENTROPIES | REGRESSIONS
 # A mask of large negative numbers hides as well as one of -inf.
 _HIDDEN: Final = -1e4
 
@@ -31,8 +34,16 @@ class Attention:
     causal: bool
 
 
+@dataclass
+class Judged:
+    """What a loss of the model's own compares: scores and classes, or values and values."""
+
+    scores: Tensor
+    target: Tensor
+
+
 class Watch(TorchFunctionMode):
-    """Keeps the results of embeddings, and looks at the masks of attention."""
+    """Keeps the results of embeddings and what is judged, and looks at the masks of attention."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -41,6 +52,7 @@ class Watch(TorchFunctionMode):
         self._counts: dict[tuple[str, str], int] = {}
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.attentions: list[Attention] = []
+        self.judged: list[Judged] = []
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -64,6 +76,13 @@ class Watch(TorchFunctionMode):
             ids = kwargs.get("input", args[0] if args else None)
             if isinstance(ids, Tensor) and not ids.is_floating_point():
                 self.embedded.append((ids, result))
+        elif name in _JUDGES:
+            scores, target = (
+                kwargs.get(key, args[place] if place < len(args) else None)
+                for place, key in enumerate(("input", "target"))
+            )
+            if isinstance(scores, Tensor) and isinstance(target, Tensor):
+                self.judged.append(Judged(scores, target))
         elif name in ATTENTION:
             path = self._stack[-1][0] if self._stack else ""
             number = self._counts.get((path, name), 0)
@@ -79,7 +98,7 @@ _watched: dict[Any, str] = {}
 
 def _name_if_watched(func: Any) -> str:
     name = ops.canonical_name(func)
-    name = name if name in ATTENTION or name == "embedding" else ""
+    name = name if name in ATTENTION | _JUDGES or name == "embedding" else ""
     with contextlib.suppress(TypeError):
         _watched[func] = name
     return name

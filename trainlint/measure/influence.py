@@ -46,8 +46,9 @@ class Mixing:
     `shift` is how far the outputs of one sample moved, relative to their scale, when the other samples
     were replaced; `gradient` the other samples' share of the gradient of these outputs, None where none
     was measured. `spot` is the operation that mixes, or the rearrangement before it that lost track of
-    the samples (`is_lost`). `reaches_axis_1` is False where the inputs' second axis holds independent
-    samples as well: then the model may well count samples along that one.
+    the samples (`is_lost`); `mixer` is None where whole numbers went from one sample to another.
+    `reaches_axis_1` is False where the inputs' second axis holds independent samples as well: then the
+    model may well count samples along that one.
     """
 
     shift: float
@@ -64,7 +65,9 @@ class Leak:
 
     `gradient` is the later positions' share of the gradient of the first `positions` outputs; `shift`
     how far these moved when the later positions were changed. `causal` and `open` are the attention
-    operations that this input reaches first: those with a triangular mask and those without.
+    self-attentions that this input reaches first: those with a triangular mask and those without.
+    `is_target` tells that a cross entropy, in the model or in its file, compares the outputs with the
+    input's next positions.
     """
 
     input: str
@@ -74,25 +77,49 @@ class Leak:
     causal: tuple[Spot, ...]
     open: tuple[Spot, ...]
     spot: Spot | None
+    is_target: bool = False
 
 
 @dataclass(frozen=True)
 class Unused:
-    """An input, or the `features` of one along `axis`, that changes no output."""
+    """An input, or the `features` or `positions` of one along `axis`, that changes no output."""
 
     input: str
     node: Node | None
     shape: tuple[int, ...]
     axis: int | None = None
     features: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Where the samples become alike: the largest difference relative to the values, before and behind.
+
+    `spot` is the operation at which it falls the most, `source` the one whose result, from `low` to
+    `high`, it makes alike.
+    """
+
+    spot: Spot
+    source: Spot | None
+    before: float
+    after: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Constant:
-    """All samples get the same outputs: the largest difference relative to the scale."""
+    """All samples get the same outputs: the largest difference relative to the scale.
+
+    `reacts` tells whether they change when all samples are replaced: then only what tells the samples
+    apart is lost.
+    """
 
     spread: float
     scale: float
+    reacts: bool = False
+    alike: Alike | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ then run step by step to find the line. The model and the random states are as b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,9 @@ from trainlint import ops
 from trainlint.capture.inputs import Inputs, batch_size
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
-from trainlint.measure.attention import ATTENTION, Watch
+from trainlint.measure.attention import CROSS_ENTROPIES, Watch
 from trainlint.measure.influence import (
+    Alike,
     Constant,
     Draw,
     Influence,
@@ -31,40 +31,50 @@ from trainlint.measure.influence import (
     Mixing,
     Randomness,
     Spot,
-    Unused,
 )
+from trainlint.measure.locating import ROUNDING, MixingRun, where_leaks, where_lost
 from trainlint.measure.pulse import affordable_batch
 from trainlint.measure.runs import (
     ANOTHER_SEED,
     OWN,
     Outputs,
     Runs,
-    differ,
     distance,
     own_shift,
+    plain,
     sample_spread,
 )
-from trainlint.measure.samples import Slot, replaced
-from trainlint.measure.steps import Step, along, ancestors, nodes_by_key, spot_of
+from trainlint.measure.sequences import (
+    SequenceInput,
+    first_attentions,
+    judged_sequence,
+    sequence_of,
+)
+from trainlint.measure.steps import INPUT, Step, ancestors, nodes_by_key, spot_of
+from trainlint.measure.unused import unused_inputs
 from trainlint.preserve import preserved, unchanged_weights
-
-if TYPE_CHECKING:
-    from torch.fx import Node
 
 # The largest shift that regrouped sums made in a sound model is 9e-8 of the scale.
 _MOVED: Final = 1e-5
 _LEAST_GRADIENT: Final = 1e-6
 _SAME: Final = 1e-7
-_MOST_ASKED: Final = 4
 _DRAWS: Final = 6
 # They turn many inputs into one answer by design.
 _CHOICES: Final = ("argmin", "argmax", "round", "sign", "searchsorted", "bucketize", "multinomial")
 
 
-def influence(model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0) -> Influence:
+def influence(
+    model: nn.Module,
+    inputs: Inputs,
+    graph: Graph,
+    *,
+    seed: int = 0,
+    asked: frozenset[str] = frozenset(),
+) -> Influence:
     """Measure what influences what, in eval mode with three distinct samples.
 
-    Raises `FactUnavailable` where the model has no values, takes too long, or does not run.
+    `asked` are arguments of forward whose next tokens a loss outside of the model asks for. Raises
+    `FactUnavailable` where the model has no values, takes too long, or does not run.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise FactUnavailable("its weights have no values, they are on the meta device")
@@ -81,7 +91,7 @@ def influence(model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0) 
     ):
         warnings.simplefilter("ignore")
         try:
-            return _Questions(Runs(model, inputs, graph, seed)).answers()
+            return _Questions(Runs(model, inputs, graph, seed), asked).answers()
         except FactUnavailable:
             raise
         except Exception as error:
@@ -95,15 +105,17 @@ def influence(model: nn.Module, inputs: Inputs, graph: Graph, *, seed: int = 0) 
 
 
 class _Questions:
-    """What is asked of one model."""
+    """What is asked of one model. `asked` are the arguments whose next tokens its loss asks for."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, asked: frozenset[str] = frozenset()) -> None:
         self._runs = runs
+        self._asked = asked
 
     def answers(self) -> Influence:
         """All of them."""
         self._runs.model.eval()
         leaves, watch, (base, drawn) = self._runs.first_pass()
+        self._drawn_to = self._runs.drawn_to
         axes = self._runs.batch_axes(base)
         gradients, leak = self._gradients(leaves, watch, base, axes)
         return Influence(
@@ -111,7 +123,7 @@ class _Questions:
             given=self._runs.inputs.given,
             mixing=self._mixing(base, axes, gradients),
             leak=leak,
-            unused=tuple(self._unused(base, gradients)),
+            unused=tuple(unused_inputs(self._runs, base, gradients)),
             constant=self._constant(base, axes),
             randomness=self._randomness(base) if drawn else None,
         )
@@ -131,14 +143,13 @@ class _Questions:
             for slot in self._runs.varying:
                 if slot.is_ids and ids.shape == slot.value.shape and torch.equal(ids, slot.value):
                     targets.setdefault(slot.name, []).append(result)
-        sequence = self._sequence(base, axes)
+        sequence = judged_sequence(self._runs, watch) or sequence_of(
+            self._runs, base, axes, self._asked
+        )
         terms = []
-        for name, axis in axes.items():
-            tensor = base[name]
-            if not tensor.requires_grad or (sequence and name != sequence.output):
+        for own in self._own_results(sequence, watch, base, axes):
+            if not own.requires_grad:
                 continue
-            own = tensor.select(axis, OWN)
-            own = own[: sequence.positions] if sequence else own
             own = torch.view_as_real(own) if own.is_complex() else own
             cotangent = torch.randn(own.shape, generator=self._runs.generator).to(
                 own.device, own.dtype
@@ -162,6 +173,15 @@ class _Questions:
         leak = self._leak(sequence, gradients, watch, base) if sequence else None
         return gradients, leak
 
+    def _own_results(
+        self, sequence: SequenceInput | None, watch: Watch, base: Outputs, axes: dict[str, int]
+    ) -> list[Tensor]:
+        """The own sample's outputs; of a sequence, its early positions."""
+        if sequence is None:
+            return [base[name].select(axis, OWN) for name, axis in axes.items()]
+        results = sequence.results(base, watch.judged)
+        return [] if results is None else [results[OWN, : sequence.positions]]
+
     # ------------------------------------------------------------------ samples that mix
 
     def _mixing(
@@ -172,17 +192,22 @@ class _Questions:
         if any(name not in axes and tensor.dim() for name, tensor in base.items()):
             return None  # an output for all of them: a set, or a bag of instances
         others = [row for row in range(self._runs.samples) if row != OWN]
+        base_drawn_to = self._drawn_to
         changed, moved = self._runs.run_with(self._runs.samplewise, others)
+        drawn_to = self._runs.drawn_to
         shift = max(own_shift(base[n], moved.get(n), axis) for n, axis in axes.items())
         if shift <= _MOVED:
             return None
         again = self._runs.run()
         if max(own_shift(base[name], again.get(name), axis) for name, axis in axes.items()) > _SAME:
             return None  # it differs by itself: state, or kernels that sum in any order
+        gradient = self._share_of_others(gradients)
+        if drawn_to != base_drawn_to and (gradient or 0.0) <= _LEAST_GRADIENT:
+            return None  # random numbers, as many as the values ask for, and other ones for that
         spot, mixer = self._where_mixed(changed)
         return Mixing(
             shift=shift,
-            gradient=self._share_of_others(gradients),
+            gradient=gradient,
             spot=spot,
             is_lost=spot is not mixer,
             mixer=mixer,
@@ -241,46 +266,20 @@ class _Questions:
         if traced is None:
             return None, None
         steps, last, (by_others, by_own) = traced
-        relevant = ancestors(steps, last)
-        count = min(len(by_others), len(by_own))
-        mixed = [place for place in range(count) if _both(by_others[place], by_own[place])]
-        place = next((p for p in mixed if p in relevant), mixed[0] if mixed else None)
-        if place is None:
+        run = MixingRun(steps, by_others, by_own, self._runs.grown(), self._runs.samples, OWN)
+        found = run.located(last)
+        if found is None:
             return None, None
         nodes = nodes_by_key(self._runs.graph)
-        mixer = spot_of(steps[place], self._runs.graph, nodes)
-        first = place
-        while True:
-            lost = [
-                operand
-                for operand in steps[first].operands
-                if operand < first and _is_lost(by_others[operand], by_own[operand])
-            ]
-            if not lost:
-                break
-            first = lost[0]
-        return (mixer if first == place else spot_of(steps[first], self._runs.graph, nodes)), mixer
+        spot = spot_of(steps[found.place], self._runs.graph, nodes)
+        if found.mixer is None or found.mixer == found.place:
+            return spot, None if found.mixer is None else spot
+        return spot, spot_of(steps[found.mixer], self._runs.graph, nodes)
 
     # ------------------------------------------------------------------ later positions
 
-    def _sequence(self, base: Outputs, axes: dict[str, int]) -> _Sequence | None:
-        """The input that goes along with outputs position by position, if there is one."""
-        for slot in self._runs.varying:
-            rank = 2 if slot.is_ids else 3
-            if slot.axis != 0 or slot.value.dim() != rank or slot.value.shape[1] < 4:
-                continue
-            length = slot.value.shape[1]
-            outputs = [
-                name
-                for name, axis in axes.items()
-                if axis == 0 and base[name].dim() == 3 and base[name].shape[1] == length
-            ]
-            if outputs:  # what follows the first are inner states, such as an encoder's
-                return _Sequence(slot, outputs[0], length // 2)
-        return None
-
     def _leak(
-        self, sequence: _Sequence, gradients: dict[str, Tensor], watch: Watch, base: Outputs
+        self, sequence: SequenceInput, gradients: dict[str, Tensor], watch: Watch, base: Outputs
     ) -> Leak | None:
         slot, positions = sequence.slot, sequence.positions
         gradient = gradients.get(slot.name)
@@ -290,20 +289,25 @@ class _Questions:
         late = float(gradient[OWN, positions:].sum())
         if late <= _LEAST_GRADIENT * (early + late) or early + late == 0:
             return None
-        causal, free = self._first_attentions(sequence, watch)
+        is_target = sequence.output is None or self._runs.parameter(slot) in self._asked
+        causal, free = first_attentions(self._runs, sequence, watch)
         shift, spot = None, None
-        # Whoever computes a cross entropy over the sequence may ask for the next token.
-        if causal or any(True for _ in self._runs.graph.calls("cross_entropy", "nll_loss")):
-            shift, spot = self._confirmed_leak(sequence, base)
-        return Leak(slot.name, positions, late / (early + late), shift, causal, free, spot)
+        # The user may have given targets that ask for the next token.
+        if causal or is_target or any(True for _ in self._runs.graph.calls(*CROSS_ENTROPIES)):
+            shift, spot = self._confirmed_leak(sequence, watch, base)
+        share = late / (early + late)
+        return Leak(slot.name, positions, share, shift, causal, free, spot, is_target)
 
-    def _confirmed_leak(self, sequence: _Sequence, base: Outputs) -> tuple[float, Spot | None]:
+    def _confirmed_leak(
+        self, sequence: SequenceInput, watch: Watch, base: Outputs
+    ) -> tuple[float, Spot | None]:
         """Change the later positions of all samples, and find where earlier ones move first."""
         slot, first = sequence.slot, sequence.positions
         length = slot.value.shape[1]
         changed, moved = self._runs.run_with([slot], range(first, length), axis=1)
-        output, other = base[sequence.output], moved.get(sequence.output)
-        if other is None or other.shape != output.shape:
+        output = sequence.results(base, watch.judged)
+        other = sequence.results(moved, self._runs.judged)
+        if output is None or other is None or other.shape != output.shape:
             return 0.0, None
         shift = distance(output[:, :first], other[:, :first])
         if shift <= _MOVED:
@@ -312,133 +316,10 @@ class _Questions:
         if traced is None:
             return shift, None
         steps, last, (late,) = traced
-        relevant = ancestors(steps, last)
-        for place, masks in enumerate(late):
-            if place in relevant and masks and any(_leaks(m, first, length) for m in masks):
-                return shift, spot_of(
-                    steps[place], self._runs.graph, nodes_by_key(self._runs.graph)
-                )
-        return shift, None
-
-    def _first_attentions(
-        self, sequence: _Sequence, watch: Watch
-    ) -> tuple[tuple[Spot, ...], tuple[Spot, ...]]:
-        """The attention that the input reaches first, with a triangular mask and without.
-
-        None where it does not stand in one stream with the output: behind a cross-attention an
-        encoder's input meets the decoder's masks, which say nothing of it.
-        """
-        nodes = nodes_by_key(self._runs.graph)
-        known = {
-            nodes.get((attention.path, attention.name, attention.number)): attention
-            for attention in watch.attentions
-        }
-        stack = [
-            n
-            for n in self._runs.graph.nodes
-            if n.op == "placeholder" and n.target == sequence.slot.name
-        ]
-        seen = set(stack)
-        reached: list[Node] = []
-        while stack:
-            for user in stack.pop().users:
-                if user in seen:
-                    continue
-                seen.add(user)
-                if self._is_attention(user):
-                    reached.append(user)
-                else:
-                    stack.append(user)
-        last = self._attentions_before(self._runs.captured_outputs().get(sequence.output))
-        if not set(reached) <= last:
-            return (), ()  # an encoder: what it makes reaches the outputs through another attention
-        spots: dict[bool, list[Spot]] = {True: [], False: []}
-        for node in reached:
-            attention = known.get(node)
-            if attention is not None:
-                spots[attention.causal].append(_spot_of_node(self._runs.graph, node))
-        return tuple(spots[True]), tuple(spots[False])
-
-    def _attentions_before(self, output: Node | None) -> set[Node]:
-        """The attention from which the output can be reached without passing another."""
-        stack = [] if output is None else [output]
-        seen = set(stack)
-        found: set[Node] = set()
-        while stack:
-            node = stack.pop()
-            if self._is_attention(node):
-                found.add(node)
-                continue
-            fresh = [source for source in node.all_input_nodes if source not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return found
-
-    def _is_attention(self, node: Node) -> bool:
-        dims = self._runs.graph.shape(node)
-        name = self._runs.graph.name(node)
-        return name in ATTENTION and (name != "softmax" or (dims is not None and len(dims) > 2))
-
-    # ------------------------------------------------------------------ inputs without effect
-
-    def _unused(self, base: Outputs, gradients: dict[str, Tensor]) -> Iterator[Unused]:
-        """Inputs whose gradient is zero, asked again in other ways.
-
-        If none has an effect, the outputs are constant, and no input is to blame.
-        """
-        silent: list[Slot] = []
-        for slot in self._runs.varying:
-            gradient = gradients.get(slot.name)
-            if gradient is not None and bool(gradient.any()):
-                yield from self._unused_features(slot, gradient, base)
-            else:
-                silent.append(slot)
-        found = [slot for slot in silent[:_MOST_ASKED] if self._is_unused(slot, base)]
-        if len(found) < len(self._runs.varying):
-            for slot in found:
-                yield Unused(slot.name, self._runs.placeholder(slot), tuple(slot.value.shape))
-
-    def _is_unused(self, slot: Slot, base: Outputs) -> bool:
-        changed = {slot.name: replaced(slot, range(self._runs.samples), self._runs.generator)}
-        return self._has_no_effect(changed, base)
-
-    def _unused_features(self, slot: Slot, gradient: Tensor, base: Outputs) -> Iterator[Unused]:
-        """Columns of a table, or channels of an image, without any gradient."""
-        if (
-            slot.is_ids
-            or slot.axis != 0
-            or slot.value.dim() not in (2, 4)
-            or slot.value.shape[1] < 2
-        ):
-            return
-        own = gradient[OWN].reshape(slot.value.shape[1], -1).sum(1)
-        silent = (own == 0).nonzero().flatten().tolist()
-        if not silent:
-            return
-        value = slot.value.clone()
-        value[:, silent] = (
-            replaced(slot, range(self._runs.samples), self._runs.generator)[:, silent] + 0.1
-        )
-        if self._has_no_effect({slot.name: value}, base):
-            yield Unused(
-                slot.name, self._runs.placeholder(slot), tuple(slot.value.shape), 1, tuple(silent)
-            )
-
-    def _has_no_effect(self, changed: Mapping[str, Tensor], base: Outputs) -> bool:
-        """In eval mode; and in train mode, on another seed and with no weight exactly zero."""
-        try:
-            if differ(base, self._runs.run(changed)):
-                return False
-            with self._runs.awake():
-                self._runs.model.train()
-                seed = self._runs.seed + ANOTHER_SEED
-                return not differ(self._runs.run(seed=seed), self._runs.run(changed, seed=seed))
-        except FactUnavailable:
-            raise
-        except Exception:  # lengths that no longer fit, labels out of range
-            return False
-        finally:
-            self._runs.model.eval()
+        place = where_leaks(steps, last, late, first, length)
+        if place is None:
+            return shift, None
+        return shift, spot_of(steps[place], self._runs.graph, nodes_by_key(self._runs.graph))
 
     # ------------------------------------------------------------------ constant outputs
 
@@ -458,22 +339,42 @@ class _Questions:
         spreads = [sample_spread(base[name], axes[name]) for name in names]
         if any(spread is None or spread > _MOVED for spread in spreads):
             return None
-        try:
-            with self._runs.awake():
-                if any((sample_spread(t, axes[n]) or 0) > _MOVED for n, t in self._runs.run().items()
-                       if n in names):  # fmt: skip
-                    return None  # zero weights: what they do is another story
-            for module in self._runs.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
-            others = self._runs.run(seed=self._runs.seed + ANOTHER_SEED)
-        finally:
-            self._runs.model.eval()
+        with self._runs.awake():
+            if any((sample_spread(t, axes[n]) or 0) > _MOVED for n, t in self._runs.run().items()
+                   if n in names):  # fmt: skip
+                return None  # zero weights: what they do is another story
+        others = self._runs.run_with_batch_statistics()
         again = [sample_spread(others[name], axes[name]) for name in names if name in others]
-        if not again or any(spread is None or spread > _SAME for spread in again):
+        if not again or any(spread is None or spread > ROUNDING for spread in again):
             return None
         scale = max(float(base[name].detach().abs().max()) for name in names)
-        return Constant(max(spread or 0.0 for spread in spreads), scale)
+        _, moved = self._runs.run_with(self._runs.varying, range(self._runs.samples))
+        return Constant(
+            spread=max(spread or 0.0 for spread in spreads),
+            scale=scale,
+            reacts=any(distance(base[name], moved.get(name)) > _MOVED for name in names),
+            alike=self._where_alike(),
+        )
+
+    def _where_alike(self) -> Alike | None:
+        traced = self._runs.trace([])
+        if traced is None:
+            return None
+        steps, last, _ = traced
+        lost = where_lost(steps, last, self._runs.grown(), self._runs.samples)
+        if lost is None:
+            return None
+        nodes = nodes_by_key(self._runs.graph)
+        source = steps[lost.source]
+        values = [plain(value).double() for value in source.values]
+        return Alike(
+            spot=spot_of(steps[lost.place], self._runs.graph, nodes),
+            source=None if source.name == INPUT else spot_of(source, self._runs.graph, nodes),
+            before=lost.before,
+            after=lost.after,
+            low=min(float(value.min()) for value in values),
+            high=max(float(value.max()) for value in values),
+        )
 
     # ------------------------------------------------------------------ randomness
 
@@ -490,7 +391,7 @@ class _Questions:
         if any(distance(tensor, again.get(name)) > _SAME for name, tensor in base.items()):
             return None  # it is not the generators that make the difference
         steps = self._runs.steps(watch_random=True)
-        outputs = self._runs.run(within=steps.recording())
+        outputs = self._runs.run(steps=steps)
         last = [place for t in outputs.values() if (place := steps.made(t)) is not None]
         relevant = ancestors(steps.steps, last)
         nodes = nodes_by_key(self._runs.graph)
@@ -502,45 +403,7 @@ class _Questions:
         return Randomness(shift, tuple(draws))
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    """An input whose second axis an output keeps, and how many of its positions count as early."""
-
-    slot: Slot
-    output: str
-    positions: int
-
-
-# ---------------------------------------------------------------------- small questions
-
-
-def _both(by_others: list[Tensor] | None, by_own: list[Tensor] | None) -> bool:
-    """Whether some element depends on the own sample and on another one."""
-    pairs = zip(by_others or (), by_own or (), strict=False)
-    return any(bool((there & here).any()) for there, here in pairs)
-
-
-def _is_lost(by_others: list[Tensor] | None, by_own: list[Tensor] | None) -> bool:
-    """Whether no axis keeps what depends on the own sample apart from what depends on the others."""
-    for there, here in zip(by_others or (), by_own or (), strict=False):
-        if not bool(there.any()) or not bool(here.any()):
-            continue
-        if all(bool((along(there, axis) & along(here, axis)).any()) for axis in range(there.dim())):
-            return True
-    return False
-
-
-def _leaks(changed: Tensor, first: int, length: int) -> bool:
-    """Whether an element changed that belongs to early positions alone, queries as well as keys."""
-    axes = [axis for axis, size in enumerate(changed.shape) if size == length]
-    for axis in axes:
-        changed = changed.narrow(axis, 0, first)
-    return bool(axes) and bool(changed.any())
-
-
-def _spot_of_node(graph: Graph, node: Node) -> Spot:
-    operation = graph.operation(node)
-    return Spot(operation.name, operation.module, graph.label(node), graph.place(node), node)
+# ---------------------------------------------------------------------- random numbers
 
 
 _THRESHOLDS: Final = frozenset("lt le gt ge floor floor_divide ceil round bernoulli".split())

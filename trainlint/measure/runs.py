@@ -6,7 +6,9 @@ Each run is the same but for what was changed: the same seeds, and the same way 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +20,12 @@ from torch.fx import Node
 
 from trainlint.capture.inputs import Inputs, batch_size, with_batch
 from trainlint.engine import FactUnavailable
-from trainlint.measure.attention import Watch
+from trainlint.measure.attention import Judged, Watch
+from trainlint.measure.locating import Grown
 from trainlint.measure.pulse import on_device_of, seed_generators
-from trainlint.measure.samples import Slot, named, replaced, slots_of
+from trainlint.measure.samples import MANNERS, Manner, Slot, named, replaced, slots_of
 from trainlint.measure.steps import Step, Steps, changes, random_state
+from trainlint.preserve import unchanged_weights
 from trainlint.tree import tensors
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ _MOST_SECONDS: Final = 30.0
 _MOST_TO_KEEP: Final = 1 << 30
 # The first numbers of small seeds are much alike.
 ANOTHER_SEED: Final = 123_456_789
+_LOOKUPS: Final = ("embedding", "one_hot")
 # The sample whose outputs are looked at: the middle one, since a recurrence over the samples reaches only
 # later ones.
 OWN: Final = 1
@@ -47,13 +52,19 @@ class Runs:
     those of them that can be replaced in some samples and not in others.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, graph: Graph, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, graph: Graph, seed: int, samples: int = _SAMPLES
+    ) -> None:
         self.model = model
         self.graph = graph
         self.seed = seed
+        self._given = inputs
         self._deadline = time.monotonic() + _MOST_SECONDS
+        # Of the last run: what its own losses judged, and where it left the random generators.
+        self.judged: list[Judged] = []
+        self.drawn_to: Any = None
         self._before = batch_size(inputs) or 0
-        self.samples = _SAMPLES if self._before != _SAMPLES else _SAMPLES + 1
+        self.samples = samples if self._before != samples else samples + 1
         self.generator = torch.Generator().manual_seed(seed + 1)
         resized = with_batch(inputs, self.samples)
         placed = on_device_of(model, resized)
@@ -62,9 +73,17 @@ class Runs:
         self.varying = [slot for slot in self.slots if slot.can_vary]
         if any(slot.value.dim() > 1 for slot in self.varying):
             # Of lone numbers some are lengths, which fit only the sample that they came with.
-            self.samplewise = [s for s in self.varying if not (s.is_ids and s.value.dim() == 1)]
+            self.samplewise = [
+                s for s in self.varying if s.value.dim() != 1 or not s.is_ids or self._is_class(s)
+            ]
         else:
             self.samplewise = self.varying
+
+    def _is_class(self, slot: Slot) -> bool:
+        """Whether its numbers only choose rows of a table: a user, an item, a label."""
+        node = self.placeholder(slot)
+        users = [] if node is None else list(node.users)
+        return bool(users) and all(self.graph.name(user) in _LOOKUPS for user in users)
 
     def _distinct(self, slot: Slot) -> Slot:
         """Given samples are repeated where there are too few; all but the first are made others."""
@@ -79,24 +98,36 @@ class Runs:
         ]
         if not same:
             return slot
-        return Slot(slot.name, replaced(slot, same, self.generator, gently=True), slot.axis)
+        # Where two given samples differ, the third is made of both: any id may stand in its column alone.
+        manner: Manner = "crossed" if len(same) < self.samples - 1 else "turned"
+        return Slot(slot.name, replaced(slot, same, self.generator, manner=manner), slot.axis)
 
     def run(
         self,
         changed: Mapping[str, Tensor] | None = None,
         *,
         seed: int | None = None,
-        within: Any = None,
+        watch: Watch | None = None,
+        steps: Steps | None = None,
     ) -> Outputs:
         """The floating-point outputs, by name."""
         if time.monotonic() > self._deadline:
             raise FactUnavailable(f"it takes more than {_MOST_SECONDS:g} s")
         values = {slot.name: slot.value for slot in self.slots} | dict(changed or {})
-        args, kwargs = named(self.inputs, lambda name, _: values[name].clone())
+        own: dict[str, Tensor] = {}
+
+        def copied(name: str, _: Tensor) -> Tensor:
+            own[name] = values[name].clone()
+            return own[name]
+
+        args, kwargs = named(self.inputs, copied)
         self._seed_all(self.seed if seed is None else seed)
         # Always the same kind of run: without a mode PyTorch takes other kernels in eval mode.
-        with Watch(self.model).watching() if within is None else within:
+        watch = watch or Watch(self.model)
+        with watch.watching() if steps is None else steps.recording(own):
             output = self.model(*args, **kwargs)
+        self.judged = watch.judged
+        self.drawn_to = random_state()
         return {
             name or "output": tensor
             for name, tensor in tensors(output)
@@ -128,7 +159,7 @@ class Runs:
         watch = Watch(self.model)
         self._seed_all(self.seed)
         before = random_state()
-        outputs = self.run(leaves, within=watch.watching())
+        outputs = self.run(leaves, watch=watch)
         return leaves, watch, (outputs, before != random_state())
 
     def batch_axes(self, base: Outputs) -> dict[str, int]:
@@ -166,14 +197,21 @@ class Runs:
             (n for n in self.graph.nodes if n.op == "placeholder" and n.target == slot.name), None
         )
 
+    def parameter(self, slot: Slot) -> str:
+        """The argument of forward that the input is, or a part of it; its name where that is not known."""
+        match = re.match(r"input_(\d+)", slot.name)
+        names = list(inspect.signature(self.model.forward).parameters)
+        place = int(match[1]) if match else len(names)
+        return names[place] if place < len(names) else slot.name
+
     def run_with(
         self, slots: Sequence[Slot], rows: Sequence[int], axis: int | None = None
     ) -> tuple[dict[str, Tensor], Outputs]:
-        """Replace these samples; ids only change places where other ids are refused."""
+        """Replace these samples; where other ids are refused, by what is nearer to those that are there."""
         problem: Exception | None = None
-        for gently in (False, True):
+        for manner in MANNERS:
             changed = {
-                slot.name: replaced(slot, rows, self.generator, axis=axis, gently=gently)
+                slot.name: replaced(slot, rows, self.generator, axis=axis, manner=manner)
                 for slot in slots
             }
             try:
@@ -192,14 +230,22 @@ class Runs:
         if self._bytes_of_steps() > _MOST_TO_KEEP:
             return None
         steps = self.steps(keep=True)
-        outputs = self.run(within=steps.recording())
+        outputs = self.run(steps=steps)
         last = [place for t in outputs.values() if (place := steps.made(t)) is not None]
         found = []
         for changed in variants:
             other = self.steps(keep=True)
-            self.run(changed, within=other.recording())
+            self.run(changed, steps=other)
             found.append(changes(steps.steps, other.steps))
         return steps.steps, last, found
+
+    def grown(self) -> Grown:
+        """The steps of a run with one more sample; none where the model refuses that."""
+        other = Runs(self.model, self._given, self.graph, self.seed, self.samples + 1)
+        steps = other.steps(keep=True)
+        with contextlib.suppress(Exception):
+            other.run(steps=steps)
+        return Grown(steps.steps, other.samples)
 
     def steps(self, **options: bool) -> Steps:
         """A recorder for one run."""
@@ -213,6 +259,26 @@ class Runs:
                 total += torch.Size(shape.dims).numel() * shape.dtype.itemsize
         return 4 * total * self.samples // self._before
 
+    def run_awake(self, changed: Mapping[str, Tensor] | None = None) -> Outputs:
+        """In train mode, on another seed, with no weight exactly zero; what it writes is taken back."""
+        with unchanged_weights(self.model), self.awake():
+            self.model.train()
+            try:
+                return self.run(changed, seed=self.seed + ANOTHER_SEED)
+            finally:
+                self.model.eval()
+
+    def run_with_batch_statistics(self) -> Outputs:
+        """On another seed with BatchNorm alone in train mode; what it writes is taken back."""
+        with unchanged_weights(self.model):
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
+            try:
+                return self.run(seed=self.seed + ANOTHER_SEED)
+            finally:
+                self.model.eval()
+
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
         """Parameters that are all zero get small values, as after a step of training."""
@@ -221,9 +287,10 @@ class Runs:
             for parameter in self.model.parameters()
             if parameter.is_floating_point() and parameter.numel() and not bool(parameter.any())
         ]
+        generator = torch.Generator().manual_seed(self.seed + 2)
         with torch.no_grad():
             for parameter, _ in asleep:
-                noise = torch.randn(parameter.shape, generator=self.generator)
+                noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(0.05 * noise)
         try:
             yield

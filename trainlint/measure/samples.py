@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -71,25 +71,52 @@ def slots_of(inputs: Inputs, resized: Inputs) -> list[Slot]:
     return slots
 
 
+Manner = Literal["drawn", "crossed", "turned"]
+# From the greatest change to the one that every table of ids admits, then to the one for lone samples.
+MANNERS: Final[tuple[Manner, ...]] = ("drawn", "crossed", "turned")
+
+
 def replaced(
     slot: Slot,
     rows: Sequence[int],
     generator: torch.Generator,
     *,
     axis: int | None = None,
-    gently: bool = False,
+    manner: Manner = "drawn",
 ) -> Tensor:
-    """The slot's values with these samples replaced by others like them."""
+    """The slot's values with these samples replaced by others like them.
+
+    Ids are drawn from their range, or crossed: each column keeps to what other samples have there, as
+    it may be a table of its own; or turned: the sample's own in another order.
+    """
     value = slot.value.clone()
     axis = slot.axis if axis is None else axis
     assert axis is not None
     for row in rows:
         old = value.select(axis, row)
-        value.select(axis, row).copy_(_other(old.clone(), slot.value, generator, gently))
+        if slot.is_ids and manner == "crossed":
+            new = _crossed(slot.value.movedim(axis, 0), row, generator)
+        else:
+            new = _other(old.clone(), slot.value, generator, gently=manner == "turned")
+        value.select(axis, row).copy_(new)
     return value
 
 
-def _other(row: Tensor, everything: Tensor, generator: torch.Generator, gently: bool) -> Tensor:
+def _crossed(samples: Tensor, row: int, generator: torch.Generator) -> Tensor:
+    """Each element from one of the other samples, at the same place."""
+    count = samples.shape[0]
+    steps = torch.randint(1, max(count, 2), samples.shape[1:], generator=generator)
+    source = ((row + steps) % count).to(samples.device)
+    return samples.gather(0, source.unsqueeze(0)).squeeze(0)
+
+
+def flipped(slot: Slot, generator: torch.Generator) -> list[Tensor]:
+    """A mask or a table of zeros and ones, half of it turned over, and all of it."""
+    turned = torch.rand(slot.value.shape, generator=generator).to(slot.value.device) < 0.5
+    return [torch.where(turned, 1 - slot.value, slot.value), 1 - slot.value]
+
+
+def _other(row: Tensor, everything: Tensor, generator: torch.Generator, *, gently: bool) -> Tensor:
     """Another sample of the same kind, of another mean and spread."""
     order = torch.randperm(row.numel(), generator=generator).to(row.device)
     if row.is_floating_point() or row.is_complex():

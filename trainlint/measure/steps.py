@@ -7,11 +7,12 @@ happen.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 _ROUNDING: Final = 1e-6
+INPUT: Final = "input"
 _PLAIN: Final = (int, float, bool, str, type(None))
 Key = tuple[str, str, int]
 
@@ -52,9 +54,14 @@ class Step:
     values: list[Tensor] = field(default_factory=list)
     draws: bool = False
 
+    @property
+    def floats(self) -> list[Tensor]:
+        """Those of its values that are no whole numbers."""
+        return [v for v in self.values if v.is_floating_point() or v.is_complex()]
+
 
 class Steps(TorchFunctionMode):
-    """Records the steps of one run; `keep` copies their floating-point results.
+    """Records the steps of one run, its inputs first; `keep` copies their results.
 
     Calls are placed in the frames within a run of the code `until`.
     """
@@ -82,8 +89,12 @@ class Steps(TorchFunctionMode):
         self.steps: list[Step] = []
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Enter around the model's call."""
+    def recording(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Enter around the model's call on these inputs."""
+        for name, tensor in inputs.items():
+            values = [tensor.detach().clone()] if self._keep else []
+            self._add(Step(INPUT, ("", name, 0), None, None, (), (), tuple(tensor.shape), (), {},
+                           values), [tensor])  # fmt: skip
         with (
             module_calls(self._model, self._stack),
             single_node_functions(),
@@ -162,9 +173,10 @@ class Steps(TorchFunctionMode):
         )
         if self._keep and not name.removeprefix("new_").startswith("empty"):  # holds anything
             with torch._C.DisableTorchFunction():
-                step.values = [
-                    t.detach().clone() for t in results if t.is_floating_point() and t.numel()
-                ]
+                step.values = [t.detach().clone() for t in results if t.numel()]
+        self._add(step, results)
+
+    def _add(self, step: Step, results: Sequence[Tensor]) -> None:
         for tensor in results:
             self._made[id(tensor)] = len(self.steps)
             self._alive.append(tensor)
@@ -174,7 +186,9 @@ class Steps(TorchFunctionMode):
 def random_state() -> Any:
     """A value that changes whenever a global generator is drawn from."""
     with torch._C.DisableTorchFunction():
-        state: tuple[Any, ...] = (torch.get_rng_state().numpy().tobytes(), random.getstate())
+        drawn = torch.get_rng_state()
+        # Not by way of numpy, which need not be installed.
+        state: tuple[Any, ...] = (ctypes.string_at(drawn.data_ptr(), len(drawn)), random.getstate())
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         kind, keys, position, *_ = numpy_random.get_state()
@@ -234,17 +248,16 @@ def _is_layer(module: nn.Module | None) -> bool:
 
 
 def changes(base: Sequence[Step], other: Sequence[Step]) -> list[list[Tensor] | None]:
-    """For each step and each tensor of its result, which elements differ between two runs.
+    """For each step and each of its floats, which elements differ between two runs.
 
     Ends where the runs part.
     """
     found: list[list[Tensor] | None] = []
     for here, there in zip(base, other, strict=False):
-        if here.key != there.key or [v.shape for v in here.values] != [
-            v.shape for v in there.values
-        ]:
+        one, two = here.floats, there.floats
+        if here.key != there.key or [v.shape for v in one] != [v.shape for v in two]:
             break
-        found.append([_differs(*pair) for pair in zip(here.values, there.values, strict=True)])
+        found.append([_differs(*pair) for pair in zip(one, two, strict=True)])
     return found
 
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trainlint.records import Report, ReportedFinding
 
 
-def render(report: Report) -> str:
-    """The findings in rank order."""
-    return "\n".join(line(finding) for finding in report.findings)
+def render(report: Report, *, show_info: bool = False) -> str:
+    """The findings in rank order; advice only where it is asked for, as in the text."""
+    return "\n".join(
+        line(finding) for finding in report.findings if show_info or finding.severity != "info"
+    )
+
+
+def remarks(report: Report) -> Iterator[str]:
+    """What else there is to know, for another stream: models that were skipped or not measured."""
+    for target in report.targets:
+        if target.status == "skipped":
+            yield f"skipped {target.target}: {_on_one_line(target.reason or '')}"
+        for note in target.notes:
+            yield f"{target.target}: {_on_one_line(note)}"
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def line(finding: ReportedFinding) -> str:

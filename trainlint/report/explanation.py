@@ -1,7 +1,9 @@
 """What `trainlint explain` shows: one rule as a lesson, or several as a list.
 
 Comes in: what the user typed. Goes out: text on a console, Markdown or JSON. The words are those of the
-rule's docstring; `python -m trainlint.report.explanation` shows one. Imports no torch.
+rule's docstring; `python -m trainlint.report.explanation` shows one. The lesson is a screen: what the
+fault does, the example, when to ignore it; `full` adds how it is judged, options and references.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -30,6 +32,20 @@ _FENCE: Final = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 _INLINE: Final = re.compile(r"`([^`]+)`|(?<![\w*])\*([^\s*][^*]*)\*(?![\w*])")
 _WIDEST_TEXT: Final = 100
 _GAP: Final = 3
+_NARROWEST_COLUMN: Final = 24
+# First sentences of paragraphs that say how trainlint judges and not what the fault does.
+_JUDGING: Final = re.compile(
+    r"\b(trainlint|reported|silent|finding|counts? (from|only))\b"
+    r"|^(Measured|It is (a warning|an error|advice))",
+    re.IGNORECASE,
+)
+# Two articles, in Chinese, that the first rules were drawn from: rules cite them by letter.
+_ARTICLES: Final = {
+    "Seed A": "训练的常见问题与解决方法 (an article in Chinese, 2025: Common problems of training and "
+    "their solutions)",
+    "Seed B": "深度学习训练的常用技巧 (an article in Chinese: Common techniques for training deep "
+    "networks)",
+}
 # The part of two examples' lines from which on they are shown as one that was changed.
 _ALIKE: Final = 0.6
 _MARKS: Final = {"-": "bold red", "+": "bold green"}
@@ -47,13 +63,43 @@ class Lesson:
     rule: Rule
 
     @cached_property
+    def documentation(self) -> str:
+        """The rule's own, with the sources that it cites by letter written out."""
+        text = self.rule.documentation
+        for letter, article in _ARTICLES.items():
+            text = text.replace(letter, article)
+        return text
+
+    @cached_property
     def _parts(self) -> list[str]:
-        return re.split(r"^## (.+)\n", self.rule.documentation, flags=re.MULTILINE)
+        return re.split(r"^## (.+)\n", self.documentation, flags=re.MULTILINE)
 
     @property
     def introduction(self) -> str:
         """What stands before the first heading, without the summary."""
         return self._parts[0].removeprefix(self.rule.summary).strip()
+
+    @property
+    def effect(self) -> str:
+        """The introduction's first paragraphs: what the fault does, with the formula."""
+        return "\n\n".join(self._paragraphs[: self._judging_from])
+
+    @property
+    def judging(self) -> str:
+        """The introduction's other paragraphs: what is measured, what counts, what is let be."""
+        return "\n\n".join(self._paragraphs[self._judging_from :])
+
+    @cached_property
+    def _paragraphs(self) -> list[str]:
+        return re.split(r"\n\s*\n", self.introduction)
+
+    @property
+    def _judging_from(self) -> int:
+        for number, paragraph in enumerate(self._paragraphs[1:], start=1):
+            first = re.split(r"(?<=[.:;])\s", paragraph, maxsplit=1)[0]
+            if _JUDGING.search(first) or any(f"`{name}`" in first for name in self.rule.options):
+                return number
+        return len(self._paragraphs)
 
     @property
     def sections(self) -> dict[str, str]:
@@ -146,7 +192,7 @@ def as_markdown(rules: Sequence[Rule]) -> str:
         return "\n".join(rows)
     rule, lesson = rules[0], Lesson(rules[0])
     facts = [f"family `{rule.family}`", f"severity {rule.severity}", f"since {rule.since}"]
-    lines = [f"# {rule.name} ({rule.code})", "", " · ".join(facts), "", rule.documentation]
+    lines = [f"# {rule.name} ({rule.code})", "", " · ".join(facts), "", lesson.documentation]
     if rule.options:
         lines += ["", "## Options", f"In `[tool.trainlint.rules.{rule.name}]`:", ""]
         lines += [f"- `{name}`, default {value}" for name, value in _options(rule)]
@@ -169,12 +215,29 @@ def _related(lesson: Lesson) -> Iterator[tuple[str, Rule]]:
 # ---------------------------------------------------------------------- for people
 
 
-def print_rules(rules: Sequence[Rule], console: Console) -> None:
-    """Write one rule as a lesson, several as a list."""
+def print_rules(rules: Sequence[Rule], console: Console, *, full: bool = False) -> None:
+    """Write one rule as a lesson, of one screen if it is not to be `full`; several as a list."""
     if len(rules) == 1:
-        _Page(rules[0], console).print()
+        _Page(rules[0], console, full=full).print()
     else:
         _print_list(rules, console)
+
+
+def print_table(rules: Sequence[Rule], console: Console) -> None:
+    """A line a rule, in columns; on a terminal wrapped within the last of them."""
+    from rich.text import Text
+
+    longest = max((len(rule.name) for rule in rules), default=0)
+    for rule in rules:
+        head = f"{rule.code}  {rule.severity:<8} {rule.name:<{longest}}  "
+        room = console.width - len(head)
+        if not console.is_terminal or room < _NARROWEST_COLUMN:
+            console.print(Text(head + rule.summary), soft_wrap=True)
+            continue
+        for line in Text(rule.summary).wrap(console, room):
+            line.rstrip()
+            console.print(Text(head + line.plain), soft_wrap=True)
+            head = " " * len(head)
 
 
 def _print_list(rules: Sequence[Rule], console: Console) -> None:
@@ -197,8 +260,9 @@ def _print_list(rules: Sequence[Rule], console: Console) -> None:
 class _Page:
     """One rule on the console, from what it says to where it is written."""
 
-    def __init__(self, rule: Rule, console: Console) -> None:
+    def __init__(self, rule: Rule, console: Console, *, full: bool) -> None:
         self._rule = rule
+        self._full = full
         self._lesson = Lesson(rule)
         self._console = console
 
@@ -206,17 +270,21 @@ class _Page:
         """Write it."""
         self._title()
         sections = self._lesson.sections
-        self._prose(self._lesson.introduction)
+        self._prose(self._lesson.effect)
         self._examples()
-        for heading in ("When to ignore it", "Fix safety"):
-            self._heading(heading)
-            self._prose(sections.get(heading, ""), indent="  ")
-        self._options()
-        self._connections()
-        if "References" in sections:
-            self._heading("References")
-            self._prose(sections["References"], indent="  ")
+        self._section("When to ignore it", sections.get("When to ignore it", ""))
+        if self._full:
+            self._section("How it is judged", self._lesson.judging)
+            self._section("Fix safety", sections.get("Fix safety", ""))
+            self._options()
+            self._connections()
+            self._section("References", sections.get("References", ""))
         self._footer()
+
+    def _section(self, heading: str, text: str) -> None:
+        if text:
+            self._heading(heading)
+            self._prose(text, indent="  ")
 
     def _title(self) -> None:
         from rich.text import Text
@@ -342,11 +410,16 @@ class _Page:
         from rich.text import Text
 
         rule = self._rule
-        rows = (
-            f"trainlint explain {rule.code} --example bad > bad.py; trainlint check bad.py",
-            f"trainlint explain {rule.family} lists the rules beside it",
-            f"# trainlint: ignore[{rule.code}] at a line silences it there",
-        )
+        rows = [f"# trainlint: ignore[{rule.code}] at a line silences it there"]
+        if self._full:
+            rows = [
+                f"trainlint explain {rule.code} --example bad > bad.py; trainlint check bad.py",
+                f"trainlint explain {rule.family} lists the rules beside it",
+                *rows,
+            ]
+        else:
+            more = "how it is judged, options, related rules, references"
+            rows = [f"trainlint explain {rule.code} --full: {more}", *rows]
         self._console.print()
         for row in rows:
             self._console.print(Text(row, style="dim"), soft_wrap=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import itertools
 import math
 import textwrap
@@ -26,6 +27,11 @@ _CONTEXT_ROWS: Final = 1
 _LONGEST_LIST: Final = 4
 _MOST_BARS: Final = 8
 _LONGEST_BAR: Final = 24
+_MOST_OTHERS: Final = 2
+_MESSAGES: Final = "messages"  # of findings that `trainlint.diagnosis` merged into one
+_LEAST_CODE: Final = 20  # columns that a line of code gets however narrow the terminal is
+_BEFORE_PLACE: Final = 8  # columns of the line that stay in front of a place far to the right
+_NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
 def print_report(
@@ -49,14 +55,15 @@ def print_report(
 
 
 def _print_target(target: TargetResult, console: Console) -> None:
-    header = Text(target.target, style="bold")
     if target.watched is not None:
         facts = [target.watched]
     else:
         facts = [f"input {target.inputs}", f"{target.operations} ops", ", ".join(target.stages)]
-    header.append("".join(f" · {fact}" for fact in facts), style="not bold")
-    header.append(f" ({target.seconds:.1f} s)", style="not bold dim")
-    console.print(header)
+    seconds = f"({target.seconds:.1f}{_NO_BREAK}s)"
+    header = _wrapped(" · ".join([target.target, *facts]) + f" {seconds}", 0, console.width)
+    if header.plain.startswith(target.target):
+        header.stylize("bold", 0, len(target.target))
+    console.print(header, soft_wrap=True)
     for note in target.notes:
         console.print(_wrapped(note, 2, console.width), style="dim")
 
@@ -68,7 +75,9 @@ def _print_finding(number: int, finding: ReportedFinding, console: Console) -> N
     head.append(f"  {place_of(finding)}", style="cyan")
     console.print(head)
     console.print(_wrapped(finding.message, 2, console.width))
-    for row in _excerpt(finding):
+    for likewise in _others(finding):
+        console.print(_wrapped(likewise, 2, console.width), style="dim")
+    for row in _excerpt(finding, console.width):
         console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
     evidence = _evidence(finding.evidence)
     if evidence:
@@ -89,7 +98,7 @@ def place_of(finding: ReportedFinding) -> str:
     return f"{finding.filename}:{finding.location.row}:{finding.location.column}"
 
 
-def _excerpt(finding: ReportedFinding) -> list[Text]:
+def _excerpt(finding: ReportedFinding, width: int) -> list[Text]:
     """The line of the finding with the place underlined, and the line before it."""
     text = None if finding.filename is None else SourceText.read(finding.filename)
     if text is None or finding.location is None:
@@ -98,39 +107,78 @@ def _excerpt(finding: ReportedFinding) -> list[Text]:
     if not 0 < row <= len(text.lines):
         return []
     rows = range(max(1, row - _CONTEXT_ROWS), row + 1)
-    width = len(str(row))
+    digits = len(str(row))
     indent = min(
         (len(line) - len(line.lstrip()) for r in rows if (line := text.lines[r - 1]).strip()),
         default=0,
     )
+    start, stop = _marked_cells(finding, text.lines[row - 1], indent)
+    cut = _cells_to_cut(start, stop, width - digits - len("  ▸  │ "))
     shown: list[Text] = []
     for current in rows:
         mark = "▸" if current == row else " "
         line = text.lines[current - 1][indent:].expandtabs(4)
+        if current == row:
+            line = _without_cells(line, cut)
         style = "" if current == row else "dim"
-        shown.append(Text(f"  {mark} {current:>{width}} │ {line}", style=style))
-    end = finding.end_location
-    if end is not None:
-        start = finding.location.column
-        stop = end.column if end.row == row else len(text.lines[row - 1]) + 1
-        if stop > start:
-            # In cells of the terminal, not characters: 层 takes two, an accent none.
-            before, behind = (
-                cell_len(text.lines[row - 1][indent : place - 1].expandtabs(4))
-                for place in (start, stop)
-            )
-            marks = Text(f"    {' ' * width} │ {' ' * before}", style="dim")
-            marks.append("^" * (behind - before), style=_STYLES[finding.severity])
-            shown.append(marks)
+        shown.append(Text(f"  {mark} {current:>{digits}} │ {line}", style=style))
+    if stop > start:
+        marks = Text(f"    {' ' * digits} │ {' ' * (start - cut)}", style="dim")
+        marks.append("^" * (stop - start), style=_STYLES[finding.severity])
+        shown.append(marks)
     return shown
+
+
+def _marked_cells(finding: ReportedFinding, line: str, indent: int) -> tuple[int, int]:
+    """From which cell of the terminal to which the place goes: 层 takes two, an accent none."""
+    place, end = finding.location, finding.end_location
+    if place is None or end is None:
+        return 0, 0
+    stop = end.column if end.row == place.row else len(line) + 1
+    start, stop = (
+        cell_len(line[indent : column - 1].expandtabs(4)) for column in (place.column, stop)
+    )
+    return start, stop
+
+
+def _cells_to_cut(start: int, stop: int, room: int) -> int:
+    """How much of the line's beginning goes, so that a place far to the right is seen."""
+    if stop <= room:
+        return 0
+    return max(0, min(start - _BEFORE_PLACE, stop - room + 1))
+
+
+def _without_cells(line: str, cut: int) -> str:
+    """The line without its first cells, `…` in place of the last of them."""
+    if not cut:
+        return line
+    while line and cut >= 0:
+        cut -= cell_len(line[0])
+        line = line[1:]
+    return "…" + " " * (-cut - 1) + line
+
+
+def _others(finding: ReportedFinding) -> Iterator[str]:
+    """What else is said of a line that built several modules: the first few."""
+    messages = list(dict.fromkeys(finding.evidence.get(_MESSAGES, ())))
+    others = messages[1:]
+    for message in others[:_MOST_OTHERS]:
+        yield f"likewise: {message}"
+    if len(others) > _MOST_OTHERS:
+        yield f"and {len(others) - _MOST_OTHERS} more"
 
 
 def _evidence(evidence: dict[str, Any]) -> str:
     return " · ".join(
         f"{name.replace('_', ' ')} {_figure(value)}"
         for name, value in evidence.items()
-        if not _is_profile(value)
+        if name != _MESSAGES and not _is_profile(value) and not _is_empty(value)
     )
+
+
+def _is_empty(value: Any) -> bool:
+    """What says nothing to a reader; the JSON has it."""
+    return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def _profile(finding: ReportedFinding) -> Iterator[Text]:
@@ -138,7 +186,7 @@ def _profile(finding: ReportedFinding) -> Iterator[Text]:
     for part in (finding, *finding.symptoms):
         for name, value in part.evidence.items():
             if _is_profile(value):
-                yield Text(f"  {name.replace('_', ' ')}, measured", style="dim")
+                yield Text(f"  {name.replace('_', ' ')}, measured{_on_bars(value)}", style="dim")
                 yield from _bars(value)
                 return
 
@@ -158,6 +206,11 @@ def _is_profile(value: Any) -> bool:
     )
 
 
+def _on_bars(profile: list[Any]) -> str:
+    left_out = len(profile) - _MOST_BARS
+    return "; log scale" + (f", {left_out} of {len(profile)} left out" if left_out > 0 else "")
+
+
 def _bars(profile: list[Any]) -> Iterator[Text]:
     """A row for each of at most eight layers, with a bar on a logarithmic scale."""
     step = (len(profile) - 1) / (_MOST_BARS - 1)
@@ -165,6 +218,7 @@ def _bars(profile: list[Any]) -> Iterator[Text]:
         profile = [profile[round(number * step)] for number in range(_MOST_BARS)]
     powers = [math.log10(value) for _, value in profile if 0 < value < math.inf]
     least, most = min(powers, default=0.0), max(powers, default=0.0)
+    profile = [(f"layer {name}" if name.isdigit() else name, value) for name, value in profile]
     width = max(cell_len(label) for label, _ in profile)
     for label, value in profile:
         share = 0.0
@@ -176,6 +230,8 @@ def _bars(profile: list[Any]) -> Iterator[Text]:
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list):
@@ -194,10 +250,23 @@ def _print_fix(fix: Fix, is_first: bool, console: Console) -> None:
     label = "what to do" if fix.safety == "display-only" else f"fix, {fix.safety}"
     if not is_first:
         label = "or" if fix.safety == "display-only" else f"or, {fix.safety}"
-    console.print(_wrapped(f"{label}: {fix.title}", 2, console.width), style="green")
+    title = fix.title.removeprefix("or ")  # the label has it already
+    console.print(_wrapped(f"{label}: {title}", 2, console.width), style="green")
     for row in diff_of(fix.edits):
         style = "red" if row.startswith("-") else "green"
-        console.print(Text(f"    {row}", style=style), no_wrap=True, overflow="ellipsis", crop=True)
+        for part in _diff_rows(row, console.width):
+            console.print(Text(part, style=style), soft_wrap=True)
+
+
+def _diff_rows(row: str, width: int) -> Iterator[str]:
+    """A line of a diff, wrapped: an edit must be readable to its end."""
+    head, bar, code = row.partition("│ ")
+    lead = f"    {head}{bar}"
+    room = max(width - cell_len(lead), _LEAST_CODE)
+    for line in Text(code).wrap(Console(width=room, file=io.StringIO()), room, tab_size=4):
+        line.rstrip()
+        yield f"{lead}{line.plain}"
+        lead = f"    {row[0]}{' ' * (len(head) - 1)}{bar}"
 
 
 def diff_of(edits: Sequence[Edit]) -> list[str]:
@@ -237,7 +306,7 @@ def _print_summary(
     if shown:
         codes = list(dict.fromkeys(finding.code for finding in shown))
         parts.append(f"trainlint explain {codes[0]}")
-    parts.append(f"exit {report.exit_status(fail_on)}")
+    parts.append(f"exit{_NO_BREAK}{report.exit_status(fail_on)}")
     style = "bold" if shown or failed else "bold green"
     console.print(_wrapped(" · ".join(parts), 0, console.width), style=style)
 
@@ -249,11 +318,20 @@ def _counted(count: int, word: str) -> str:
 def _wrapped(text: str, indent: int, width: int) -> Text:
     """Wrapped with all rows indented, and without the trailing blanks that rich's padding leaves."""
     margin = " " * indent
-    return Text(
-        textwrap.fill(
-            text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
-        )
+    filled = textwrap.fill(
+        text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
     )
+    return Text(filled.replace(_NO_BREAK, " "))
+
+
+def as_text(report: Report, width: int = 100) -> str:
+    """What the terminal shows, without colours, with what stderr gets there: a report's `str`."""
+    stream = io.StringIO()
+    for target in report.targets:
+        if target.status == "error":
+            stream.write(f"error: {target.target}: {target.reason}\n")
+    print_report(report, Console(file=stream, width=width, color_system=None, highlight=False))
+    return stream.getvalue().rstrip("\n")
 
 
 def _demo() -> None:

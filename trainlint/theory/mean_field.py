@@ -3,6 +3,11 @@
 Comes in: a `Graph`, with weights that have values or declared initialisers. Goes out: the `Moments` of
 every node, and for every operation how it hands a gradient on to what it was computed from
 (`passages.py`). Nothing of the model runs.
+
+Sums are taken for Gaussian, which needs terms that differ. Behind weights that are all equal the units are
+one number: first and second moments stay right, but not the share of units in the flat part of a tanh, nor
+the product of slopes over several layers, which are then the same samples' slopes again
+(`benchmarks/propagation.py`, tanh-constant).
 """
 
 from __future__ import annotations

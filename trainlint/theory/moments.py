@@ -428,7 +428,7 @@ def measured(weight: Tensor, groups: int = 1) -> WeightMoments:
 
 
 def declared(tensor: Tensor) -> tuple[float, float] | None:
-    """(mean square, mean) of the values that an initialiser declared for a tensor without values."""
+    """(mean square, mean) of the values that the last noted initialiser gives a tensor."""
     noted = INITIALIZATIONS.declared(tensor)
     if noted is None:
         return None
@@ -450,7 +450,8 @@ def _of_initialiser(
         value = float(option(0, "val", option(0, "value", 0.0)))
         return value * value, value
     if function == "uniform_":
-        low, high = float(option(0, "a", 0.0)), float(option(1, "b", 1.0))
+        low = float(option(0, "a", kwargs.get("from", 0.0)))
+        high = float(option(1, "b", kwargs.get("to", 1.0)))
         mean = (low + high) / 2
         return (high - low) ** 2 / 12 + mean * mean, mean
     if function in ("normal_", "trunc_normal_"):

@@ -9,16 +9,18 @@ the fan-out. Imports no torch.
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
 from trainlint.fixes import Fix, Safety, SourceEdits
 from trainlint.graph import Graph, product
 from trainlint.sites import INITIALIZATIONS, Site
+from trainlint.theory.depth import scalings, series
 from trainlint.theory.propagation import Propagation
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ _RECTIFIERS: Final = frozenset(
     "relu relu6 elu celu gelu silu mish hardswish prelu rrelu softplus".split()
 )
 _SEEN_THROUGH: Final = ops.REARRANGEMENTS | ops.DROPOUTS | ops.MAX_POOLS | {"batch_norm"}
+_ABOUT_AS_MUCH: Final = 0.7
+_AS_FILLED: Final = 0.1  # decades
 _SINGLE_INITIALISERS: Final = (
     "normal_|uniform_|trunc_normal_|constant_|ones_|xavier_uniform_|xavier_normal_|"
     "kaiming_uniform_|kaiming_normal_|orthogonal_"
@@ -42,7 +46,8 @@ class Prescription:
     """One weight, what it has, and what suits it.
 
     `activation` is that behind it, "" where there is none. `function` and `options` are the call,
-    `formula` the calculation with this layer's numbers. `deviation` is what suits, `present` what is.
+    `formula` the calculation with this layer's numbers. `deviation` is what suits, `present` what is, and
+    `scale` the constant by which the layer's input is multiplied (equalised learning rates).
     """
 
     name: str
@@ -55,20 +60,36 @@ class Prescription:
     fan_out: int
     deviation: float
     present: float
+    scale: float = 1.0
 
     @property
     def decades(self) -> float:
-        """log10 of the present standard deviation over the one that suits; 0 within what suits."""
+        """log10 of the present standard deviation over the one that suits; 0 within what suits.
+
+        Weights that a constant scales in the forward pass suit with it or without.
+        """
         off = math.log10(max(self.present, 1e-300) / self.deviation)
+        scaled = off + math.log10(self.scale)
+        if off * scaled <= 0:
+            return 0.0
+        off = min(off, scaled, key=abs)
         # Xavier without the gain suits tanh as well: it loses a fraction of a decade in ten layers.
         slack = math.log10(_TANH_GAIN) + 0.05 if self.activation == "tanh" else 0.0
         return 0.0 if -slack <= off <= 0 else off
 
+    def weight(self, graph: Graph) -> Node:
+        """The weight's node."""
+        node: Node = graph.argument(self.node, "weight")
+        return node
+
     def where(self, graph: Graph) -> Any:
-        """The user's call that set the weight, else the layer."""
-        tensor = graph.operation(graph.argument(self.node, "weight")).tensor
+        """The user's call that set the weight, else the layer.
+
+        The layer as well where something has scaled the weight since.
+        """
+        tensor = graph.operation(self.weight(graph)).tensor
         seen = None if tensor is None else INITIALIZATIONS.of(tensor)
-        return seen[1] if seen is not None else self.node
+        return seen[1] if seen is not None and _is_as_filled(graph, self) else self.node
 
     def call(self, target: str, module: str = "nn") -> str:
         """`nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")`."""
@@ -94,7 +115,8 @@ def prescriptions(graph: Graph, propagation: Propagation) -> list[Prescription]:
             continue
         prescription = _prescribed(graph, node, name, shape, present)
         if prescription is not None:
-            found[name] = prescription
+            scale = math.prod(factor for _, factor in scalings(graph, propagation, node))
+            found[name] = replace(prescription, scale=scale)
     return list(found.values())
 
 
@@ -104,7 +126,7 @@ def _prescribed(
     field = product(list(shape[2:]))
     fan_in, fan_out = shape[1] * field, shape[0] * field
     activation, slope = _activation_behind(graph, node)
-    if activation in ("sin", "softmax", "exp"):
+    if activation in ("sin", "softmax", "log_softmax", "exp"):
         return None  # they have rules of their own
     n, m = fan_in, fan_out
     if activation == "leaky_relu":
@@ -163,6 +185,56 @@ def unsuitable(wanted: Iterable[Prescription], *, decades: float = 0.1) -> list[
     ]
 
 
+def far_off(
+    graph: Graph, suited: Iterable[Prescription], decades: float, least: int = 3
+) -> list[list[Node]]:
+    """Runs of at least three layers in series, each too small (too large) by more than `decades`.
+
+    `decades` below 0 asks for those that are too small. Where one layer after the other is off by so much
+    the initial values are the cause, however short the run.
+    """
+    sign = -1 if decades < 0 else 1
+    off = {p.weight(graph) for p in suited if sign * p.decades > abs(decades)}
+    runs = []
+    for run in series(graph):
+        for together, part in itertools.groupby(
+            run, lambda node: graph.argument(node, "weight") in off
+        ):
+            nodes = list(part)
+            if together and len({graph.argument(node, "weight") for node in nodes}) >= least:
+                runs.append(nodes)
+    return runs
+
+
+def within(
+    graph: Graph, wanted: Iterable[Prescription], part: Sequence[Node] | None
+) -> list[Prescription]:
+    """Those whose weight is used in this part of the model; all of them where there is none."""
+    if part is None:
+        return list(wanted)
+    weights = {graph.argument(node, "weight") for node in part}
+    return [prescription for prescription in wanted if prescription.weight(graph) in weights]
+
+
+def heaviest(graph: Graph, wanted: Iterable[Prescription]) -> Prescription:
+    """The first of those that were set by the line which does most harm.
+
+    What one line sets counts together, as the layers of a loop do. Of lines that do about as much, the
+    first.
+    """
+    lines: dict[Any, list[Prescription]] = {}
+    for prescription in wanted:
+        where = prescription.where(graph)
+        site = where if isinstance(where, Site) else graph.place(where)
+        lines.setdefault(where if site is None else site.key, []).append(prescription)
+    harm = [abs(sum(p.decades for p in line)) for line in lines.values()]
+    return next(
+        line[0]
+        for line, own in zip(lines.values(), harm, strict=True)
+        if own >= _ABOUT_AS_MUCH * max(harm)
+    )
+
+
 def reinitialise(
     edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, before: float, after: float
 ) -> Fix:
@@ -177,8 +249,29 @@ def reinitialise(
         f"{first.call('self.' + first.name)}{more}: {first.formula}, now σ = {first.present:.3g}; "
         f"predicted gradient at the first layers over that at the last: {before:.1g} → {after:.1g}"
     )
+    if not all(_is_as_filled(graph, prescription) for prescription in wanted):
+        return Fix(title)  # what changed them afterwards would change the new values as well
     replaced = _replaced(edits, wanted, graph, title)
-    return replaced if replaced.edits else _inserted(edits, wanted, graph, title)
+    if replaced.edits or any(_is_set_elsewhere(graph, prescription) for prescription in wanted):
+        return replaced
+    return _inserted(edits, wanted, graph, title)
+
+
+def _is_as_filled(graph: Graph, prescription: Prescription) -> bool:
+    """Whether the weight has the deviation that its last known call gave it: nothing scaled it since."""
+    from trainlint.theory.moments import declared
+
+    tensor = graph.operation(prescription.weight(graph)).tensor
+    given = None if tensor is None else declared(tensor)
+    if given is None or not given[0] or not prescription.present:
+        return True
+    return abs(math.log10(prescription.present / math.sqrt(given[0]))) < _AS_FILLED
+
+
+def _is_set_elsewhere(graph: Graph, prescription: Prescription) -> bool:
+    """Whether another call than the layer's constructor set the weight: it may come later."""
+    where, made = prescription.where(graph), graph.constructed(prescription.node)
+    return isinstance(where, Site) and (made is None or where.key != made.key)
 
 
 def _replaced(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
@@ -194,18 +287,32 @@ def _replaced(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, 
         if known[1] != call and prescription.activation:
             # One call fills layers that need different values. The output layer's does not matter.
             return Fix(title)
-    changes = [(site, _rewriter(*call)) for site, call in calls.values()]
+    module = _module_of(edits, graph.constructed(wanted[0].node))
+    changes = [(site, _rewriter(*call, module)) for site, call in calls.values()]
     return edits.replaced_calls(changes, title=title)
 
 
-def _rewriter(function: str, options: str) -> Any:
+def _rewriter(function: str, options: str, module: str | None) -> Any:
     def rewrite(call: ast.Call, source: str) -> str | None:
         match = re.match(rf"([\w.]*\binit\.)(?:{_SINGLE_INITIALISERS})\s*\(", source)
-        if match is None or not call.args:
+        if match is not None and call.args:
+            return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
+        target = _filled_by_method(call)
+        if target is None or module is None:
             return None
-        return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
+        return f"{module}.init.{function}({target}{options})"
 
     return rewrite
+
+
+def _filled_by_method(call: ast.Call) -> str | None:
+    """`m.weight` of `m.weight.data.normal_(0, 0.02)`."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("normal_", "uniform_"):
+        return None
+    target = call.func.value
+    if isinstance(target, ast.Attribute) and target.attr == "data":
+        target = target.value
+    return ast.unparse(target) if isinstance(target, ast.Attribute) else None
 
 
 def _inserted(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
