@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 import trainlint
 
@@ -38,7 +38,7 @@ class FunctionalMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = F.relu(layer(x))
+            x = functional.relu(layer(x))
         return self.head(x)
 
 
@@ -58,9 +58,9 @@ class Residual(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
+        x = functional.relu(self.stem(x))
         for block in self.blocks:
-            x = F.relu(x + block(x))
+            x = functional.relu(x + block(x))
         return self.head(x.mean((2, 3)))
 
 
@@ -81,15 +81,15 @@ class GPT(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
         for qkv, out, up, down in zip(self.qkv, self.out, self.up, self.down, strict=True):
-            normed = F.layer_norm(x, x.shape[-1:])
+            normed = functional.layer_norm(x, x.shape[-1:])
             q, k, v = (
                 part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
                 for part in qkv(normed).chunk(3, -1)
             )
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + out(attended.transpose(1, 2).flatten(2))
-            x = x + down(F.gelu(up(F.layer_norm(x, x.shape[-1:]))))
-        return F.linear(x, self.tokens.weight)
+            x = x + down(functional.gelu(up(functional.layer_norm(x, x.shape[-1:]))))
+        return functional.linear(x, self.tokens.weight)
 
 
 class Recurrent(nn.Module):
@@ -141,7 +141,7 @@ TASKS: dict[str, Task] = {
 
 def loss_of(output: Tensor, target: Tensor) -> Tensor:
     """Cross entropy, of sequences as well."""
-    return F.cross_entropy(output.flatten(0, -2), target.flatten())
+    return functional.cross_entropy(output.flatten(0, -2), target.flatten())
 
 
 class Loop:

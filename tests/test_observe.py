@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -43,7 +43,7 @@ def plain(steps: int = 12) -> list[float]:
     losses = []
     for x, y in batches(steps):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        loss = functional.cross_entropy(model(x), y)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -72,11 +72,14 @@ def adversarial() -> list[float]:
     for x, _ in batches(8):
         fake = generator(torch.randn(16, 4))
         d_step.zero_grad()
-        d_loss = F.softplus(-critic(x)).mean() + F.softplus(critic(fake.detach())).mean()
+        d_loss = (
+            functional.softplus(-critic(x)).mean()
+            + functional.softplus(critic(fake.detach())).mean()
+        )
         d_loss.backward()
         d_step.step()
         g_step.zero_grad()
-        g_loss = F.softplus(-critic(fake)).mean()
+        g_loss = functional.softplus(-critic(fake)).mean()
         g_loss.backward()
         g_step.step()
         losses += [d_loss.item(), g_loss.item()]
@@ -90,7 +93,7 @@ def closures() -> list[float]:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.mse_loss(model(x), y)
+        loss = functional.mse_loss(model(x), y)
         loss.backward()
         losses.append(loss.item())
         return loss
@@ -117,7 +120,7 @@ def checkpointed() -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for x, y in batches(8):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        loss = functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -131,7 +134,7 @@ def mixed_precision() -> list[float]:
     for x, y in batches(8):
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = F.cross_entropy(model(x), y)
+            loss = functional.cross_entropy(model(x), y)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,19 +157,21 @@ def with_validation() -> list[float]:
         model.train()
         for inputs, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()
+            functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
         schedule.step()
         model.eval()
         with torch.no_grad():
-            losses += [F.cross_entropy(model(inputs), labels).item() for inputs, labels in loader]
+            losses += [
+                functional.cross_entropy(model(inputs), labels).item() for inputs, labels in loader
+            ]
     return losses
 
 
 def by_hand() -> list[float]:
     model, losses = mlp(), []
     for x, y in batches(6):
-        loss = F.cross_entropy(model(x), y)
+        loss = functional.cross_entropy(model(x), y)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -251,7 +256,7 @@ def test_a_model_keeps_no_hook_and_no_attribute() -> None:
     with trainlint.watch(model, every=1):
         for x, y in batches(4):
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            functional.cross_entropy(model(x), y).backward()
             optimizer.step()
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
     assert all(not parameter._backward_hooks for parameter in model.parameters())
@@ -268,7 +273,7 @@ def test_recorded_gradient_norms_are_those_of_an_unobserved_run() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for x, y in batches(6):
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            functional.cross_entropy(model(x), y).backward()
             note(model)
             optimizer.step()
 
@@ -293,7 +298,7 @@ def test_recorded_activations_and_their_gradients_are_those_of_the_run() -> None
             hidden = model[0](x)
             hidden.retain_grad()
             results.append(hidden)
-            F.cross_entropy(model[2](model[1](hidden)), y).backward()
+            functional.cross_entropy(model[2](model[1](hidden)), y).backward()
             optimizer.step()
 
     class Whole(nn.Module):
@@ -312,7 +317,7 @@ def test_recorded_activations_and_their_gradients_are_those_of_the_run() -> None
     def run() -> None:
         for x, y in batches(3):
             optimizer.zero_grad()
-            F.cross_entropy(whole(x), y).backward()
+            functional.cross_entropy(whole(x), y).backward()
             optimizer.step()
 
     _, trace = observed_run(run, period=1)
@@ -347,7 +352,7 @@ def test_updates_are_relative_changes_of_the_weights() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with trainlint.watch(model, every=1) as w:
         before = model.weight.detach().clone()
-        F.cross_entropy(model(torch.randn(16, 8)), torch.randint(0, 2, (16,))).backward()
+        functional.cross_entropy(model(torch.randn(16, 8)), torch.randint(0, 2, (16,))).backward()
         optimizer.step()
     change = (model.weight.detach() - before).norm() / before.norm()
     assert w.trace.models[0].parameters[0].update == pytest.approx([float(change)], rel=1e-4)
@@ -394,7 +399,7 @@ def test_an_observer_that_fails_is_never_heard_by_the_loop() -> None:
 def test_warnings_name_the_line_of_the_loop() -> None:
     def loop() -> None:
         model = nn.Linear(8, 1)
-        F.mse_loss(model(torch.randn(4, 8)), torch.randn(4))
+        functional.mse_loss(model(torch.randn(4, 8)), torch.randn(4))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
