@@ -100,7 +100,8 @@ class Recurrent(nn.Module):
         self.rnn, self.head = nn.LSTM(32, 128, 2, batch_first=True), nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(x)[0][:, -1])
+        logits: Tensor = self.head(self.rnn(x)[0][:, -1])
+        return logits
 
 
 def modular() -> nn.Module:

@@ -9,22 +9,32 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from trainlint.observe.autograd import Sentinel, sequence, walk
 from trainlint.observe.failures import failure_in
+from trainlint.observe.objectives import Objectives
 from trainlint.observe.origin import origin_in
-from trainlint.observe.recorder import LARGEST_SAMPLE, LOSS_FUNCTIONS, Recorder
-from trainlint.observe.targets import SeenTargets
+from trainlint.observe.parameters import ParameterRecorder
+from trainlint.observe.recorder import Recorder
+from trainlint.observe.roots import (
+    Forward,
+    Idle,
+    KnownOptimizer,
+    Root,
+    is_sensitive,
+    note_unused,
+    unwrapped,
+)
 from trainlint.observe.trace import (
     ClipTrace,
     Incident,
-    LossTrace,
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
@@ -40,212 +50,10 @@ MOST_RECORDED: Final = 128
 MOST_LOSSES: Final = 4096
 MOST_SCHEDULES: Final = 64
 WINDOW: Final = 5
+_SURE_AFTER: Final = 3
+_MOST_WALKS: Final = 256
 # A recorded step may cost so much more than a bare one, on average over all steps.
 OVERHEAD: Final = 0.05
-_WRAPPERS: Final = frozenset(
-    {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "_FabricModule"}
-)
-# Their results differ between train and eval mode.
-_SENSITIVE: Final = ("Dropout", "BatchNorm", "SyncBatch", "AlphaDropout", "FeatureAlpha")
-
-# What may not stand before a loss function, and how that is called.
-_WRONG_BEFORE: Final = {
-    ("cross_entropy", "Softmax"): "double-softmax",
-    ("binary_cross_entropy_with_logits", "Sigmoid"): "double-sigmoid",
-    ("binary_cross_entropy_with_logits", "Softmax"): "double-sigmoid",
-    ("nll_loss", "Softmax"): "missing-log-softmax",
-    ("nll_loss", "Sigmoid"): "missing-log-softmax",
-    ("kl_div", "Softmax"): "missing-log-softmax",
-}
-
-
-class _Sentinel:
-    """Lives as long as the autograd node whose metadata hold it."""
-
-    __slots__ = ("__weakref__",)
-
-
-@dataclass
-class _Root:
-    """A module that is called from outside of all others."""
-
-    number: int
-    module: weakref.ref[nn.Module]
-    name: str
-    site: Site | None
-    paths: dict[int, str]
-    names: dict[int, str]
-    sensitive: bool
-    layers: dict[str, Site | None]
-    shapes: dict[str, tuple[int, int, bool]]
-    # Names of parameters that an optimizer holds; others that had a gradient at a step, with some of
-    # their elements then.
-    held: set[str] = field(default_factory=set)
-    neglected: dict[str, Tensor] = field(default_factory=dict)
-    groups: dict[str, tuple[_Optimizer, int]] = field(default_factory=dict)
-    inputs: Any = None
-    forwards: Counter[tuple[str, bool]] = field(default_factory=Counter)
-    trained_in: Counter[bool] = field(default_factory=Counter)
-    trained_at: set[Any] = field(default_factory=set)
-    # The modes of the forwards behind the next step, and how many steps had one in train mode.
-    modes: Counter[bool] = field(default_factory=Counter)
-    steps_in_train_mode: int = 0
-    switched: dict[bool, Site | None] = field(default_factory=dict)
-    # Whether `train()` was called since the last forward that was trained: what runs in it, shall.
-    is_asked: bool = False
-    idle: _Idle | None = None
-    # Forwards with a graph that no backward pass reached, by site and mode.
-    unused: dict[Any, _Idle] = field(default_factory=dict)
-
-
-@dataclass
-class _Idle:
-    """Forwards in a row, at one site, that nothing is trained by; `passes` are rows of two or more."""
-
-    key: Any
-    site: Site | None
-    step: int
-    inputs: weakref.ref[Tensor] | None = None
-    row: int = 1
-    passes: int = 0
-    first: int = 0
-
-    def goes_on(self, step: int, inputs: weakref.ref[Tensor] | None) -> None:
-        """One more forward. The same input again is a sample of what is random, not a pass over data."""
-        before, now = (None if ref is None else ref() for ref in (self.inputs, inputs))
-        is_same = now is not None and now is before
-        self.row = self.row + 1 if step == self.step and not is_same else 1
-        self.step, self.inputs = step, inputs
-        if self.row == 2:
-            self.first = self.first if self.passes else step
-            self.passes += 1
-
-
-@dataclass
-class _Forward:
-    """A forward that no backward pass has reached yet; `ends` number its outputs' autograd nodes."""
-
-    root: _Root
-    ends: frozenset[int]
-    site: Site | None
-    training: bool
-    step: int
-    inputs: weakref.ref[Tensor] | None = None
-    asked: bool = False
-
-
-@dataclass
-class _Optimizer:
-    """An optimizer, and what it did."""
-
-    held: weakref.ref[Any]
-    kind: str
-    site: Site | None
-    groups: list[dict[str, Any]]
-    steps: int = 0
-    pending: int = 0
-    backwards: Counter[int] = field(default_factory=Counter)
-    rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
-    was_reset: bool = True
-    closure: bool = False
-    # Parameters that had no gradient at any step, by `id`.
-    unreached: dict[int, weakref.ref[Tensor]] | None = None
-    # Whether the last backward pass was seen to leave it a gradient that is not zero.
-    arrived: bool = False
-    probes: tuple[weakref.ref[Tensor], ...] = ()
-    roots: set[int] = field(default_factory=set)
-
-    def parameters(self) -> Iterator[Tensor]:
-        optimizer = self.held()
-        if optimizer is not None:
-            for group in optimizer.param_groups:
-                yield from group["params"]
-
-
-@dataclass
-class _Objective:
-    """A loss function at one place, its values and what the targets are like. On the device."""
-
-    kind: str
-    site: Site | None
-    values: list[tuple[int, Any]] = field(default_factory=list)
-    counts: Tensor | None = None
-    sums: list[Tensor] | None = None
-    is_plain: bool = True
-    made_by: str = ""
-    largest: Tensor | None = None
-    seen: SeenTargets = field(default_factory=SeenTargets)
-
-    def look_at(self, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any]) -> None:
-        """Add up what the best constant answer depends on."""
-        if self.kind in ("nll_loss", "kl_div") and scores.numel():
-            largest = scores.amax()
-            self.largest = largest if self.largest is None else self.largest.maximum(largest)
-        self.is_plain = self.is_plain and not any(
-            kwargs.get(option) is not None for option in ("weight", "pos_weight")
-        )
-        if kwargs.get("label_smoothing") or kwargs.get("reduction", "mean") != "mean":
-            self.is_plain = False
-        if self.kind in ("cross_entropy", "nll_loss") and not targets.is_floating_point():
-            classes = scores.shape[1] if scores.dim() > 1 else scores.shape[0]
-            flat = targets.reshape(-1)
-            # `bincount` and a mask would wait for the device.
-            index = torch.where((flat >= 0) & (flat < classes), flat, classes).long()
-            ones = torch.ones_like(index)
-            counts = ones.new_zeros(classes + 1).scatter_add_(0, index, ones)[:classes]
-            if self.counts is not None and self.counts.shape != counts.shape:
-                self.is_plain = False  # heads with different classes take turns at this place
-                return
-            self.counts = counts if self.counts is None else self.counts + counts
-        elif self.kind == "mse_loss" and scores.shape == targets.shape:
-            wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
-            # One constant for each output: a constant answer may differ from output to output.
-            count = torch.full_like(wide[0], len(wide)) if wide.dim() else torch.ones_like(wide)
-            squares = wide.square()
-            sums = [
-                count,
-                wide.sum(0) if wide.dim() else wide,
-                squares.sum(0) if wide.dim() else squares,
-            ]
-            if self.sums is not None and self.sums[0].shape == sums[0].shape:
-                sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
-            self.sums = sums
-
-    def guess(self) -> float | None:
-        """The loss of the best constant answer."""
-        if not self.is_plain:
-            return None
-        if self.counts is not None:
-            shares = self.counts.double() / self.counts.sum()
-            return float(torch.special.entr(shares).sum())
-        if self.sums is not None:
-            count, total, squares = self.sums
-            return float((squares / count - (total / count).square()).mean())
-        return None
-
-    def trace(self) -> LossTrace:
-        return LossTrace(
-            self.kind,
-            self.site,
-            [step for step, _ in self.values],
-            [float(value) for _, value in self.values],
-            self.guess(),
-            None if self.counts is None else len(self.counts),
-            self.made_by,
-            None if self.largest is None else float(self.largest),
-            self.is_plain,
-            self.seen.trace(),
-        )
-
-
-@dataclass
-class _ParameterStep:
-    """Figures of all parameters in one recorded step, on the device: (parameters, 3)."""
-
-    step: int
-    names: list[tuple[int, str]]
-    figures: Tensor
-    has_gradient: list[bool]
 
 
 class TrainingObserver:
@@ -267,22 +75,21 @@ class TrainingObserver:
         self._only = None if models is None else [weakref.ref(model) for model in models]
         self._period = period
         self._adaptive = period == 0
-        self.recorder = Recorder(self._loss_call)
-        self._roots: dict[int, _Root] = {}
-        self._optimizers: dict[int, _Optimizer] = {}
-        self._pending: deque[_Forward] = deque(maxlen=512)
+        self.recorder = Recorder(self._loss_called)
+        self._objectives = Objectives(self._incident, self.recorder.maker_of, self._latest_inputs)
+        self._parameters = ParameterRecorder()
+        self._roots: dict[int, Root] = {}
+        self._optimizers: dict[int, KnownOptimizer] = {}
+        self._pending: deque[Forward] = deque(maxlen=512)
         self._incidents: dict[tuple[str, Any], Incident] = {}
         self._losses: list[tuple[int, Any]] = []
-        self._objectives: dict[Any, _Objective] = {}
         self._clips: dict[Any, tuple[Site | None, float, list[Any], set[str]]] = {}
         self._schedules: dict[
-            tuple[str, int, Any], tuple[Site | None, _Optimizer | None, int, int, int | None]
+            tuple[str, int, Any], tuple[Site | None, KnownOptimizer | None, int, int, int | None]
         ] = {}
         self._scaler: Any = None
-        self._parameter_steps: list[_ParameterStep] = []
-        self._parameters: dict[tuple[int, str], dict[int, tuple[float | None, ...]]] = {}
         self._recorded: list[int] = []
-        self._before: dict[int, Tensor] = {}
+        self._walks: dict[Any, tuple[tuple[frozenset[int], frozenset[int]], int]] = {}
         self.step = 0
         self._is_recording = False
         self._next = 0
@@ -291,7 +98,7 @@ class TrainingObserver:
         self._compiled = False
         # Until the first NaN or infinity.
         self._is_sound = True
-        self._graphs: deque[tuple[int, weakref.ref[_Sentinel], Site | None]] = deque(maxlen=256)
+        self._graphs: deque[tuple[int, weakref.ref[Sentinel], Site | None]] = deque(maxlen=256)
 
     # ------------------------------------------------------------------ forwards
 
@@ -310,7 +117,7 @@ class TrainingObserver:
             self._is_recording = True
         if self._is_recording and self.recorder.enter():
             self.recorder.begin_forward(root.number, root.paths, root.names)
-            self.recorder.enter_module(_unwrapped(module))
+            self.recorder.enter_module(unwrapped(module))
 
     def module_begins(self, module: nn.Module) -> None:
         self.recorder.enter_module(module)
@@ -323,19 +130,19 @@ class TrainingObserver:
         root = self._root(module, site)
         if root is None:
             return
-        training = _unwrapped(module).training
+        training = unwrapped(module).training
         root.inputs = inputs if self._is_sound else None
-        ends = frozenset(_sequence(t.grad_fn) for _, t in tensors(output) if t.grad_fn is not None)
+        ends = frozenset(sequence(t.grad_fn) for _, t in tensors(output) if t.grad_fn is not None)
         given = next((weakref.ref(t) for _, t in tensors(inputs)), None)
         if not ends:
             self._evaluated(root, site, training, given)
             return
         if len(self._pending) == self._pending.maxlen:
             self._unused(self._pending.popleft())
-        self._pending.append(_Forward(root, ends, site, training, self.step, given, root.is_asked))
+        self._pending.append(Forward(root, ends, site, training, self.step, given, root.is_asked))
 
     def _evaluated(
-        self, root: _Root, site: Site | None, training: bool, given: weakref.ref[Tensor] | None
+        self, root: Root, site: Site | None, training: bool, given: weakref.ref[Tensor] | None
     ) -> None:
         """A forward without a graph. One alone may be a look; several in a row at a place are a pass."""
         root.forwards["evaluation", training] += 1
@@ -343,17 +150,17 @@ class TrainingObserver:
             return
         key = None if site is None else site.key
         if root.idle is None or root.idle.key != key:
-            root.idle = _Idle(key, site, self.step, given)
+            root.idle = Idle(key, site, self.step, given)
             return
         root.idle.goes_on(self.step, given)
         if root.idle.row == 2:
             self._incident("train-mode-evaluation", site, model=root.name)
 
-    def _unused(self, forward: _Forward) -> None:
+    def _unused(self, forward: Forward) -> None:
         root = forward.root
         root.forwards["evaluation", forward.training] += 1
         if root.trained_in and not (forward.training and (forward.asked or not root.sensitive)):
-            _note_unused(root.unused, forward)
+            note_unused(root.unused, forward)
 
     def _unused_graphs(self) -> Iterator[Incident]:
         """Passes of forwards with a graph, at places where the model is never trained."""
@@ -363,27 +170,27 @@ class TrainingObserver:
                 if forward.root is root and root.trained_in and not (
                     forward.training and (forward.asked or not root.sensitive)
                 ):  # fmt: skip
-                    _note_unused(unused, forward)
+                    note_unused(unused, forward)
             for (key, training), idle in unused.items():
                 if idle.passes and key not in root.trained_at:
                     kind = "train-mode-evaluation" if training else "unused-graph"
                     yield Incident(kind, idle.site, idle.passes, idle.first, {"model": root.name})
 
-    def _root(self, module: nn.Module, site: Site | None) -> _Root | None:
-        module = _unwrapped(module)
+    def _root(self, module: nn.Module, site: Site | None) -> Root | None:
+        module = unwrapped(module)
         known = self._roots.get(id(module))
         if known is not None and known.module() is module:
             return known
         if self._only is not None and all(ref() is not module for ref in self._only):
             return None
-        root = _Root(
+        root = Root(
             len(self._roots),
             weakref.ref(module),
             type(module).__name__,
             site,
             {id(m): path for path, m in module.named_modules()},
             {id(p): name for name, p in module.named_parameters()},
-            any(_is_sensitive(m) for m in module.modules()),
+            any(is_sensitive(m) for m in module.modules()),
             {path: construction_site(m) for path, m in module.named_modules()},
             {n: (p.numel(), p.dim(), p.requires_grad) for n, p in module.named_parameters()},
         )
@@ -391,7 +198,7 @@ class TrainingObserver:
         return root
 
     def switches(self, module: nn.Module, training: bool, site: Site | None) -> None:
-        root = self._roots.get(id(_unwrapped(module)))
+        root = self._roots.get(id(unwrapped(module)))
         if root is not None:
             root.switched[training] = site
             root.is_asked = training
@@ -403,10 +210,10 @@ class TrainingObserver:
         self.recorder.leave()
 
     def backward_begins(self, losses: list[Tensor], site: Site | None) -> None:
-        reached, parameters = _walk(losses, {end for f in self._pending for end in f.ends})
-        waiting: deque[_Forward] = deque(maxlen=self._pending.maxlen)
-        for forward in self._pending:
-            if forward.ends & reached:
+        reached, stepped = self._made_of(losses, site)
+        waiting: deque[Forward] = deque(maxlen=self._pending.maxlen)
+        for place, forward in enumerate(self._pending):
+            if place in reached:
                 self._trained(forward)
             elif self.step - forward.step < 2:
                 waiting.append(forward)
@@ -417,19 +224,46 @@ class TrainingObserver:
             if loss.grad_fn is None:
                 self._detached(loss, site)
             else:
-                sentinel = _Sentinel()
+                sentinel = Sentinel()
                 metadata: Any = loss.grad_fn.metadata
                 metadata["trainlint"] = sentinel
                 self._graphs.append((self.step, weakref.ref(sentinel), site))
-        for optimizer in self._optimizers.values():
-            held = {id(p) for p in optimizer.parameters()}
-            if held & parameters:
+        for key, optimizer in self._optimizers.items():
+            if key in stepped:
                 optimizer.pending += 1
                 optimizer.was_reset = optimizer.was_reset or _is_reset(optimizer)
         if len(losses) == 1 and losses[0].numel() == 1:
             self._keep_loss(losses[0].detach(), site)
 
-    def _trained(self, forward: _Forward) -> None:
+    def _made_of(
+        self, losses: list[Tensor], site: Site | None
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """Places of the pending forwards, and keys of the optimizers, that the losses reach.
+
+        The walk through the graph is left out where the same line, behind forwards at the same lines,
+        has come to the same result three times, but for steps that are recorded.
+        """
+        key = (
+            None if site is None else site.key,
+            tuple((f.root.number, None if f.site is None else f.site.key) for f in self._pending),
+        )
+        known, times = self._walks.get(key, (None, 0))
+        if known is not None and times >= _SURE_AFTER and not self._is_recording:
+            return known
+        reached, parameters = walk(losses, {end for f in self._pending for end in f.ends})
+        found = (
+            frozenset(place for place, f in enumerate(self._pending) if f.ends & reached),
+            frozenset(
+                number
+                for number, optimizer in self._optimizers.items()
+                if any(id(p) in parameters for p in optimizer.parameters())
+            ),
+        )
+        if len(self._walks) < _MOST_WALKS:
+            self._walks[key] = (found, times + 1 if found == known else 1)
+        return found
+
+    def _trained(self, forward: Forward) -> None:
         root = forward.root
         root.forwards["train", forward.training] += 1
         root.idle = None
@@ -438,7 +272,7 @@ class TrainingObserver:
         root.trained_in[forward.training] += 1
         root.trained_at.add(None if forward.site is None else forward.site.key)
 
-    def _look_at_modes(self, known: _Optimizer, site: Site | None) -> None:
+    def _look_at_modes(self, known: KnownOptimizer, site: Site | None) -> None:
         """Whether all forwards behind a step ran in eval mode, though those of earlier steps did not."""
         for root in self._roots.values():
             if root.number not in known.roots or not root.modes:
@@ -497,7 +331,7 @@ class TrainingObserver:
         else:
             self._incident("non-finite-loss", site, **facts, model=root.name)
 
-    def _latest(self) -> _Root | None:
+    def _latest(self) -> Root | None:
         return next((r for r in reversed(self._roots.values()) if r.inputs is not None), None)
 
     def backward_ends(self, losses: list[Tensor], error: BaseException | None) -> None:
@@ -514,11 +348,11 @@ class TrainingObserver:
             {key: _plain(value) for key, value in group.items() if key != "params"}
             for group in optimizer.param_groups
         ]
-        self._optimizers[id(optimizer)] = _Optimizer(
+        self._optimizers[id(optimizer)] = KnownOptimizer(
             weakref.ref(optimizer), type(optimizer).__name__, site, groups
         )
 
-    def _known(self, optimizer: Any) -> _Optimizer:
+    def _known(self, optimizer: Any) -> KnownOptimizer:
         known = self._optimizers.get(id(optimizer))
         if known is None or known.held() is not optimizer:
             self.optimizer_made(optimizer, None)
@@ -539,9 +373,9 @@ class TrainingObserver:
             self._look_at(known, parameters, site)
         self._look_at_modes(known, site)
         if self._is_recording:
-            self._before = {id(p): _part(p) for p in parameters}
+            self._parameters.begin(parameters)
 
-    def _look_at(self, known: _Optimizer, parameters: list[Tensor], site: Site | None) -> None:
+    def _look_at(self, known: KnownOptimizer, parameters: list[Tensor], site: Site | None) -> None:
         held = {id(p) for p in parameters}
         self._note_held(known)
         for root in self._roots.values():
@@ -562,7 +396,7 @@ class TrainingObserver:
             self._incident("step-without-gradients", site, optimizer=known.kind, elsewhere=others,
                            made=_place(known.site))  # fmt: skip
 
-    def _note_held(self, known: _Optimizer) -> None:
+    def _note_held(self, known: KnownOptimizer) -> None:
         """Which parameters of which roots it holds, and in which of its groups."""
         optimizer = known.held()
         if optimizer is None:
@@ -594,7 +428,7 @@ class TrainingObserver:
                 if (p := ref()) is not None and p.grad is None
             }
         if self._is_recording:
-            self._note_parameters(known)
+            self._parameters.end(self.step, self._owners())
         rates = tuple(
             _plain(group["lr"])
             for group in optimizer.param_groups
@@ -617,34 +451,12 @@ class TrainingObserver:
         if known.steps > self.step:
             self._iteration_ends()
 
-    def _note_parameters(self, known: _Optimizer) -> None:
-        """Gradient norm, weight norm and relative change of each parameter, on the device."""
-        owners = {
+    def _owners(self) -> dict[int, tuple[int, str]]:
+        return {
             id_: (root.number, name)
             for root in self._roots.values()
             for id_, name in root.names.items()
         }
-        chosen = [p for p in known.parameters() if id(p) in owners and id(p) in self._before]
-        if not chosen:
-            return
-        rows = []
-        for parameter in chosen:
-            before = self._before[id(parameter)]
-            gradient = parameter.grad
-            missing = before.new_full((), -1.0)
-            rows.append(torch.stack([
-                missing if gradient is None else _norm(gradient.detach()).to(before.device),
-                torch.linalg.vector_norm(before),
-                torch.linalg.vector_norm(_part(parameter) - before),
-            ]))  # fmt: skip
-        self._parameter_steps.append(
-            _ParameterStep(
-                self.step,
-                [owners[id(p)] for p in chosen],
-                torch.stack(rows),
-                [p.grad is not None for p in chosen],
-            )
-        )
 
     def _iteration_ends(self) -> None:
         now = time.perf_counter()
@@ -654,7 +466,6 @@ class TrainingObserver:
             self.recorder.leave()
             self.recorder.close(self.step)
             self._recorded.append(self.step)
-            self._before = {}
             if len(self._recorded) % WINDOW == 0:
                 self.recorder.close_window()
             if len(self._recorded) % 32 == 0:
@@ -690,22 +501,12 @@ class TrainingObserver:
 
     def _drain(self) -> None:
         self.recorder.drain()
-        for noted in self._parameter_steps:
-            rows = noted.figures.tolist()
-            for key, (gradient, weight, change) in zip(noted.names, rows, strict=True):
-                update = change / weight if weight else None
-                arrived = gradient if gradient >= 0 else None
-                self._parameters.setdefault(key, {})[noted.step] = (arrived, weight, update)
-        self._parameter_steps.clear()
-        for objective in self._objectives.values():
-            objective.values = [(step, float(value)) for step, value in objective.values]
-            if len(objective.values) > MOST_LOSSES:
-                del objective.values[1::2]
+        self._parameters.drain()
+        self._objectives.drain()
         if len(self._recorded) > MOST_RECORDED:
             self.recorder.keep_every_other()
             self._recorded = self._recorded[::2]
-            for key, by_step in self._parameters.items():
-                self._parameters[key] = {s: by_step[s] for s in sorted(by_step)[::2]}
+            self._parameters.keep_every_other()
 
     # ------------------------------------------------------------------ clipping, schedules, data
 
@@ -734,7 +535,7 @@ class TrainingObserver:
     def scales(self, scaler: Any) -> None:
         self._scaler = weakref.ref(scaler)
 
-    def _is_still_scaled(self, known: _Optimizer) -> bool:
+    def _is_still_scaled(self, known: KnownOptimizer) -> bool:
         """Whether a `GradScaler` has multiplied the optimizer's gradients, and not yet divided them."""
         scaler = None if self._scaler is None else self._scaler()
         if scaler is None or not scaler.is_enabled() or not known.pending:
@@ -765,80 +566,14 @@ class TrainingObserver:
 
     # ------------------------------------------------------------------ losses
 
-    def _loss_call(
-        self,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        root: int | None,
-    ) -> None:
-        first = args[0] if args else kwargs.get("input")
-        second = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("other"))
-        if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-            return
-        if name not in ("cross_entropy", "nll_loss") and (root is None or name in LOSS_FUNCTIONS):
-            self._broadcast(name, first, second)
-        if name not in LOSS_FUNCTIONS or not isinstance(result, Tensor) or not result.requires_grad:
-            return
-        weighted = len(args) > 2 and isinstance(args[2], Tensor)
-        options = {**kwargs, "weight": args[2]} if weighted else kwargs
-        made_by = _maker(first).removesuffix("0").removesuffix("Backward")
-        self._objective(name, first, second, options, result, made_by)
-        twice = _WRONG_BEFORE.get((name, made_by))
-        if twice is not None:
-            site = calling_site()
-            maker = self.recorder.maker_of(first)
-            self._incident(
-                twice,
-                site if maker is None or maker.site is None else maker.site,
-                loss=name,
-                gets=made_by.lower(),
-                classes=first.shape[1] if first.dim() > 1 else first.shape[0],
-                module=None if maker is None else maker.place.path,
-                at=_place(site),
-            )
+    # ------------------------------------------------------------------ losses
 
-    def _objective(
-        self,
-        name: str,
-        scores: Tensor,
-        targets: Tensor,
-        kwargs: Mapping[str, Any],
-        loss: Tensor,
-        made_by: str,
-    ) -> None:
-        site = calling_site()
-        key = (name, None if site is None else site.key)
-        known = self._objectives.get(key)
-        if known is None:
-            known = self._objectives[key] = _Objective(name, site)
-        if loss.numel() == 1:
-            known.values.append((self.step, loss.detach()))
-        known.made_by = made_by
-        known.look_at(scores.detach(), targets.detach(), kwargs)
+    def _loss_called(self, *call: Any) -> None:
+        self._objectives.look_at(self.step, *call)
+
+    def _latest_inputs(self) -> Any:
         root = self._latest()
-        given = [] if root is None else [t.data_ptr() for _, t in tensors(root.inputs) if t.numel()]
-        known.seen.look_at(targets.detach(), kwargs, inputs=targets.data_ptr() in given)
-
-    def _broadcast(self, name: str, first: Tensor, second: Tensor) -> None:
-        """(N, 1, …) with (N, …), of which one is a prediction: a table of each with each."""
-        if abs(first.dim() - second.dim()) != 1 or (first.grad_fn is None) == (
-            second.grad_fn is None
-        ):
-            return
-        if first.requires_grad and second.requires_grad:
-            return  # a parameter, compared with predictions
-        more, fewer = (first, second) if first.dim() > second.dim() else (second, first)
-        if (
-            fewer.dim()
-            and more.shape[1] == 1
-            and more.shape[0] == fewer.shape[0] > 1
-            and more.shape[2:] == fewer.shape[1:]
-        ):
-            self._incident("broadcast-loss", calling_site(), operation=name,
-                           shapes=[list(first.shape), list(second.shape)],
-                           prediction=0 if first.requires_grad else 1)  # fmt: skip
+        return None if root is None else root.inputs
 
     # ------------------------------------------------------------------ the end
 
@@ -884,22 +619,22 @@ class TrainingObserver:
                 ScheduleTrace(kind, site, self._place_of(known), calls, steps, length)
                 for (kind, _, _), (site, known, calls, steps, length) in self._schedules.items()
             ],
-            objectives=[objective.trace() for objective in self._objectives.values()],
+            objectives=self._objectives.trace(),
             incidents=[*self._incidents.values(), *self._unused_graphs()],
             notes=list(self._notes()),
         )  # fmt: skip
 
-    def _place_of(self, known: _Optimizer | None) -> int | None:
+    def _place_of(self, known: KnownOptimizer | None) -> int | None:
         """The optimizer's place in the trace."""
         return next((i for i, o in enumerate(self._optimizers.values()) if o is known), None)
 
     @staticmethod
-    def _is_reached(root: _Root, name: str, known: _Optimizer | None) -> bool:
+    def _is_reached(root: Root, name: str, known: KnownOptimizer | None) -> bool:
         if known is None or not known.unreached:
             return True
         return all(root.names.get(key) != name for key in known.unreached)
 
-    def _neglected(self, root: _Root) -> list[str]:
+    def _neglected(self, root: Root) -> list[str]:
         """Without those that an optimizer holds, or held by now, and those that change by other hands."""
         module = root.module()
         now = {} if module is None else dict(module.named_parameters())
@@ -922,7 +657,7 @@ class TrainingObserver:
         if self.recorder.problem is not None:
             yield f"recording stopped: {type(self.recorder.problem).__name__}: {self.recorder.problem}"
 
-    def _model(self, root: _Root) -> ModelTrace:
+    def _model(self, root: Root) -> ModelTrace:
         sites = []
         for key, record in self.recorder.sites.items():
             if record.root == root.number:
@@ -948,10 +683,8 @@ class TrainingObserver:
             self._neglected(root),
         )  # fmt: skip
 
-    def _parameter(self, root: _Root, name: str) -> ParameterTrace:
-        by_step = self._parameters.get((root.number, name), {})
-        steps = sorted(by_step)
-        gradient, weight, update = ([by_step[s][i] for s in steps] for i in range(3))
+    def _parameter(self, root: Root, name: str) -> ParameterTrace:
+        steps, (gradient, weight, update) = self._parameters.series((root.number, name))
         known, group = root.groups.get(name, (None, 0))
         place = self._place_of(known)
         return ParameterTrace(
@@ -961,59 +694,7 @@ class TrainingObserver:
         )  # fmt: skip
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and type(module).__name__ in _WRAPPERS:
-            inner = module._modules.get("module") or module._modules.get("_original_module")
-        if inner is None:
-            return module
-        module = inner
-
-
-def _is_sensitive(module: nn.Module) -> bool:
-    """Whether its results differ between train and eval mode."""
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return module.dropout > 0
-    return type(module).__name__.startswith(_SENSITIVE) and getattr(module, "p", 1) != 0
-
-
-def _note_unused(unused: dict[Any, _Idle], forward: _Forward) -> None:
-    key = None if forward.site is None else forward.site.key
-    known = unused.get((key, forward.training))
-    if known is None:
-        unused[key, forward.training] = _Idle(key, forward.site, forward.step, forward.inputs)
-    else:
-        known.goes_on(forward.step, forward.inputs)
-
-
-def _sequence(node: Any) -> int:
-    return int(node._sequence_nr())
-
-
-def _walk(
-    losses: Iterable[Tensor], wanted: set[int], most: int = 20000
-) -> tuple[set[int], set[int]]:
-    """Which of the wanted nodes lie below the losses, and the `id`s of the parameters there."""
-    seen: set[Any] = set()
-    found: set[int] = set()
-    parameters: set[int] = set()
-    stack = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
-    while stack and len(seen) < most:
-        node: Any = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if (number := _sequence(node)) in wanted:
-            found.add(number)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            parameters.add(id(variable))
-        stack.extend(below for below, _ in node.next_functions if below is not None)
-    return found, parameters
-
-
-def _is_reset(optimizer: _Optimizer) -> bool:
+def _is_reset(optimizer: KnownOptimizer) -> bool:
     """Whether the gradients are gone, or zero, before a backward pass adds to them."""
     probes = [probe() for probe in optimizer.probes]
     return not probes or any(
@@ -1032,51 +713,14 @@ def _has_arrived(parameters: Iterable[Tensor]) -> bool:
     return any(bool(g.any()) for g in given)
 
 
-def _norm(gradient: Tensor) -> Tensor:
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float32)
-    return norm
-
-
 def _few(parameter: Tensor) -> Tensor:
     """Some elements of it, copied."""
     return parameter.detach().reshape(-1)[:16].clone()
 
 
-def _has_gradients(root: _Root) -> bool:
+def _has_gradients(root: Root) -> bool:
     module = root.module()
     return module is not None and any(p.grad is not None for p in module.parameters())
-
-
-def _maker(tensor: Tensor) -> str:
-    """The operation that made the values, behind rearrangements of them."""
-    views = (
-        "View",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Transpose",
-        "Permute",
-        "T",
-        "ToCopy",
-        "Clone",
-    )
-    node = tensor.grad_fn
-    for _ in range(4):
-        if (
-            node is None
-            or node.name().removesuffix("0").removesuffix("1").removesuffix("Backward") not in views
-        ):
-            break
-        node = node.next_functions[0][0]
-    return "" if node is None else node.name()
-
-
-def _part(parameter: Tensor) -> Tensor:
-    """At most 8192 elements of it, copied."""
-    flat = parameter.detach().reshape(-1)
-    stride = -(-flat.numel() // LARGEST_SAMPLE) | 1
-    return flat[::stride].to(torch.float32, copy=True)
 
 
 def _plain(value: Any) -> Any:

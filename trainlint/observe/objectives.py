@@ -1,0 +1,212 @@
+"""The loss functions of a training loop: their values, their targets, and what they were given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainlint.observe.autograd import maker
+from trainlint.observe.recorder import LOSS_FUNCTIONS, SiteRecord
+from trainlint.observe.targets import SeenTargets
+from trainlint.observe.trace import LossTrace
+from trainlint.sites import Site, calling_site
+from trainlint.tree import tensors
+
+MOST_VALUES: Final = 4096
+# What may not stand before a loss function, and how that is called.
+_WRONG_BEFORE: Final = {
+    ("cross_entropy", "Softmax"): "double-softmax",
+    ("binary_cross_entropy_with_logits", "Sigmoid"): "double-sigmoid",
+    ("binary_cross_entropy_with_logits", "Softmax"): "double-sigmoid",
+    ("nll_loss", "Softmax"): "missing-log-softmax",
+    ("nll_loss", "Sigmoid"): "missing-log-softmax",
+    ("kl_div", "Softmax"): "missing-log-softmax",
+}
+
+
+@dataclass
+class Objective:
+    """A loss function at one place, its values and what the targets are like. On the device."""
+
+    kind: str
+    site: Site | None
+    values: list[tuple[int, Any]] = field(default_factory=list)
+    counts: Tensor | None = None
+    sums: list[Tensor] | None = None
+    is_plain: bool = True
+    made_by: str = ""
+    largest: Tensor | None = None
+    seen: SeenTargets = field(default_factory=SeenTargets)
+
+    def look_at(self, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any]) -> None:
+        """Add up what the best constant answer depends on."""
+        if self.kind in ("nll_loss", "kl_div") and scores.numel():
+            largest = scores.amax()
+            self.largest = largest if self.largest is None else self.largest.maximum(largest)
+        self.is_plain = self.is_plain and not any(
+            kwargs.get(option) is not None for option in ("weight", "pos_weight")
+        )
+        if kwargs.get("label_smoothing") or kwargs.get("reduction", "mean") != "mean":
+            self.is_plain = False
+        if self.kind in ("cross_entropy", "nll_loss") and not targets.is_floating_point():
+            classes = scores.shape[1] if scores.dim() > 1 else scores.shape[0]
+            flat = targets.reshape(-1)
+            # `bincount` and a mask would wait for the device.
+            index = torch.where((flat >= 0) & (flat < classes), flat, classes).long()
+            ones = torch.ones_like(index)
+            counts = ones.new_zeros(classes + 1).scatter_add_(0, index, ones)[:classes]
+            if self.counts is not None and self.counts.shape != counts.shape:
+                self.is_plain = False  # heads with different classes take turns at this place
+                return
+            self.counts = counts if self.counts is None else self.counts + counts
+        elif self.kind == "mse_loss" and scores.shape == targets.shape:
+            wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
+            # One constant for each output: a constant answer may differ from output to output.
+            count = torch.full_like(wide[0], len(wide)) if wide.dim() else torch.ones_like(wide)
+            squares = wide.square()
+            sums = [
+                count,
+                wide.sum(0) if wide.dim() else wide,
+                squares.sum(0) if wide.dim() else squares,
+            ]
+            if self.sums is not None and self.sums[0].shape == sums[0].shape:
+                sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
+            self.sums = sums
+
+    def guess(self) -> float | None:
+        """The loss of the best constant answer."""
+        if not self.is_plain:
+            return None
+        if self.counts is not None:
+            shares = self.counts.double() / self.counts.sum()
+            return float(torch.special.entr(shares).sum())
+        if self.sums is not None:
+            count, total, squares = self.sums
+            return float((squares / count - (total / count).square()).mean())
+        return None
+
+    def trace(self) -> LossTrace:
+        """The figures, fetched from the device."""
+        return LossTrace(
+            self.kind,
+            self.site,
+            [step for step, _ in self.values],
+            [float(value) for _, value in self.values],
+            self.guess(),
+            None if self.counts is None else len(self.counts),
+            self.made_by,
+            None if self.largest is None else float(self.largest),
+            self.is_plain,
+            self.seen.trace(),
+        )
+
+
+class Objectives:
+    """All losses, by the places in the code where they are called.
+
+    `incident` is told of what should not be; `source_of` says which recorded operation made a tensor, and
+    `inputs` gives what the model was called with last.
+    """
+
+    def __init__(
+        self,
+        incident: Callable[..., None],
+        source_of: Callable[[Tensor], SiteRecord | None],
+        inputs: Callable[[], Any],
+    ) -> None:
+        self._incident = incident
+        self._source_of = source_of
+        self._inputs = inputs
+        self._by_place: dict[Any, Objective] = {}
+
+    def look_at(
+        self,
+        step: int,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        root: int | None,
+    ) -> None:
+        """A loss function was called, or an operation of which losses are made."""
+        first = args[0] if args else kwargs.get("input")
+        second = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("other"))
+        if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+            return
+        if name not in ("cross_entropy", "nll_loss") and (root is None or name in LOSS_FUNCTIONS):
+            self._broadcast(name, first, second)
+        if name not in LOSS_FUNCTIONS or not isinstance(result, Tensor) or not result.requires_grad:
+            return
+        weighted = len(args) > 2 and isinstance(args[2], Tensor)
+        options = {**kwargs, "weight": args[2]} if weighted else kwargs
+        made_by = maker(first)
+        self._note(step, name, first, second, options, result, made_by)
+        twice = _WRONG_BEFORE.get((name, made_by))
+        if twice is not None:
+            site = calling_site()
+            source = self._source_of(first)
+            self._incident(
+                twice,
+                site if source is None or source.site is None else source.site,
+                loss=name,
+                gets=made_by.lower(),
+                classes=first.shape[1] if first.dim() > 1 else first.shape[0],
+                module=None if source is None else source.place.path,
+                at=None if site is None else f"{site.filename}:{site.row}",
+            )
+
+    def _note(
+        self,
+        step: int,
+        name: str,
+        scores: Tensor,
+        targets: Tensor,
+        kwargs: Mapping[str, Any],
+        loss: Tensor,
+        made_by: str,
+    ) -> None:
+        site = calling_site()
+        key = (name, None if site is None else site.key)
+        known = self._by_place.get(key)
+        if known is None:
+            known = self._by_place[key] = Objective(name, site)
+        if loss.numel() == 1:
+            known.values.append((step, loss.detach()))
+        known.made_by = made_by
+        known.look_at(scores.detach(), targets.detach(), kwargs)
+        given = [t.data_ptr() for _, t in tensors(self._inputs()) if t.numel()]
+        known.seen.look_at(targets.detach(), kwargs, inputs=targets.data_ptr() in given)
+
+    def _broadcast(self, name: str, first: Tensor, second: Tensor) -> None:
+        """(N, 1, …) with (N, …), of which one is a prediction: a table of each with each."""
+        if abs(first.dim() - second.dim()) != 1 or (first.grad_fn is None) == (
+            second.grad_fn is None
+        ):
+            return
+        if first.requires_grad and second.requires_grad:
+            return  # a parameter, compared with predictions
+        more, fewer = (first, second) if first.dim() > second.dim() else (second, first)
+        if (
+            fewer.dim()
+            and more.shape[1] == 1
+            and more.shape[0] == fewer.shape[0] > 1
+            and more.shape[2:] == fewer.shape[1:]
+        ):
+            self._incident("broadcast-loss", calling_site(), operation=name,
+                           shapes=[list(first.shape), list(second.shape)],
+                           prediction=0 if first.requires_grad else 1)  # fmt: skip
+
+    def drain(self) -> None:
+        """Move values to the host, and keep no more than can be used."""
+        for objective in self._by_place.values():
+            objective.values = [(step, float(value)) for step, value in objective.values]
+            if len(objective.values) > MOST_VALUES:
+                del objective.values[1::2]
+
+    def trace(self) -> list[LossTrace]:
+        """What is known of each."""
+        return [objective.trace() for objective in self._by_place.values()]

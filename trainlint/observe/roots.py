@@ -1,0 +1,145 @@
+"""The books on models and optimizers of a training loop: what was called, held and stepped."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from trainlint.sites import Site
+
+_WRAPPERS: Final = frozenset(
+    {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "_FabricModule"}
+)
+# Their results differ between train and eval mode.
+_SENSITIVE: Final = ("Dropout", "BatchNorm", "SyncBatch", "AlphaDropout", "FeatureAlpha")
+
+
+@dataclass
+class Root:
+    """A module that is called from outside of all others."""
+
+    number: int
+    module: weakref.ref[nn.Module]
+    name: str
+    site: Site | None
+    paths: dict[int, str]
+    names: dict[int, str]
+    sensitive: bool
+    layers: dict[str, Site | None]
+    shapes: dict[str, tuple[int, int, bool]]
+    # Names of parameters that an optimizer holds; others that had a gradient at a step, with some of
+    # their elements then.
+    held: set[str] = field(default_factory=set)
+    neglected: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, tuple[KnownOptimizer, int]] = field(default_factory=dict)
+    inputs: Any = None
+    forwards: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    trained_in: Counter[bool] = field(default_factory=Counter)
+    trained_at: set[Any] = field(default_factory=set)
+    # The modes of the forwards behind the next step, and how many steps had one in train mode.
+    modes: Counter[bool] = field(default_factory=Counter)
+    steps_in_train_mode: int = 0
+    switched: dict[bool, Site | None] = field(default_factory=dict)
+    # Whether `train()` was called since the last forward that was trained: what runs in it, shall.
+    is_asked: bool = False
+    idle: Idle | None = None
+    # Forwards with a graph that no backward pass reached, by site and mode.
+    unused: dict[Any, Idle] = field(default_factory=dict)
+
+
+@dataclass
+class Idle:
+    """Forwards in a row, at one site, that nothing is trained by; `passes` are rows of two or more."""
+
+    key: Any
+    site: Site | None
+    step: int
+    inputs: weakref.ref[Tensor] | None = None
+    row: int = 1
+    passes: int = 0
+    first: int = 0
+
+    def goes_on(self, step: int, inputs: weakref.ref[Tensor] | None) -> None:
+        """One more forward. The same input again is a sample of what is random, not a pass over data."""
+        before, now = (None if ref is None else ref() for ref in (self.inputs, inputs))
+        is_same = now is not None and now is before
+        self.row = self.row + 1 if step == self.step and not is_same else 1
+        self.step, self.inputs = step, inputs
+        if self.row == 2:
+            self.first = self.first if self.passes else step
+            self.passes += 1
+
+
+@dataclass
+class Forward:
+    """A forward that no backward pass has reached yet; `ends` number its outputs' autograd nodes."""
+
+    root: Root
+    ends: frozenset[int]
+    site: Site | None
+    training: bool
+    step: int
+    inputs: weakref.ref[Tensor] | None = None
+    asked: bool = False
+
+
+@dataclass
+class KnownOptimizer:
+    """An optimizer, and what it did."""
+
+    held: weakref.ref[Any]
+    kind: str
+    site: Site | None
+    groups: list[dict[str, Any]]
+    steps: int = 0
+    pending: int = 0
+    backwards: Counter[int] = field(default_factory=Counter)
+    rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
+    was_reset: bool = True
+    closure: bool = False
+    # Parameters that had no gradient at any step, by `id`.
+    unreached: dict[int, weakref.ref[Tensor]] | None = None
+    # Whether the last backward pass was seen to leave it a gradient that is not zero.
+    arrived: bool = False
+    probes: tuple[weakref.ref[Tensor], ...] = ()
+    roots: set[int] = field(default_factory=set)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All parameters that it holds now."""
+        optimizer = self.held()
+        if optimizer is not None:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own module in those that distribute or compile it."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in _WRAPPERS:
+            inner = module._modules.get("module") or module._modules.get("_original_module")
+        if inner is None:
+            return module
+        module = inner
+
+
+def is_sensitive(module: nn.Module) -> bool:
+    """Whether its results differ between train and eval mode."""
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.dropout > 0
+    return type(module).__name__.startswith(_SENSITIVE) and getattr(module, "p", 1) != 0
+
+
+def note_unused(unused: dict[Any, Idle], forward: Forward) -> None:
+    """Count a forward with a graph that no backward pass came to."""
+    key = None if forward.site is None else forward.site.key
+    known = unused.get((key, forward.training))
+    if known is None:
+        unused[key, forward.training] = Idle(key, forward.site, forward.step, forward.inputs)
+    else:
+        known.goes_on(forward.step, forward.inputs)
