@@ -120,7 +120,7 @@ def _is_exact(links: tuple[Link, ...]) -> bool:
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
-    for incident in trace.of("scores-out-of-range"):
+    for incident in trace.of("scores-refused"):
         least, largest = incident.facts["least"], incident.facts["largest"]
         if math.isnan(least) or math.isnan(largest):  # where they come from is another finding
             continue

@@ -69,27 +69,28 @@ def loss_never_moves(
     if sum(optimizer.steps > 0 for optimizer in trace.optimizers) != 1 or _is_warming_up(trace):
         return
     for loss in trace.objectives:
-        learnt = loss.learnt(steps)
-        if learnt is None or not loss.guess or not learnt < drop or not _is_the_loss(trace, loss):
+        values = _of_every_step(trace, loss)
+        if not loss.guess or len(values) < steps:
             continue
-        last = statistics.median(_fifth(loss, len(loss.values)))
-        middle = statistics.median(_fifth(loss, len(loss.values) // 2))
-        first = statistics.median(_fifth(loss, 0))
+        last = statistics.median(_fifth(values, len(values)))
+        middle = statistics.median(_fifth(values, len(values) // 2))
+        first = statistics.median(_fifth(values, 0))
+        learnt = 1 - last / loss.guess
+        if not learnt < drop or middle - last > share * loss.guess:
+            continue
         is_above = learnt < -drop
-        if middle - last > share * loss.guess:
-            continue
         if is_above and ((loss.classes or 0) > _MANY or first - last > share / 4 * loss.guess):
             continue
         over = "worse than" if is_above else "no better than"
         yield Finding(
-            f"after {loss.steps[-1] + 1} steps the loss is {last:.3g}, {over} the best answer that ignores "
+            f"after {len(values)} steps the loss is {last:.3g}, {over} the best answer that ignores "
             f"the input, {loss.guess:.3g}, and no longer falls",
             where=loss.site,
             evidence={
-                "steps": loss.steps[-1] + 1,
+                "steps": len(values),
                 "loss": round(last, 6),
                 "constant_answer": round(loss.guess, 6),
-                "first_loss": round(loss.values[0], 6),
+                "first_loss": round(values[0], 6),
             },
             fixes=[
                 Fix(
@@ -101,11 +102,11 @@ def loss_never_moves(
         )
 
 
-def _fifth(loss: LossTrace, end: int) -> Sequence[float]:
-    """A fifth of the recorded values, at least three, that ends there if it can."""
-    size = max(3, len(loss.values) // 5)
+def _fifth(values: Sequence[float], end: int) -> Sequence[float]:
+    """A fifth of them, at least three, that ends there if it can."""
+    size = max(3, len(values) // 5)
     start = max(0, end - size)
-    return loss.values[start : start + size]
+    return values[start : start + size]
 
 
 def _is_warming_up(trace: Trace) -> bool:
@@ -117,17 +118,23 @@ def _is_warming_up(trace: Trace) -> bool:
     return False
 
 
-def _is_the_loss(trace: Trace, loss: LossTrace) -> bool:
-    """Whether backward passes start from a fixed multiple of it (accumulation, a scaler)."""
+def _of_every_step(trace: Trace, loss: LossTrace) -> list[float]:
+    """The loss at each step, also at those that were not recorded, from what backward passes start from.
+
+    Empty where that is no fixed multiple of it (as with accumulation, or a scaler).
+    """
     totals: dict[int, float] = {}
     for step, value in trace.losses:
         totals[step] = totals.get(step, 0.0) + value
-    own: dict[int, float] = {}
+    own: dict[int, list[float]] = {}
     for step, value in zip(loss.steps, loss.values, strict=True):
-        own[step] = own.get(step, 0.0) + value
-    ratios = [totals[step] / value for step, value in own.items() if step in totals and value > 0]
+        own.setdefault(step, []).append(value)
+    means = {step: statistics.mean(values) for step, values in own.items() if step in totals}
+    ratios = [totals[step] / mean for step, mean in means.items() if mean > 0]
     if len(ratios) < 3:
-        return False
+        return []
     usual = statistics.median(ratios)
     close = sum(abs(ratio - usual) <= 0.02 * abs(usual) for ratio in ratios)
-    return usual > 0 and close >= 0.8 * len(ratios)
+    if usual <= 0 or close < 0.8 * len(ratios):
+        return []
+    return [totals[step] / usual for step in sorted(totals)]

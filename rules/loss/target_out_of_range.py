@@ -63,7 +63,7 @@ def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Findi
     The documentation of torch.nn.CrossEntropyLoss (`ignore_index`, and "C = number of classes") and
     torch.nn.BCEWithLogitsLoss ("targets should be numbers between 0 and 1").
     """
-    for incident in trace.of("target-out-of-range"):
+    for incident in trace.of("targets-refused"):
         if incident.facts["loss"] in _INDEXED:
             yield _no_class(incident)
         else:

@@ -56,7 +56,7 @@ def _classes(error: BaseException) -> Failure | None:
         "first": int(flat[wrong][0]) if bool(wrong.any()) else None,
         "others": [int(value) for value in flat[wrong].unique()[:4]],
     }
-    return Failure("target-out-of-range", _site_of(error), facts)
+    return Failure("targets-refused", _site_of(error), facts)
 
 
 def _probabilities(error: BaseException, *, of_targets: bool) -> Failure | None:
@@ -74,7 +74,7 @@ def _probabilities(error: BaseException, *, of_targets: bool) -> Failure | None:
     made_by = given["input"].grad_fn
     if not of_targets and made_by is not None:
         facts["made_by"] = made_by.name().removesuffix("0").removesuffix("Backward")
-    kind = "target-out-of-range" if of_targets else "scores-out-of-range"
+    kind = "targets-refused" if of_targets else "scores-refused"
     return Failure(kind, _site_of(error), facts)
 
 
