@@ -361,6 +361,14 @@ def test_updates_are_relative_changes_of_the_weights() -> None:
 # ---------------------------------------------------------------------- long runs, other threads, trouble
 
 
+def test_a_step_without_any_gradient_is_recorded() -> None:
+    def loop() -> None:
+        torch.optim.SGD(mlp().parameters(), lr=0.1).step()
+
+    _, trace = observed_run(loop, period=1)
+    assert trace.steps == 1
+
+
 def test_memory_is_bounded_however_long_the_run() -> None:
     _, trace = observed_run(lambda: plain(400), period=1)
     assert trace.steps == 400

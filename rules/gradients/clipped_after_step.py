@@ -55,7 +55,7 @@ def clipped_after_step(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
     PyTorch documentation, `torch.nn.utils.clip_grad_norm_`. Pascanu, Mikolov & Bengio 2013,
     arXiv:1211.5063.
     """
-    for incident in trace.of("clipped-after-step"):
+    for incident in trace.of("clip-after-step"):
         if incident.count >= times:
             kind = incident.facts["optimizer"]
             yield Finding(

@@ -62,7 +62,7 @@ def graph_kept_alive(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
     ## References
     PyTorch documentation, frequently asked questions, "My model reports CUDA error: out of memory".
     """
-    for incident in trace.of("graph-kept-alive"):
+    for incident in trace.of("graphs-alive"):
         if incident.count >= times:
             yield Finding(
                 f"the graphs of {incident.facts['graphs']} earlier losses were still alive at step "

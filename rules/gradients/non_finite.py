@@ -204,7 +204,7 @@ def _watched(trace: Trace) -> Iterator[Finding]:
         else f"; from step {rows[0]} on nothing is learnt, and the weights may be lost"
     )
     incidents = list(
-        trace.of("non-finite-result", "non-finite-input", "non-finite-weights", "non-finite-loss")
+        trace.of("not-finite-result", "not-finite-input", "not-finite-weights", "not-finite-loss")
     )
     first = min(incidents, key=lambda incident: incident.step, default=None)
     said, cure, evidence = _said(first)
@@ -223,7 +223,7 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
         return "the loss became NaN or infinite", "a smaller learning rate, or clip_grad_norm_", {}
     facts = incident.facts
     what = "NaN" if facts["value"] == "nan" else "infinity"
-    if incident.kind == "non-finite-result":
+    if incident.kind == "not-finite-result":
         name, least, largest = facts["operation"], facts["least"], facts["largest"]
         reason, cure = CURES.get(name, ("", ""))
         if max(abs(least), abs(largest)) > HALF:
@@ -234,7 +234,7 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
             cure or "an ε where it divides, takes a root or a logarithm, or clamp its argument",
             {"value": facts["value"], "operation": name, "inputs": [least, largest]},
         )
-    if incident.kind == "non-finite-weights":
+    if incident.kind == "not-finite-weights":
         return (
             (
                 f"the weights of {facts['parameters'][0]} were not finite before the loss was: the step "
@@ -246,7 +246,7 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
             ),
             {"value": facts["value"], "parameters": list(facts["parameters"])},
         )
-    if incident.kind == "non-finite-input":
+    if incident.kind == "not-finite-input":
         return (
             f"{facts['model']} was given NaN or infinity: the fault is in the data, before the model",
             (

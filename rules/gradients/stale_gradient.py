@@ -52,7 +52,7 @@ def stale_gradient(trace: Trace, *, steps: int = 3) -> Iterator[Finding]:
     ## References
     PyTorch documentation, `torch.optim.Optimizer.zero_grad`; PyTorch recipe "Zeroing out gradients".
     """
-    for incident in trace.of("stale-gradient"):
+    for incident in trace.of("gradients-left"):
         if incident.count >= steps:
             yield Finding(
                 f"{incident.facts['optimizer']}.step() goes by gradients that were left from the steps "

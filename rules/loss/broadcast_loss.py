@@ -58,7 +58,7 @@ def broadcast_loss(trace: Trace) -> Iterator[Finding]:
     PyTorch documentation, "Broadcasting semantics". For a table the mean of (pᵢ − yⱼ)² is
     mean (pᵢ − ȳ)² + Var y, which is least at pᵢ = ȳ.
     """
-    for incident in trace.of("broadcast-loss"):
+    for incident in trace.of("each-with-each"):
         shapes = [tuple(shape) for shape in incident.facts["shapes"]]
         prediction = shapes[incident.facts["prediction"]]
         other = shapes[1 - incident.facts["prediction"]]

@@ -61,7 +61,7 @@ def detached_loss(trace: Trace) -> Iterator[Finding]:
     ## References
     PyTorch documentation, "Autograd mechanics" (leaf tensors; locally disabling gradient computation).
     """
-    for incident in trace.of("detached-loss"):
+    for incident in trace.of("loss-without-graph"):
         facts = incident.facts
         what = "a leaf of its own" if facts["leaf"] else "a number without grad_fn"
         cost = (

@@ -108,7 +108,7 @@ def double_sigmoid(
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
-    for incident in trace.of("double-sigmoid"):
+    for incident in trace.of("sigmoid-twice"):
         loss, gets = incident.facts["loss"], incident.facts["gets"]
         yield Finding(
             f"{loss} gets the result of a {gets} and takes the sigmoid of it: its probabilities stay "

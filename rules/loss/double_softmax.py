@@ -125,7 +125,7 @@ def double_softmax(
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
-    for incident in trace.of("double-softmax"):
+    for incident in trace.of("softmax-twice"):
         classes = incident.facts["classes"]
         floor = math.log(1 + (classes - 1) / math.e)
         yield Finding(

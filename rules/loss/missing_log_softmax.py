@@ -112,7 +112,7 @@ def missing_log_softmax(
 
 
 def _watched(trace: Trace) -> Iterator[Finding]:
-    for incident in trace.of("missing-log-softmax"):
+    for incident in trace.of("no-logarithm"):
         loss, gets = incident.facts["loss"], incident.facts["gets"]
         yield Finding(
             f"{loss} expects log-probabilities and gets the probabilities of a {gets}: its gradient "

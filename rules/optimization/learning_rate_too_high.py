@@ -113,7 +113,7 @@ def learning_rate_too_high(
 
 def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[str, bool] | None:
     first = next((step for step, value in trace.losses if not isfinite(value)), None)
-    if first is None or any(trace.of("non-finite-input")):
+    if first is None or any(trace.of("not-finite-input")):
         return None
     before = [pace for step, pace in paces.items() if step <= first]
     if not before or max(before) <= update or isfinite(trace.losses[-1][1]):

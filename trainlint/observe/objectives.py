@@ -19,12 +19,12 @@ from trainlint.tree import tensors
 MOST_VALUES: Final = 4096
 # What may not stand before a loss function, and how that is called.
 _WRONG_BEFORE: Final = {
-    ("cross_entropy", "Softmax"): "double-softmax",
-    ("binary_cross_entropy_with_logits", "Sigmoid"): "double-sigmoid",
-    ("binary_cross_entropy_with_logits", "Softmax"): "double-sigmoid",
-    ("nll_loss", "Softmax"): "missing-log-softmax",
-    ("nll_loss", "Sigmoid"): "missing-log-softmax",
-    ("kl_div", "Softmax"): "missing-log-softmax",
+    ("cross_entropy", "Softmax"): "softmax-twice",
+    ("binary_cross_entropy_with_logits", "Sigmoid"): "sigmoid-twice",
+    ("binary_cross_entropy_with_logits", "Softmax"): "sigmoid-twice",
+    ("nll_loss", "Softmax"): "no-logarithm",
+    ("nll_loss", "Sigmoid"): "no-logarithm",
+    ("kl_div", "Softmax"): "no-logarithm",
 }
 
 
@@ -196,7 +196,7 @@ class Objectives:
             and more.shape[0] == fewer.shape[0] > 1
             and more.shape[2:] == fewer.shape[1:]
         ):
-            self._incident("broadcast-loss", calling_site(), operation=name,
+            self._incident("each-with-each", calling_site(), operation=name,
                            shapes=[list(first.shape), list(second.shape)],
                            prediction=0 if first.requires_grad else 1)  # fmt: skip
 

@@ -294,7 +294,7 @@ class TrainingObserver:
             p.requires_grad for module in modules if module is not None for p in module.parameters()
         )
         graph = any(forward.step == self.step for forward in self._pending)
-        self._incident("detached-loss", site, leaf=loss.requires_grad, graph=graph, frozen=frozen,
+        self._incident("loss-without-graph", site, leaf=loss.requires_grad, graph=graph, frozen=frozen,
                        grad_mode=torch.is_grad_enabled())  # fmt: skip
 
     def _keep_loss(self, loss: Tensor, site: Site | None) -> None:
@@ -312,24 +312,24 @@ class TrainingObserver:
         facts: dict[str, Any] = {"value": value}
         module = None if root is None else root.module()
         if root is None or module is None:
-            self._incident("non-finite-loss", site, **facts)
+            self._incident("not-finite-loss", site, **facts)
             return
         broken = [n for n, p in module.named_parameters() if not bool(p.detach().isfinite().all())]
         if broken:
             self._incident(
-                "non-finite-weights", site, **facts, parameters=broken[:3], model=root.name
+                "not-finite-weights", site, **facts, parameters=broken[:3], model=root.name
             )
             return
         given = [t for _, t in tensors(root.inputs) if t.is_floating_point()] if root.inputs else []
         if not all(bool(t.detach().isfinite().all()) for t in given):
-            self._incident("non-finite-input", root.site, **facts, model=root.name)
+            self._incident("not-finite-input", root.site, **facts, model=root.name)
             return
         found = None if root.inputs is None else origin_in(module, *root.inputs)
         if found is not None:
-            self._incident("non-finite-result", found.site, value=found.value, operation=found.operation,
+            self._incident("not-finite-result", found.site, value=found.value, operation=found.operation,
                            least=found.least, largest=found.largest, model=root.name)  # fmt: skip
         else:
-            self._incident("non-finite-loss", site, **facts, model=root.name)
+            self._incident("not-finite-loss", site, **facts, model=root.name)
 
     def _latest(self) -> Root | None:
         return next((r for r in reversed(self._roots.values()) if r.inputs is not None), None)
@@ -367,7 +367,7 @@ class TrainingObserver:
             self._look_at_modes(known, site)
             return
         if known.steps and known.pending and not known.was_reset:
-            self._incident("stale-gradient", site, optimizer=known.kind)
+            self._incident("gradients-left", site, optimizer=known.kind)
         parameters = list(known.parameters())
         if known.steps < FIRST_STEPS or self._is_recording:
             self._look_at(known, parameters, site)
@@ -486,7 +486,7 @@ class TrainingObserver:
             old = [(step, site) for step, ref, site in self._graphs
                    if ref() is not None and step < self.step - 2]  # fmt: skip
             if len({step for step, _ in old}) >= 8:
-                self._incident("graph-kept-alive", old[-1][1], graphs=len(old))
+                self._incident("graphs-alive", old[-1][1], graphs=len(old))
 
     def _gap(self) -> int:
         """Steps from one recorded step to the next."""
@@ -522,7 +522,7 @@ class TrainingObserver:
         if owners and limit < 1e4 and all(
             known.steps and not known.pending and any(known.backwards) for known in owners
         ):  # fmt: skip
-            self._incident("clipped-after-step", site, optimizer=owners[0].kind)
+            self._incident("clip-after-step", site, optimizer=owners[0].kind)
         for known in owners:
             if self._is_still_scaled(known):
                 self._incident("clipped-while-scaled", site, optimizer=known.kind)

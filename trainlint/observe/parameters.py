@@ -105,7 +105,8 @@ def _gradient_norms(parameters: Sequence[Tensor], like: Tensor) -> list[Tensor]:
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
         dense.append((place, gradient))
-    found = torch._foreach_norm([gradient for _, gradient in dense], dtype=torch.float32)
-    for (place, _), norm in zip(dense, found if dense else [], strict=True):
-        norms[place] = norm.to(like.device)
+    if dense:
+        found = torch._foreach_norm([gradient for _, gradient in dense], dtype=torch.float32)
+        for (place, _), norm in zip(dense, found, strict=True):
+            norms[place] = norm.to(like.device)
     return norms
