@@ -9,7 +9,7 @@ from trainlint.rule import Confidence, Finding, Fix, Severity, SiteTrace, Trace,
 
 @rule(
     "ACT002",
-    severity=Severity.WARNING,
+    severity=Severity.INFO,
     since="0.1",
     explains=["loss-never-moves", "vanishing-gradient"],
 )
@@ -25,7 +25,7 @@ def saturated_units(trace: Trace, *, share: float = 0.5, steps: int = 20) -> Ite
     the first and of the second half of the run, and the result goes into the weights of another layer.
     Not reported: gates, whose result multiplies something else (LSTM, GRU, highway, squeeze and
     excitation) and which are meant to be open or shut; and the model's last activation, where saturation
-    means that the model is sure.
+    means that the model is sure. It is advice: networks with saturated tanh units can learn well.
 
     ## Bad
     ```python
