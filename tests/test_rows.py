@@ -25,6 +25,16 @@ CNN = """
     """
 
 
+TYPO = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(3, 2)
+    def forward(self, x):
+        return self.fc(x)
+"""
+
+
 def checked(folder: Path, code: str, *rules: str) -> trainlint.Report:
     path = folder / "net.py"
     head = "import torch, torch.nn as nn, torch.nn.functional as F\n"
@@ -216,10 +226,7 @@ def test_the_skip_that_a_unet_needs(tmp_path: Path) -> None:
          "class Net (line 2) has no forward; is foward (line 3) meant?"),
         ("class Net(nn.Module):\n    def __init__(self): super().__init__()",
          "class Net (line 2) has no forward"),
-        ("class Net(nn.Module):\n"
-         + "    def __init__(self): super().__init__(); self.fc1 = nn.Linear(3, 2)\n"
-         + "    def forward(self, x): return self.fc(x)",
-         "has no attribute 'fc' (did you mean fc1?) at"),
+        (TYPO, "has no attribute 'fc' (did you mean fc1?) at"),
     ],
 )  # fmt: skip
 def test_what_is_no_matter_of_inputs(tmp_path: Path, code: str, reason: str) -> None:
