@@ -16,11 +16,17 @@ class ConfigError(TrainlintError):
 
 
 class InputError(TrainlintError):
-    """No inputs for a model: badly given, or none found. `refusal` is what its forward raised first."""
+    """No inputs for a model: badly given, or none found.
 
-    def __init__(self, message: str, refusal: BaseException | None = None) -> None:
+    `refusal` is what its forward raised first; `is_bug` tells that no input would mend that.
+    """
+
+    def __init__(
+        self, message: str, refusal: BaseException | None = None, *, is_bug: bool = False
+    ) -> None:
         super().__init__(message)
         self.refusal = refusal
+        self.is_bug = is_bug
 
 
 class LoadError(TrainlintError):

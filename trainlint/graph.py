@@ -41,7 +41,8 @@ class Operation:
     whose forward ran, `owner` the module itself. `tensor` is the real tensor of a leaf. `origin`
     `unknown` marks a tensor that came from outside what the capture can see. `escape` tells how the
     value left the forward other than as an output: `attribute` where a module keeps it, else the call
-    that made a Python or numpy value of it (`item`, `numpy`), made at `escape_site`.
+    that made a Python or numpy value of it (`item`, `numpy`), made at `escape_site`. `at_every_size`
+    tells of an error that was seen at two input sizes, with operands that grew alike.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Operation:
     grad_enabled: bool = True
     in_place: bool = False
     error: Exception | None = None
+    at_every_size: bool = False
     tensor: torch.Tensor | None = None
     origin: str = ""
     function: str = ""
@@ -68,6 +70,7 @@ class Operation:
             name=name,
             shape=shape,
             error=None,
+            at_every_size=False,
             in_place=False,
             index_range=None,
             escape="",

@@ -23,8 +23,11 @@ from trainlint.analysis.layers import (
     blames_the_model,
     describe_source,
     disagreement,
+    expectation,
     is_follow_up,
     mismatches,
+    suits_no_size,
+    trace_axis,
     width_fixes,
     width_source,
 )
@@ -52,6 +55,7 @@ from trainlint.analysis.reachability import (
     hidden_weights,
     unused_modules,
 )
+from trainlint.analysis.rows import Fold, flat_width, flatten_fixes, folds, is_map
 from trainlint.analysis.variants import Variants
 from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
@@ -114,6 +118,7 @@ __all__ = [
     "Expectation",
     "Finding",
     "Fix",
+    "Fold",
     "GradientCut",
     "GradientPath",
     "Graph",
@@ -168,13 +173,18 @@ __all__ = [
     "describe_source",
     "disagreement",
     "dropped_share",
+    "expectation",
     "far_off",
+    "flat_width",
+    "flatten_fixes",
+    "folds",
     "heads",
     "heaviest",
     "heavy",
     "hidden_weights",
     "is_follow_up",
     "is_initializer",
+    "is_map",
     "is_plain_chain",
     "keeps_statistics",
     "measured_trend",
@@ -194,6 +204,8 @@ __all__ = [
     "source_of",
     "steepest",
     "stuck_weights",
+    "suits_no_size",
+    "trace_axis",
     "unit_axis",
     "unsuitable",
     "unused_modules",

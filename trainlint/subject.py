@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +106,7 @@ def analyze(
     return analysis()
 
 
+_MISSING: Final = re.compile(r"has no attribute '(\w+)'")
 _MEASUREMENTS: Final = {
     "Signal": "not measured on real numbers",
     "Influence": "not measured what influences what",
@@ -190,7 +193,7 @@ def unexplained_faults(graph: Graph) -> str | None:
         )
         return (
             f"no inputs found on which it runs; with {shapes} {graph.label(node)}{place} "
-            f"refuses: {reason}. Give example_inputs in the file, or --inputs"
+            f"refuses: {reason.rstrip('.')}. Give example_inputs in the file, or --inputs"
         )
     return None
 
@@ -202,8 +205,11 @@ def _no_inputs(error: InputError) -> str:
 
     site = site_of(error.refusal)
     place = f" at {site.filename}:{site.row}" if site is not None else ""
+    reason = describe_error(error.refusal)
+    if error.is_bug:
+        return f"forward raised {reason}{place}, whatever the inputs"
     return (
-        f"{error}; first it raised {describe_error(error.refusal)}{place}. "
+        f"{error}; first it raised {reason.rstrip('.')}{place}. "
         "Give example_inputs in the file, or --inputs"
     )
 
@@ -219,6 +225,20 @@ def _raised(recording: Recording, inputs: Inputs) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """`ValueError: first line of the message`."""
+    """`ValueError: first line of the message`, and the attribute that may be meant."""
     message = str(error).strip().partition("\n")[0]
+    near = _meant(error)
+    message += f" (did you mean {near}?)" if near else ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _meant(error: BaseException) -> str | None:
+    """The name of a model's layer or attribute next to the one that it does not have."""
+    model = getattr(error, "obj", None)
+    missing = _MISSING.search(str(error)) if isinstance(error, AttributeError) else None
+    if missing is None or model is None or not hasattr(model, "named_children"):
+        return None
+    known = {*vars(model), *(name for name, _ in model.named_children())}
+    known |= {name for name, _ in model.named_parameters(recurse=False)}
+    names = [name for name in sorted(known) if not name.startswith("_")]
+    return next(iter(difflib.get_close_matches(missing[1], names, n=1)), None)

@@ -17,6 +17,7 @@ from trainlint.rule import (
     Severity,
     SourceEdits,
     ops,
+    past_clamps,
     rule,
     without_activation,
 )
@@ -122,6 +123,9 @@ def output_activation_mismatch(
         if call.kind in CLASSIFIERS:
             known = True
             yield from _on_scores(graph, losses, edits, call, links)
+            # A softmax in front of cross entropy is one fault, the activation before it another.
+            behind = _behind_doubled(call, links)
+            yield from _rectified(graph, edits, behind, losses.place(call), call)
         elif call.kind in REGRESSIONS:
             known = True
             yield from _on_regression(graph, losses, edits, call, links)
@@ -152,6 +156,15 @@ def _scores(call: LossCall, links: tuple[Link, ...]) -> tuple[Link, ...]:
     if rest and rest[0].name == "log_softmax":
         rest = rest[1:]
     return () if call.kind not in WITH_LOGITS and len(rest) == len(links) else rest
+
+
+def _behind_doubled(call: LossCall, links: tuple[Link, ...]) -> tuple[Link, ...]:
+    """The links before a softmax or sigmoid that the loss computes once more; none if there is none."""
+    rest = past_clamps(links)
+    is_doubled = call.kind in WITH_LOGITS and [link.name in NORMALIZERS for link in rest[:1]] == [
+        True
+    ]
+    return rest[1:] if is_doubled else ()
 
 
 def _least_losses(losses: Losses, call: LossCall, kept: Range) -> tuple[float, float]:

@@ -21,7 +21,11 @@ from trainlint.rule import (
     Signal,
     Site,
     SourceEdits,
+    construction_site,
+    is_initializer,
+    resolved_methods,
     rule,
+    source_of,
 )
 
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
@@ -65,8 +69,12 @@ def cut_gradient_path(
 
     The finding names the nearest cut on the way from the parameters to an output. It is an error where
     no input reaches an output along a differentiable path, a warning where one branch is cut, and advice
-    where a part runs under `no_grad` as a whole, as frozen feature extractors do, or where all of the
-    forward does and no loss is seen to judge it, as in a sampler.
+    where a part runs under `no_grad` as a whole, as frozen feature extractors do.
+
+    Where nothing at all can learn, since all of the forward runs under `no_grad`, or it returns the classes
+    that `argmax` picks, or every parameter is frozen, `backward()` itself raises. That is an error if the
+    model is seen to be trained, by a loss or an optimizer. Else it is a model to be applied, such as a
+    sampler, and so it is where the class has another method that uses the weights.
 
     ## Bad
     ```python
@@ -108,6 +116,9 @@ def cut_gradient_path(
     Straight-through: Bengio et al. 2013, arXiv:1308.3432; VQ-VAE: van den Oord et al. 2017,
     arXiv:1711.00937, section 3.2. Target networks: Grill et al. 2020, arXiv:2006.07733.
     """
+    if losses.trained and not losses.may_unfreeze and _is_frozen(graph):
+        yield _all_frozen(graph)
+        return
     reach = Reachability(graph)
     severed = reach.is_severed
     groups: dict[Any, list[GradientCut]] = {}
@@ -118,8 +129,15 @@ def cut_gradient_path(
     for place, cuts in groups.items():
         starved = _confirmed(signal, cuts)
         if starved:
-            severity = _severity(graph, reach, cuts, is_judged=bool(losses.calls))
-            yield _finding(graph, edits, cuts, starved, place, signal is not None, severity)
+            severity = _severity(graph, reach, cuts, losses)
+            nothing = reach.learns_nothing
+            found = _finding(graph, edits, cuts, starved, place, nothing, severity)
+            known = signal is not None or (nothing and graph.complete)
+            yield replace(
+                found,
+                evidence={**found.evidence, "measured": signal is not None},
+                confidence=Confidence.CERTAIN if known else Confidence.LIKELY,
+            )
 
 
 # ---------------------------------------------------------------------- what is meant
@@ -251,7 +269,7 @@ def _finding(
     cuts: list[GradientCut],
     starved: list[Parameter],
     place: Any,
-    measured: bool,
+    nothing_learns: bool,
     severity: Severity,
 ) -> Finding:
     cut = cuts[0]
@@ -260,10 +278,12 @@ def _finding(
     names = [parameter.name for parameter in starved]
     more = f"{len(names) - 1} more parameter{'s' * (len(names) > 2)}"
     what = names[0] if len(names) == 1 else f"{names[0]} and {more}"
+    cost = "it stays as initialised" if len(names) == 1 else "they stay as initialised"
+    if nothing_learns:
+        cost = "nothing is trained, and backward() raises"
     return Finding(
         f"{spelled} cuts off {what}, {share:.1%} of the model: no gradient reaches "
-        f"{'it' if len(names) == 1 else 'them'}, so {'it stays' if len(names) == 1 else 'they stay'} "
-        "as initialised",
+        f"{'it' if len(names) == 1 else 'them'}, so {cost}",
         where=place if place is not None else cut.node,
         module=graph.operation(cut.node).module,
         evidence={
@@ -271,24 +291,29 @@ def _finding(
             "kind": cut.kind,
             "parameters": names,
             "share_of_parameters": round(share, 4),
-            "measured": measured,
         },
         fixes=[_fix(graph, edits, cut, spelled)],
         severity=severity,
-        confidence=Confidence.CERTAIN if measured else Confidence.LIKELY,
         starved=share,
         affects=[cut.node, *(parameter.node for parameter in starved)],
     )
 
 
 def _severity(
-    graph: Graph, reach: Reachability, cuts: list[GradientCut], *, is_judged: bool
+    graph: Graph, reach: Reachability, cuts: list[GradientCut], losses: Losses
 ) -> Severity:
+    is_applied = reach.learns_nothing and (cuts[0].kind == "no_grad" or not graph.outputs)
+    if is_applied and losses.trained:  # backward() raises, or the scores are not those of forward
+        return Severity.INFO if _is_trained_otherwise(graph) else Severity.ERROR
+    if is_applied and not graph.outputs and cuts[0].kind == "discrete":
+        return Severity.INFO
     if cuts[0].kind == "no_grad":
-        if not is_judged and not any(graph.operation(n).grad_enabled for n in graph.calls_in_order):
+        if not losses.calls and not any(
+            graph.operation(n).grad_enabled for n in graph.calls_in_order
+        ):
             return Severity.INFO  # made for inference: another class, or method, is trained
-        if not any(parameter.node in reach.learning for parameter in graph.parameters):
-            return Severity.WARNING  # nothing at all can be trained: backward() raises
+        if reach.learns_nothing:
+            return Severity.WARNING
         if all(_runs_without_autograd(graph, cut) for cut in cuts):
             return Severity.INFO  # a frozen part, which only `requires_grad` does not know of
     return Severity.ERROR if reach.is_severed else Severity.WARNING
@@ -304,10 +329,44 @@ def _runs_without_autograd(graph: Graph, cut: GradientCut) -> bool:
     )
 
 
+def _is_trained_otherwise(graph: Graph) -> bool:
+    """Whether another method of the class uses its layers: `p_losses`, `neg_log_likelihood`.
+
+    What forward itself calls does not count.
+    """
+    owner: Any = type(graph.model)
+    methods, complete = resolved_methods(owner)
+    named = {method.name: set(_own_names(method.tree)) for method in methods}
+    within, stack = set(), ["forward"]
+    while stack:
+        name = stack.pop()
+        if name not in within:
+            within.add(name)
+            stack += [other for other in named.get(name, ()) if other in named]
+    parts = {name for name, _ in graph.model.named_children()}
+    parts |= {name for name, _ in graph.model.named_parameters(recurse=False)}
+    return not complete or any(
+        names & parts
+        for name, names in named.items()
+        if name not in within and not is_initializer(name) and name != "configure_optimizers"
+    )
+
+
+def _own_names(tree: ast.AST) -> Iterator[str]:
+    """The attributes of `self` that a method reads."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
+            continue
+        if getattr(node.value, "id", "") == "self":
+            yield node.attr
+
+
 def _spelled(graph: Graph, cut: GradientCut) -> str:
     if cut.kind == "no_grad":
         return "torch.no_grad()"
     operation = graph.operation(cut.node)
+    if operation.name == "output" and cut.node.all_input_nodes:
+        return f"the index of {graph.name(cut.node.all_input_nodes[0])}"
     name = operation.escape if cut.kind == "read" else operation.name
     return SPELLED.get(name, name)
 
@@ -320,6 +379,10 @@ def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fi
     if cut.kind == "read":
         return Fix(f"keep it a tensor: leave out {spelled} and use torch's own operations")
     if cut.kind == "discrete":
+        if not graph.outputs and all(user.op == "output" for user in cut.node.users):
+            title = f"return the scores, and take {spelled} where predictions are made"
+            site = graph.operation(cut.node).site
+            return edits.replaced_calls([(site, _without_argmax)], title=title)
         return Fix(f"{spelled} has no derivative: use softmax weights, F.gumbel_softmax or a "
                    "straight-through estimator x + (q - x).detach()")  # fmt: skip
     if cut.kind == "flat":
@@ -332,9 +395,89 @@ def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fi
     return Fix(title)
 
 
+def _without_argmax(call: ast.Call, source: str) -> str | None:
+    """The scores of `scores.argmax(1)` and `torch.argmax(scores, dim=1)`."""
+    parsed = ast.parse(source, mode="eval").body
+    if not isinstance(parsed, ast.Call) or not isinstance(call.func, ast.Attribute):
+        return None
+    callee = parsed.func
+    if not isinstance(callee, ast.Attribute) or callee.attr != "argmax":
+        return None
+    of_torch = isinstance(callee.value, ast.Name) and callee.value.id == "torch"
+    scores = (parsed.args[0] if parsed.args else None) if of_torch else callee.value
+    return None if scores is None else ast.get_source_segment(source, scores)
+
+
 def _without_detach(call: ast.Call, source: str) -> str | None:
     match = re.fullmatch(r"(.+?)\s*\.detach\(\s*\)", source, re.DOTALL)
     return match[1] if match and isinstance(call.func, ast.Attribute) else None
+
+
+# ---------------------------------------------------------------------- all frozen
+
+
+def _is_frozen(graph: Graph) -> bool:
+    """Whether the forward uses parameters, none of them to be trained, on inputs that are not either."""
+    frozen = list(graph.model.parameters())
+    inputs = [graph.operation(node).tensor for node in graph.nodes if node.op == "placeholder"]
+    return (
+        bool(frozen)
+        and not any(parameter.requires_grad for parameter in frozen)
+        and any(graph.operation(node).origin == "parameter" for node in graph.nodes)
+        and not any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    )
+
+
+def _all_frozen(graph: Graph) -> Finding:
+    parameters = list(graph.model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    parts = [
+        name for name, part in graph.model.named_children() if any(True for _ in part.parameters())
+    ]
+    cure = (
+        f"`model.{parts[-1]}.requires_grad_(True)` behind it"
+        if parts
+        else "freeze only a part of it"
+    )
+    return Finding(
+        f"every parameter is frozen, all {count:,} weights: nothing can be trained, and backward() raises",
+        where=_where_frozen(graph) or construction_site(graph.model),
+        module="",
+        evidence={"cut": "requires_grad=False", "weights": count, "share_of_parameters": 1.0},
+        fixes=[Fix(f"leave the layers that shall learn out of it: {cure}")],
+        severity=Severity.ERROR,
+        starved=1.0,
+        affects=list(graph.calls_in_order),
+    )
+
+
+def _where_frozen(graph: Graph) -> tuple[str, int, int, int] | None:
+    """The one place in the model's files where gradients are switched off by hand."""
+    owner: Any = type(graph.model)
+    site = construction_site(graph.model)
+    files = [] if site is None else [site.project.filename]
+    files += [method.filename for method in resolved_methods(owner)[0]]
+    for filename in dict.fromkeys(files):
+        text = source_of(filename)
+        found = [] if text is None or text.tree is None else list(_freezing(text.tree))
+        if text is not None and len(found) == 1:
+            [node] = found
+            start = text.location(node.lineno, node.col_offset)
+            end = text.location(node.lineno, node.end_col_offset or node.col_offset)
+            return (filename, start.row, start.column, end.column)
+    return None
+
+
+def _freezing(tree: ast.AST) -> Iterator[ast.stmt | ast.expr]:
+    """`p.requires_grad = False`, `model.requires_grad_(False)`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            target = node.targets[0]
+            is_flag = isinstance(target, ast.Attribute) and target.attr == "requires_grad"
+            if is_flag and isinstance(node.value, ast.Constant) and node.value.value is False:
+                yield node
+        elif isinstance(node, ast.Call) and "requires_grad_(False)" in ast.unparse(node)[-21:]:
+            yield node
 
 
 # ---------------------------------------------------------------------- where it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,16 +12,22 @@ from trainlint.rule import (
     Graph,
     Mismatch,
     Severity,
+    SourceEdits,
     blames_the_model,
     disagreement,
+    expectation,
+    flat_width,
+    flatten_fixes,
     is_follow_up,
+    is_map,
     mismatches,
     rule,
+    trace_axis,
 )
 
 
 @rule("ARC013", severity=Severity.ERROR, since="0.1")
-def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
+def incompatible_shapes(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """An operation in the forward refuses its operands.
 
     Sums, concatenations, matrix products and reshapes have conditions on the shapes of their operands;
@@ -63,7 +70,9 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
     not be analysed.
 
     ## Fix safety
-    No edit: which of the operands is wrong only you know.
+    A `view(-1, k)` of a map becomes `x.flatten(1)`, with the width that the layer behind it then gets; it
+    is unsafe, since that layer gets other weights. Elsewhere the numbers that would fit are named, without
+    an edit: which of the operands is wrong only you know.
 
     ## References
     Broadcasting semantics, in the PyTorch documentation.
@@ -93,15 +102,134 @@ def incompatible_shapes(graph: Graph) -> Iterator[Finding]:
             ),
             ("shapes", id(node)),
         )  # fmt: skip
+        called = getattr(node.target, "__name__", "").strip("_") or graph.name(node)
+        wrong_flat = _wrong_flat(graph, node)
         yield Finding(
-            f"`{graph.name(node)}` refuses {shown}: {reason}",
+            f"`{called}` refuses {shown}: {wrong_flat or reason.rstrip('.')}",
             where=node if graph.layer(node) is None else graph.operation(node).site,
             module=graph.operation(node).module,
-            evidence={"shapes": [list(dims) for dims in shapes if dims], "error": reason},
-            fixes=[Fix("make the shapes agree at this line")],
+            evidence={"shapes": [list(dims) for dims in shapes if dims]},
+            fixes=_fixes(graph, edits, node, is_flat=wrong_flat is not None),
             fault=cause,
             starved=1.0,
         )
+
+
+# ---------------------------------------------------------------------- remedies
+
+
+def _wrong_flat(graph: Graph, node: Any) -> str | None:
+    """What is wrong with the numbers of a `view(-1, k)` of a map, that is meant as a flatten."""
+    wanted, data = flat_width(graph, node), graph.data(node)
+    dims = None if data is None else graph.shape(data)
+    if wanted is None or data is None or not dims or wanted[0] not in (-1, dims[0]):
+        return None
+    if not is_map(graph, data):
+        return None
+    product = "·".join(map(str, dims[1:]))
+    return f"a sample has {product} = {math.prod(dims[1:])} features there, not {wanted[1]}"
+
+
+def _fixes(graph: Graph, edits: SourceEdits, node: Any, *, is_flat: bool) -> list[Fix]:
+    if is_flat:
+        return flatten_fixes(graph, edits, node)
+    wanted = _fitting_part(graph, node) if graph.name(node) == "cat" else _fitting_term(graph, node)
+    return [Fix(wanted or "make the shapes agree at this line")]
+
+
+def _fitting_part(graph: Graph, node: Any) -> str | None:
+    """The shape with which a concatenation of two would suit the layer behind it, and who has it."""
+    parts = node.all_input_nodes
+    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    wants = next(
+        (wants for user in graph.consumers(node) if (wants := expectation(graph, user))), None
+    )
+    if len(parts) != 2 or wants is None or not isinstance(axis, int):
+        return None
+    for kept, other in (parts, parts[::-1]):
+        dims, refused = graph.shape(kept), graph.shape(other)
+        if not dims or not refused or len(dims) != len(refused):
+            continue
+        place = axis % len(dims)
+        lost = abs(dims[-1] - refused[-1])
+        if place == 1 and len(dims) == 4 and 0 < 3 * lost < max(dims[-1], refused[-1]):
+            return (
+                f"padding in the convolutions that lost {lost} rows and columns, or "
+                "F.interpolate(x, size=skip.shape[2:]) before torch.cat"
+            )
+        fitting = (*dims[:place], wants.expected - dims[place], *dims[place + 1 :])
+        maker = trace_axis(graph, kept, place).node
+        found = [
+            call
+            for call in graph.calls_in_order[: graph.calls_in_order.index(node)]
+            if graph.shape(call) == fitting and trace_axis(graph, call, place).node is not maker
+        ]
+        if fitting[place] > 0 and found:
+            site = graph.operation(found[-1]).site
+            line = "" if site is None else f" in line {site.row}"
+            return (
+                f"concatenate {_shown(fitting)}, as {graph.label(found[-1])} returns{line}, instead "
+                f"of {_shown(refused)}: the next layer expects {wants.expected} {wants.what}, "
+                f"{dims[place]} + {fitting[place]}"
+            )
+    return None
+
+
+def _fitting_term(graph: Graph, node: Any) -> str | None:
+    """The layer that a shortcut needs to be added; or, of two layers, the widths to make equal."""
+    sizes, terms = disagreement(graph, node), node.all_input_nodes
+    shapes = [graph.shape(term) for term in terms]
+    if sizes is None or graph.name(node) not in ("add", "sub") or len(terms) != 2:
+        return None
+    for shortcut, branch in (terms, terms[::-1]):
+        source, target = graph.shape(shortcut), graph.shape(branch)
+        if source and target and len(source) == len(target) and _leads_to(shortcut, branch):
+            return _projection(source, target)
+    makers = [_maker(graph, term, size) for term, size in zip(terms, sizes, strict=True)]
+    if shapes[0] and None not in makers:
+        return f"as many units in {makers[0]} ({sizes[0]}) as in {makers[1]} ({sizes[1]})"
+    return None
+
+
+def _projection(source: tuple[int, ...], target: tuple[int, ...]) -> str | None:
+    """The map from the shortcut to the branch: a 1 x 1 convolution with a stride, or a linear layer."""
+    if len(source) == 4 and all(source[2:]) and all(target[2:]):
+        stride, rest = divmod(source[2], target[2])
+        is_even = not rest and source[3] == stride * target[3]
+        if not is_even:
+            return None
+        step = f", stride={stride}" if stride > 1 else ""
+        return f"nn.Conv2d({source[1]}, {target[1]}, 1{step}) on the shortcut"
+    if source[:-1] == target[:-1]:
+        return f"nn.Linear({source[-1]}, {target[-1]}) on the shortcut"
+    return None
+
+
+def _maker(graph: Graph, term: Any, size: int) -> str | None:
+    places = [place for place, other in enumerate(graph.shape(term) or ()) if other == size]
+    source = trace_axis(graph, term, places[-1]) if places else None
+    if source is None or source.kind != "layer" or source.node is None:
+        return None
+    return graph.label(source.node)
+
+
+def _leads_to(source: Any, node: Any) -> bool:
+    stack, seen = [source], {source}
+    while stack:
+        for user in stack.pop().users:
+            if user is node:
+                return True
+            if user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return False
+
+
+def _shown(dims: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, dims))})"
+
+
+# ---------------------------------------------------------------------- causes
 
 
 def _has_same_cause(graph: Graph, node: Any, wrong: Mismatch, shapes: list[Any]) -> bool:

@@ -68,16 +68,20 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     symmetric: list[Parameter] = []
     layers, is_hidden = 0, False
     for node in graph.calls_in_order:
-        if not graph.is_live(node) or not graph.is_weighted(node):
+        is_recurrent = graph.name(node) in ops.RECURRENT
+        if not graph.is_live(node) or not (is_recurrent or graph.is_weighted(node)):
             continue
-        weight = graph.argument(node, "weight")
         trained = [p for p in graph.parameters_of(node) if p.tensor.dim() >= 2]
         if not trained:
             continue
         layers += 1
-        if _has_equal_rows(graph, node, weight) and trained[0] not in symmetric:
+        if is_recurrent:
+            equal = all(_are_equal(parameter.tensor.detach()) for parameter in trained)
+        else:
+            equal = _has_equal_rows(graph, node, graph.argument(node, "weight"))
+        if equal and trained[0] not in symmetric:
             symmetric.append(trained[0])
-            is_hidden |= graph.feeds_weights(node)
+            is_hidden |= is_recurrent or graph.feeds_weights(node)
     if not is_hidden:
         return  # units of a last layer alone: each has a target of its own, which tells them apart
     everywhere = len(symmetric) >= layers
@@ -114,12 +118,16 @@ def _has_equal_rows(graph: Graph, node: Any, weight: Any) -> bool:
         return False
     name = graph.name(node)
     units = value.transpose(0, 1) if "transpose" in name else value
+    groups = graph.argument(node, "groups", 1) if name in ops.CONVOLUTIONS else 1
+    if groups > 1 and groups >= units.shape[0] // 2:
+        return False  # depthwise filters see different channels
+    return _are_equal(units)
+
+
+def _are_equal(units: Any) -> bool:
     rows = units.flatten(1)
     if rows.shape[0] < 2 or not bool(rows[0].any()):
         return False  # one unit, or zeros, which INI001 judges
-    groups = graph.argument(node, "groups", 1) if name in ops.CONVOLUTIONS else 1
-    if groups > 1 and groups >= rows.shape[0] // 2:
-        return False  # depthwise filters see different channels
     # The second row settles nearly every layer; only then compare them all.
     return bool((rows[1] == rows[0]).all()) and bool((rows == rows[:1]).all())
 

@@ -144,7 +144,7 @@ def _fix(graph: Graph, edits: SourceEdits, nodes: list[Any]) -> Fix:
         together = graph.built_together(node)
         if site is not None and kind in POSITIONS and {id(m) for m in together} <= layers:
             sites[site.key] = (site, lambda call, text, kind=kind: without_bias(call, text, kind))
-    title = "bias=False" if len(nodes) == 1 else f"bias=False in these {len(nodes)} layers"
+    title = "bias=False" if len(layers) == 1 else f"bias=False in these {len(layers)} layers"
     editable = [
         change for change in sites.values() if edits.replaced_calls([change], title=title).edits
     ]

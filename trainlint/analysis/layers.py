@@ -318,6 +318,16 @@ def _has_fixed_space(graph: Graph, image: Node | None) -> bool:
     return False
 
 
+def suits_no_size(graph: Graph, image: Node, features: int) -> bool:
+    """Whether a map has this many features at no input size: a convolution decided its channels.
+
+    Those of a made-up input are made up as well.
+    """
+    dims = graph.shape(image) or ()
+    decided = len(dims) > 2 and trace_axis(graph, image, 1).kind == "layer"
+    return decided and (features % dims[1] != 0 or _has_fixed_space(graph, image))
+
+
 def blames_the_model(graph: Graph, node: Node) -> bool:
     """Whether a fault would be there whatever the input: another layer decided the width.
 
@@ -325,26 +335,49 @@ def blames_the_model(graph: Graph, node: Node) -> bool:
     if their number is fixed by an adaptive pooling.
     Inputs that the user gave are always right.
     """
-    if graph.inputs_given:
+    if graph.inputs_given or graph.operation(node).at_every_size:
         return True
     wants = expectation(graph, node)
     source = width_source(graph, node)
+    if wants is None and _are_layers_at_odds(graph, node):
+        return True
     if wants is None or wants.expected == wants.received:
         # BatchNorm1d on a map and the like: the rank is a layer's doing.
         return graph.name(node) == "module_error" and source.kind == "layer"
     if source.kind == "flatten" and len(source.dims) >= 3 and source.node is not None:
-        # Only where a convolution decided the channels; those of a made-up input are made up as well.
         image = graph.data(source.node)
-        decided = image is not None and trace_axis(graph, image, 1).kind == "layer"
         batches = {
             (graph.shape(node) or (0,))[0] for node in graph.nodes if node.op == "placeholder"
         }
-        fits_some_size = wants.expected % source.dims[1] == 0 and not _has_fixed_space(graph, image)
-        return decided and source.dims[0] in batches and not fits_some_size
+        return (
+            source.dims[0] in batches
+            and image is not None
+            and suits_no_size(graph, image, wants.expected)
+        )
     if source.kind == "cat" and source.node is not None:
         parts = [trace_axis(graph, part, source.axis) for part in source.node.all_input_nodes]
         return all(part.kind == "layer" for part in parts)
     return source.kind == "layer"
+
+
+def _are_layers_at_odds(graph: Graph, node: Node) -> bool:
+    """Whether a sum or product was refused for widths that layers decided, or a reshape for channels."""
+    if graph.name(node) == "reshape":
+        sizes = [size for part in node.args[1:] for size in (part if isinstance(part, (tuple, list))
+                                                             else (part,))]  # fmt: skip
+        image, features = graph.data(node), sizes[-1] if len(sizes) == 2 else None
+        if image is None or not isinstance(features, int) or sizes[0] != -1:
+            return False
+        return suits_no_size(graph, image, features)
+    pair, operands = disagreement(graph, node), node.all_input_nodes
+    if pair is None or len(operands) != 2:
+        return False
+    for operand, size in zip(operands, pair, strict=True):
+        dims = graph.shape(operand) or ()
+        places = [place for place, other in enumerate(dims) if other == size]
+        if len(places) != 1 or trace_axis(graph, operand, places[0]).kind != "layer":
+            return False
+    return True
 
 
 # The promised shape of these is certain: the weight decides it. That of any other is a guess.

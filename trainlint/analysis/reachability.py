@@ -47,9 +47,11 @@ class Reachability:
         kept = [n for n in graph.nodes if graph.operation(n).escape == "attribute"]
         read = [n for n in graph.nodes if graph.operation(n).escape not in ("", "attribute")]
         self._read = frozenset(read)
+        # A model that returns nothing but classes or flags is judged by those.
+        outputs = graph.outputs or [n for node in graph.nodes[-1:] for n in node.all_input_nodes]
         # A loss term that a module keeps may be added to the loss outside.
-        self.learning = self._behind([*graph.outputs, *kept], self.sources)
-        self._used = self._behind([*graph.outputs, *kept], self._all_sources)
+        self.learning = self._behind([*outputs, *kept], self.sources)
+        self._used = self._behind([*outputs, *kept], self._all_sources)
         self._wanted = self._used | self._behind(read, self._all_sources)
 
     def sources(self, node: Node) -> list[Node]:
@@ -70,6 +72,11 @@ class Reachability:
         """Whether no input has a differentiable way to an output, though some have a way."""
         inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
         return not any(node in self.learning for node in inputs)
+
+    @property
+    def learns_nothing(self) -> bool:
+        """Whether no gradient of any output comes to any parameter."""
+        return not any(parameter.node in self.learning for parameter in self._graph.parameters)
 
     def cuts(self) -> list[GradientCut]:
         """The operations that cut used parameters off, in the order in which they ran."""

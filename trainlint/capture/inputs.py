@@ -2,7 +2,8 @@
 
 A candidate is tried with one capture on meta tensors, which costs milliseconds. A model with a fault
 never runs cleanly, so the search keeps the candidate with the fewest faults and stops as soon as those
-that remain cannot depend on the input.
+that remain cannot depend on the input. Inputs on which the model only runs since a `view(-1, k)` makes
+several rows of one sample count as refused: another size would suit.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,19 @@ from trainlint.analysis.layers import (
     WidthSource,
     doubtful_faults,
     expectation,
+    suits_no_size,
     trace_axis,
     width_source,
 )
+from trainlint.analysis.rows import flat_width, folds, is_map
 from trainlint.capture.tracer import Recording, capture
 from trainlint.errors import InputError
 from trainlint.graph import Graph
 from trainlint.targets.specs import parse_spec
 from trainlint.tree import map_tensors, tensors
+
+if TYPE_CHECKING:
+    from torch.fx import Node
 
 BATCH: Final = 2
 _SEARCH_SECONDS: Final = 20.0
@@ -41,6 +47,7 @@ _VOLUME_SIDES: Final = (32, 96, 64, 16, 128, 48)
 _SEQUENCE: Final = 16
 _LARGEST_SIDE: Final = 640
 _MOST_ADJUSTMENTS: Final = 3
+_SAME_BUG: Final = 8
 
 
 @dataclass(frozen=True)
@@ -305,38 +312,69 @@ class _Search:
         self._deadline = time.monotonic() + _SEARCH_SECONDS
         self._best: tuple[tuple[int, ...], Found] | None = None
         self._first_refusal: BaseException | None = None
+        self._was_doubled = False
+        self._tries = 0
+        self._bugs = 0
 
     def run(self) -> Found:
         for number, (args, kwargs, origin) in enumerate(_candidates(self._model)):
             found = self._adjusted(self._try(args, kwargs, origin))
-            if found is not None and self._is_settled(found):
+            if found is not None and (self._is_settled(found) or self._is_refused_anyway(found)):
                 return self._completed(found)
             if number == len(_IMAGE_SIDES) and self._best is not None:
                 resized = self._resized(self._best[1])
-                if resized.recording.exception is None and self._is_settled(resized):
+                is_refused = bool(doubtful_faults(_graph(resized.recording)))
+                if resized.recording.exception is None and not is_refused:
                     return resized
+            if self._bugs == self._tries >= _SAME_BUG:
+                break
             if number >= _MOST_TRIES or time.monotonic() > self._deadline:
                 break
         best = None if self._best is None else self._best[1]
         if best is None or best.recording.exception is not None:
-            raise InputError("no inputs found that its forward accepts", self._first_refusal)
+            raise InputError(
+                "no inputs found that its forward accepts",
+                self._first_refusal,
+                is_bug=self._bugs == self._tries > 0,
+            )
         return self._completed(self._resized(best))
 
     def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any], origin: str) -> Found | None:
         """One capture; remembered if it is the best so far."""
         recording = capture(self._model, args, kwargs)
         error = recording.exception
+        self._tries += 1
+        self._bugs += error is not None and _is_bug(error)
         if error is not None and self._first_refusal is None:
             self._first_refusal = error
         found = Found(Inputs(args, kwargs, origin, given=False), recording)
-        doubtful = len(doubtful_faults(_graph(recording)))
+        graph = _graph(recording)
+        doubtful = len(doubtful_faults(graph)) + len(_doubtful_folds(graph))
         score = (error is not None, doubtful, len(recording.faults))
         if self._best is None or score < self._best[0]:
             self._best = (score, found)
         return found if error is None else None
 
     def _is_settled(self, found: Found) -> bool:
-        return not doubtful_faults(_graph(found.recording))
+        graph = _graph(found.recording)
+        return not doubtful_faults(graph) and not _doubtful_folds(graph)
+
+    def _is_refused_anyway(self, found: Found) -> bool:
+        """Whether twice the size is refused as well, by operands twice as large; tried once.
+
+        A skip connection between maps of different depths cannot be mended by any input.
+        """
+        args = found.inputs.args
+        if self._was_doubled or len(args) != 1 or found.inputs.kwargs or not _is_map(args[0]):
+            return False
+        self._was_doubled = True
+        shape = (*args[0].shape[:2], *(2 * side for side in args[0].shape[2:]))
+        graph = _graph(found.recording)
+        larger = _graph(capture(self._model, (torch.empty(shape),)))
+        for node in doubtful_faults(graph):
+            if _is_refused_alike(graph, node, larger):
+                graph.operation(node).at_every_size = True
+        return self._is_settled(found)
 
     def _completed(self, found: Found) -> Found:
         """Where a fault is left, see whether an optional argument of forward would have prevented it.
@@ -380,7 +418,7 @@ class _Search:
         return found
 
     def _resized(self, found: Found) -> Found:
-        """Try the input size at which the first layer behind a flatten would fit.
+        """Try the input size at which the first layer behind a flatten would fit, or a `view(-1, k)`.
 
         Its `in_features` over the channels that arrive is the number of pixels that it wants; a map's
         side grows with the input's, so bisection finds the size if there is one.
@@ -391,19 +429,19 @@ class _Search:
         wanted = _wanted_map(found.recording)
         if wanted is None or len(shape) != 4:
             return found
-        pixels, node = wanted
+        pixels, flat = wanted
         for rows, columns in _near_square_factors(pixels):
-            height = self._side(shape, node, rows, axis=-2)
-            width = height if rows == columns else self._side(shape, node, columns, axis=-1)
+            height = self._side(shape, flat, rows, axis=-2)
+            width = height if rows == columns else self._side(shape, flat, columns, axis=-1)
             if height is None or width is None:
                 continue
-            origin = f"{found.inputs.origin}, sized for {node}"
+            origin = f"{found.inputs.origin}, sized for {flat.label}"
             better = self._try((torch.randn(*shape[:2], height, width),), {}, origin)
             if better is not None and self._is_settled(better):
                 return better
         return found
 
-    def _side(self, shape: tuple[int, ...], node: str, wanted: int, axis: int) -> int | None:
+    def _side(self, shape: tuple[int, ...], flat: _Flat, wanted: int, axis: int) -> int | None:
         low, high = 1, _LARGEST_SIDE
         while low <= high and time.monotonic() < self._deadline:
             middle = (low + high) // 2
@@ -411,7 +449,7 @@ class _Search:
             sides = [max(middle, shape[-2]), max(middle, shape[-1])]
             sides[axis] = middle
             recording = capture(self._model, (torch.empty(*shape[:2], *sides),))
-            dims = _map_before(recording, node)
+            dims = flat.map_before(_graph(recording))
             if dims is None or dims[axis] < wanted:
                 low = middle + 1
             elif dims[axis] > wanted:
@@ -423,6 +461,33 @@ class _Search:
 
 def _graph(recording: Recording) -> Graph:
     return Graph(recording.graph, recording.model, faults=recording.faults, inputs_given=False)
+
+
+def _is_bug(error: BaseException) -> bool:
+    """Whether no input would mend it: a name that nothing has, or an attribute that the model lacks."""
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, nn.Module)
+    return type(error) is NameError
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 2 and value.is_floating_point()
+
+
+def _is_refused_alike(graph: Graph, node: Node, larger: Graph) -> bool:
+    """Whether the same cat or sum fails there with every map twice as long and wide."""
+    place = graph.position(node)
+    if graph.name(node) not in ("cat", "add", "sub", "mul") or place >= len(larger.nodes):
+        return False
+    other = larger.nodes[place]
+    pairs = list(zip(node.all_input_nodes, other.all_input_nodes, strict=False))
+    if other not in larger.faults or graph.name(other) != graph.name(node) or len(pairs) < 2:
+        return False
+    for here, there in pairs:
+        small, large = graph.shape(here) or (), larger.shape(there) or ()
+        if len(small) < 3 or large != (*small[:2], *(2 * side for side in small[2:])):
+            return False
+    return True
 
 
 def _wanted_shapes(found: Found) -> list[tuple[int, ...] | None] | None:
@@ -467,25 +532,57 @@ def _wanted_shapes(found: Found) -> list[tuple[int, ...] | None] | None:
     return shapes if any(shapes) else None
 
 
-def _wanted_map(recording: Recording) -> tuple[int, str] | None:
-    """(pixels that the first layer behind a flatten wants, its module path)."""
+@dataclass(frozen=True)
+class _Flat:
+    """Where a map becomes a vector: before the linear layer `module`, or at the reshape `number`."""
+
+    label: str
+    module: str = ""
+    number: int = 0
+
+    def map_before(self, graph: Graph) -> tuple[int, ...] | None:
+        """The map's shape in another capture of the model."""
+        if not self.module:
+            node = next(itertools.islice(graph.calls("reshape"), self.number, None), None)
+            data = None if node is None else graph.data(node)
+            dims = None if data is None else graph.shape(data)
+            return dims if dims is not None and len(dims) == 4 else None
+        for node in graph.calls("linear"):
+            if graph.operation(node).module == self.module:
+                source = width_source(graph, node)
+                return source.dims if source.kind == "flatten" and len(source.dims) == 4 else None
+        return None
+
+
+def _wanted_map(recording: Recording) -> tuple[int, _Flat] | None:
+    """(pixels that the first layer behind a flatten wants, which layer it is)."""
     graph = _graph(recording)
+    refused = {*recording.faults, *_doubtful_folds(graph)}
+    for number, node in enumerate(graph.calls("reshape")):
+        wanted, data = flat_width(graph, node), graph.data(node)
+        dims = None if data is None else graph.shape(data)
+        if node in refused and wanted and data is not None and dims and len(dims) == 4:
+            if is_map(graph, data) and wanted[1] % dims[1] == 0:
+                return wanted[1] // dims[1], _Flat(f"its view(-1, {wanted[1]})", number=number)
+            return None
     for node in recording.faults:
         wants, source = expectation(graph, node), width_source(graph, node)
         if wants is not None and source.kind == "flatten" and len(source.dims) == 4:
             if wants.expected % source.dims[1] == 0:
-                return wants.expected // source.dims[1], graph.operation(node).module
+                module = graph.operation(node).module
+                return wants.expected // source.dims[1], _Flat(module, module)
             return None
     return None
 
 
-def _map_before(recording: Recording, module: str) -> tuple[int, ...] | None:
-    graph = _graph(recording)
-    for node in graph.calls("linear"):
-        if graph.operation(node).module == module:
-            source = width_source(graph, node)
-            return source.dims if source.kind == "flatten" and len(source.dims) == 4 else None
-    return None
+def _doubtful_folds(graph: Graph) -> list[Node]:
+    """The reshapes that make several rows of one sample at this input size, and fit at another."""
+    return [
+        fold.node
+        for fold in folds(graph, BATCH)
+        if (data := graph.data(fold.node)) is not None
+        and not suits_no_size(graph, data, fold.width)
+    ]
 
 
 def _near_square_factors(pixels: int) -> Iterator[tuple[int, int]]:

@@ -200,6 +200,32 @@ class SourceEdits:
             return Fix(title)
         return Fix(title, Safety.UNSAFE, [edit])
 
+    def beside(
+        self,
+        text: SourceText,
+        statement: ast.stmt,
+        *,
+        before: str = "",
+        after: str = "",
+        title: str,
+    ) -> Fix:
+        """Put `before` in front of a statement (`x = `, `return `), or the line `after` below it."""
+        row, end_row = statement.lineno, statement.end_lineno or statement.lineno
+        indent = text.lines[row - 1].encode()[: statement.col_offset].decode()
+        last = text.lines[end_row - 1]
+        if indent.strip() or (after and statement.end_col_offset != len(last.encode().rstrip())):
+            return Fix(title)  # a one-line suite, or something behind it
+        if after:
+            place, content = Location(end_row, len(last) + 1), f"\n{indent}{after}"
+        else:
+            place, content = text.location(row, statement.col_offset), before
+        edit = Edit(text.filename, place, place, content)
+        try:
+            ast.parse(apply(text.text, [edit]))
+        except SyntaxError:
+            return Fix(title)
+        return Fix(title, Safety.UNSAFE, [edit])
+
     def _fix(
         self, changes: Sequence[tuple[Site | None, _Builder]], title: str, safety: Safety
     ) -> Fix:

@@ -19,6 +19,7 @@ from typing import Final
 from trainlint import ops
 from trainlint.fixes.source import SourceText
 from trainlint.loss.next_token import asks_for_next
+from trainlint.loss.training import Training, training_in
 from trainlint.sites import Site
 
 # The loss layers of torch.nn by the function of torch.nn.functional that they call.
@@ -207,6 +208,14 @@ def loss_uses(text: SourceText, live: Mapping[str, str] | None = None) -> tuple[
         return ()
 
 
+def training_of(text: SourceText) -> Training:
+    """What a file that parses shows of training."""
+    try:
+        return training_in(text.tree, _Reader(text, {})) if text.tree is not None else Training()
+    except RecursionError:
+        return Training()
+
+
 @dataclass(frozen=True)
 class _Definition:
     """One binding of a name: its expression, and the place in it where several names are bound."""
@@ -267,6 +276,10 @@ class _Reader:
         """What the file's own function of that name returns."""
         function = self._own_function(callee)
         return None if function is None else self._returned(function)
+
+    def models_of(self, expression: ast.expr) -> frozenset[str] | None:
+        """Names by which a model may be known; empty if they are not known, None if it is no model."""
+        return self._models(expression, _DEEPEST)
 
     # ------------------------------------------------------------------ losses
 

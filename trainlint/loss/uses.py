@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trainlint import ops
 from trainlint.loss.ranges import Range, after, kept, kept_by, value_range
 from trainlint.loss.source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, LossUse, Step
+from trainlint.loss.training import Training
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -46,7 +47,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known of a model's training besides the model.
+    """What is known of a model's training besides the model. `training` is what the file shows of it.
 
     `uses` are the losses that its file calls; `names` those by which the model goes there, `others`
     those of the file's other models. `loss` is one that was given or that a module-level name holds;
@@ -59,6 +60,29 @@ class Recipe:
     loss: Callable[..., Any] | None = None
     targets: Any = None
     explicit: bool = False
+    training: Training = field(default_factory=Training)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the user trains this very model, as far as the file or the call of `check` shows."""
+        if self.explicit:
+            return self.loss is not None
+        optimized = self.training.optimized
+        if any(names & self.names for names in optimized):
+            return True
+        if optimized and all(optimized):  # they are given the parameters of other models
+            return False
+        outside = [use for use in self.uses if use.within not in self.names]
+        if not self.training.is_any:
+            return self.loss is not None and not outside and not self.others
+        judged = [use.scores.models for use in outside if use.scores is not None]
+        return not self.others or any(models & self.names for models in judged)
+
+    @property
+    def may_unfreeze(self) -> bool:
+        """Whether weights that are frozen now may be trained later, or something else than weights."""
+        named = any(names & self.names for names in self.training.optimized)
+        return self.training.unfreezes or bool(self.training.optimized and not named)
 
 
 @dataclass(frozen=True)
@@ -106,11 +130,17 @@ class LossCall:
 
 @dataclass(frozen=True)
 class Losses:
-    """All losses that were found, and the graph that they judge. `targets` tells if those were given."""
+    """All losses that were found, and the graph that they judge. `targets` tells if those were given.
+
+    `trained` tells whether the user is seen to train this model, by a loss or an optimizer;
+    `may_unfreeze` whether weights that are frozen now may be trained later, or an input instead of them.
+    """
 
     graph: Graph
     calls: tuple[LossCall, ...] = ()
     targets: Any = None
+    trained: bool = False
+    may_unfreeze: bool = False
 
     def of(self, *kinds: str) -> Iterator[LossCall]:
         """The losses of these kinds."""
@@ -186,7 +216,7 @@ def losses_of(graph: Graph, recipe: Recipe, given: Given | None = None) -> Losse
     # What is returned in eval mode may differ, as `if not self.training: x = softmax(x)` does.
     if graph.model.training and graph.complete:
         calls += _losses_outside(graph, recipe, given)
-    return Losses(graph, tuple(calls), recipe.targets)
+    return Losses(graph, tuple(calls), recipe.targets, recipe.trains, recipe.may_unfreeze)
 
 
 def _own_losses(graph: Graph) -> Iterator[LossCall]:

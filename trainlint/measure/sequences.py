@@ -176,9 +176,11 @@ def _attentions_before(graph: Graph, output: Node | None) -> set[Node]:
 
 
 def _is_attention(graph: Graph, node: Node) -> bool:
-    dims = graph.shape(node)
-    name = graph.name(node)
-    return name in ATTENTION and (name != "softmax" or (dims is not None and len(dims) > 2))
+    if graph.name(node) != "softmax":
+        return graph.name(node) in ATTENTION
+    rank, axis = len(graph.shape(node) or ()), graph.argument(node, "dim")
+    # Weights of keys stand on the last axis; along another one, something is shared out over time.
+    return rank > 2 and (not isinstance(axis, int) or axis in (-1, rank - 1))
 
 
 def _asks_for_next_values(values: Tensor, targets: Tensor) -> bool:

@@ -102,17 +102,13 @@ def _unused_parts(runs: Runs, slot: Slot, gradient: Tensor, base: Outputs) -> It
 
 
 def _unused_ends(runs: Runs, slot: Slot, base: Outputs) -> Iterator[Unused]:
-    """All tokens but the first or the last ones, where no gradient tells."""
+    """All tokens but the first or the last one, where no gradient tells."""
     if slot.axis != 0 or slot.value.dim() != 2 or slot.value.shape[1] < _FEWEST_POSITIONS:
         return
     length = slot.value.shape[1]
-    for half, most in (
-        (range(length // 2, length), range(1, length)),
-        (range(length - length // 2), range(length - 1)),
-    ):
-        if _has_no_part(runs, slot, 1, half, base):
-            part = most if _has_no_part(runs, slot, 1, most, base) else half
-            yield _part(runs, slot, 1, part, along=True)
+    for places in (range(1, length), range(length - 1)):
+        if _has_no_part(runs, slot, 1, places, base):
+            yield _part(runs, slot, 1, places, along=True)
             return
 
 

@@ -84,9 +84,14 @@ def _check_file(job: Job, send: Send) -> None:
     from trainlint.registry import select_rules
     from trainlint.rule import Settings
     from trainlint.sites import recording
+    from trainlint.targets.discovery import without_forward
     from trainlint.targets.loading import load_file, models_of, named_model
 
     path = _find(job)
+    if path.suffix == ".ipynb":
+        raise LoadError(
+            "notebooks are not read: save its code as a .py file, or call trainlint.check(model, x) in it"
+        )
     text = SourceText.read(str(path))
     if text is None:
         raise LoadError(_unreadable(path))
@@ -121,7 +126,9 @@ def _check_file(job: Job, send: Send) -> None:
         if not tried and not refused:
             stopped = f": {loaded.stopped}" if loaded.stopped else ""
             status = "skipped" if job.scanned and not stopped else "error"
-            _failed(send, job.label, f"no model found{stopped}", status)
+            unfinished = "" if stopped else without_forward(loaded.discovery)
+            reason = f"no model found{stopped}" + (f": {unfinished}" if unfinished else "")
+            _failed(send, job.label, reason, status)
 
 
 def _check_model(

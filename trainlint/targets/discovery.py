@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ from trainlint.fixes.source import SourceText
 MODULE_BASES: Final = frozenset(
     {"Module", "LightningModule", "PreTrainedModel", "Sequential", "ModuleList", "ModuleDict"}
 )
+# These leave the forward to whoever derives from them.
+_PLAIN_BASES: Final = frozenset({"Module", "LightningModule"})
 RECIPE_FACTORIES: Final = ("build_model", "get_model", "create_model", "make_model", "model", "net")
 # A script's own steps, never factories.
 _NOT_FACTORIES: Final = frozenset(
@@ -147,6 +150,20 @@ def _is_model_class(node: ast.ClassDef, classes: dict[str, ast.ClassDef], seen: 
         if name not in classes and name is not None and _method(node, "forward") is not None:
             return True
     return False
+
+
+def without_forward(found: Discovery) -> str | None:
+    """`class Net (line 3) has no forward; is foward (line 7) meant?`, of the first such class."""
+    for name, node in found.classes.items():
+        is_own = all(_last_name(base) in _PLAIN_BASES for base in node.bases)
+        methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+        if not is_own or "forward" in methods:
+            continue
+        said = f"class {name} (line {node.lineno}) has no forward"
+        near = difflib.get_close_matches("forward", methods, n=1, cutoff=0.7)
+        meant = [methods[other] for other in (*near, "call", "__call__") if other in methods]
+        return f"{said}; is {meant[0].name} (line {meant[0].lineno}) meant?" if meant else said
+    return None
 
 
 def _repeated_classes(tree: ast.Module) -> list[str]:

@@ -30,7 +30,7 @@ from torch import nn
 
 from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
-from trainlint.loss.source import loss_uses
+from trainlint.loss.source import loss_uses, training_of
 from trainlint.loss.uses import Recipe
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
@@ -615,6 +615,7 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
         others=frozenset(others - own),
         loss=next((value for value in values if _is_loss(value)), None),
         targets=namespace.get("example_targets"),
+        training=training_of(loaded.text),
     )
 
 
