@@ -95,6 +95,36 @@ def test_the_search_prefers_a_size_that_keeps_the_samples(tmp_path: Path, width:
     assert f"sized for its view(-1, {eval(str(width))})" in str(report.targets[0].inputs)
 
 
+def test_the_search_sizes_inputs_for_a_linear_layer_without_a_module(tmp_path: Path) -> None:
+    code = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(1, 6, 3)
+                self.weight = nn.Parameter(torch.randn(10, 6 * 9 * 9))
+            def forward(self, x):
+                return F.linear(F.max_pool2d(self.conv(x), 2).flatten(1), self.weight)
+        """
+    report = checked(tmp_path, code)
+    assert "sized for its linear layer" in str(report.targets[0].inputs)
+
+
+def test_rows_across_channels_want_the_axes_moved(tmp_path: Path) -> None:
+    code = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv1d(4, 64, 3)
+                self.fc = nn.Linear(64, 5)
+            def forward(self, x):
+                return self.fc(self.conv(x).view(-1, 64))
+        example_inputs = torch.randn(8, 4, 100)
+        """
+    [finding] = checked(tmp_path, code).findings
+    assert "x.permute(0, 2, 1)" in finding.fixes[0].title
+    assert said(checked(tmp_path, code.replace(".view(", ".permute(0, 2, 1).reshape("))) == []
+
+
 def test_a_view_that_fits_no_size_is_an_error_without_inputs(tmp_path: Path) -> None:
     assert [code for code, _ in said(checked(tmp_path, cnn(300, "view(-1, 300)")))] in (
         ["ARC013"], ["ARC014"],

@@ -132,11 +132,19 @@ def _folded(graph: Graph, losses: Losses, edits: SourceEdits, fold: Fold) -> Fin
             "features_of_a_sample": fold.features,
             "features_of_a_row": fold.width,
         },
-        fixes=flatten_fixes(graph, edits, fold.node),
+        fixes=_fixes(graph, edits, fold),
         severity=Severity.ERROR if is_certain else Severity.WARNING,
         confidence=Confidence.CERTAIN if fold.kind == "torn" else Confidence.LIKELY,
         affects=[fold.node, fold.linear],
     )
+
+
+def _fixes(graph: Graph, edits: SourceEdits, fold: Fold) -> list[Fix]:
+    if fold.kind == "torn" and fold.width == fold.sample[0]:
+        place = ", ".join(map(str, (0, *range(2, len(fold.sample) + 1), 1)))
+        meant = f"x.permute({place}) before it, for the {fold.width} channels of one place a row"
+        return [Fix(meant), Fix("x.flatten(1) for one row a sample")]
+    return flatten_fixes(graph, edits, fold.node)
 
 
 def _meaning(fold: Fold) -> str:

@@ -495,7 +495,7 @@ def _place(graph: Graph, edits: SourceEdits, reach: Reachability, cut: GradientC
             switch = None if site is None else _switch_around(edits, site)
             if switch is not None:
                 return switch
-    return operation.site
+    return _switch_of_forward(graph) or operation.site
 
 
 def _switch_around(edits: SourceEdits, site: Site) -> tuple[str, int, int, int] | None:
@@ -516,6 +516,19 @@ def _switch_around(edits: SourceEdits, site: Site) -> tuple[str, int, int, int] 
     start = text.location(place.lineno, place.col_offset)
     end = text.location(place.lineno, place.end_col_offset or place.col_offset)
     return (text.filename, start.row, start.column, end.column)
+
+
+def _switch_of_forward(graph: Graph) -> tuple[str, int, int, int] | None:
+    """Where the model's forward switches autograd off for the methods that it calls."""
+    owner: Any = type(graph.model)
+    for method in resolved_methods(owner)[0]:
+        text = source_of(method.filename) if method.name == "forward" else None
+        switches = [] if text is None else _switches(method.tree)
+        if text is not None and switches:
+            start = text.location(switches[0].lineno, switches[0].col_offset)
+            end = text.location(switches[0].lineno, switches[0].end_col_offset or 0)
+            return (method.filename, start.row, start.column, end.column)
+    return None
 
 
 def _switches(node: ast.stmt) -> list[ast.expr]:

@@ -8,7 +8,7 @@ without being registered; which registered modules take no part.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 # Piecewise constant: autograd answers with zeros, not with None.
 ZERO_SLOPE: Final = frozenset("round sign floor ceil trunc heaviside".split())
 _COPIES: Final = frozenset({"detach", "get_data", "tensor", "new_tensor"})
+# What a layer's own constructor fills its weights with, and what sets them to something else after that.
+FILLS: Final = frozenset(
+    "uniform normal kaiming_uniform kaiming_normal xavier_uniform xavier_normal trunc_normal "
+    "orthogonal".split()
+)
+_OVERWRITES: Final = frozenset(
+    {"copy", "setitem", "fill", "zero", "constant", "get_data", "detach"}
+)
 
 
 @dataclass(frozen=True)
@@ -265,6 +273,10 @@ class HiddenWeights:
     `node` is their first use. Where they were found in what the registered module `holder` (at `path`)
     keeps under `attribute`, a `container` such as a list, all of that attribute are taken together, and
     `modules` are the outermost modules there that own them; else those four are empty.
+
+    `made_at` is the operation that made the weights of a layer which the forward itself constructs, anew
+    each time; `modules` is that layer. `is_plain` marks tensors with `requires_grad` that are no
+    `nn.Parameter`.
     """
 
     node: Node
@@ -274,6 +286,8 @@ class HiddenWeights:
     path: str = ""
     attribute: str = ""
     container: str = ""
+    made_at: Node | None = None
+    is_plain: bool = False
 
 
 def hidden_weights(graph: Graph) -> list[HiddenWeights]:
@@ -284,7 +298,9 @@ def hidden_weights(graph: Graph) -> list[HiddenWeights]:
     used: dict[int, tuple[torch.Tensor, Node]] = {}
     for leaf in graph.nodes:
         tensor = graph.operation(leaf).tensor if leaf.op == "get_attr" else None
-        if not isinstance(tensor, nn.Parameter) or id(tensor) in owned or not tensor.requires_grad:
+        if tensor is None or id(tensor) in owned or not tensor.requires_grad:
+            continue
+        if not isinstance(tensor, nn.Parameter) and _is_made_from(tensor, owned):
             continue
         uses = [u for u in leaf.users if graph.is_live(u) and graph.operation(u).grad_enabled]
         if uses:
@@ -292,10 +308,52 @@ def hidden_weights(graph: Graph) -> list[HiddenWeights]:
     found = list(_kept_in_attributes(graph.model, used)) if used else []
     rest: dict[int, list[tuple[torch.Tensor, Node]]] = {}
     for tensor, node in used.values():  # in a closure, a global, a module made by the forward
-        rest.setdefault(id(graph.operation(node).owner), []).append((tensor, node))
-    return found + [
+        if isinstance(tensor, nn.Parameter):
+            rest.setdefault(id(graph.operation(node).owner), []).append((tensor, node))
+    found += [
         HiddenWeights(group[0][1], tuple(tensor for tensor, _ in group)) for group in rest.values()
     ]
+    return found + list(_made_in_forward(graph))
+
+
+def _is_made_from(tensor: torch.Tensor, owned: Collection[int]) -> bool:
+    """Whether a tensor that an operation returned carries gradients on to parameters of the model."""
+    stack: list[Any] = [tensor.grad_fn]
+    seen: set[Any] = set()
+    while stack:
+        function = stack.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if id(getattr(function, "variable", None)) in owned:
+            return True
+        stack += [source for source, _ in function.next_functions]
+    return False
+
+
+def _made_in_forward(graph: Graph) -> Iterator[HiddenWeights]:
+    """Layers that were constructed while the forward ran, and drew their weights then."""
+    registered = {id(module) for module in graph.model.modules()}
+    seen: set[int] = set()
+    for node in graph.calls_in_order:
+        owner, operation = graph.layer(node), graph.operation(node)
+        if owner is None or id(owner) in registered | seen or not graph.is_live(node):
+            continue
+        tensors = tuple(owner.parameters(recurse=False))
+        if not operation.grad_enabled or not any(tensor.requires_grad for tensor in tensors):
+            continue
+        drawn = [
+            source
+            for source in node.all_input_nodes
+            if source.op == "call_function"
+            and graph.is_constant(source)
+            and any(graph.name(step) in FILLS for step in (source, *source.users))
+            and not any(graph.name(step) in _OVERWRITES for step in source.users)
+        ]
+        weight = graph.argument(node, "weight")
+        if drawn and (graph.name(node) not in ops.WEIGHTED or weight in drawn):
+            seen.add(id(owner))
+            yield HiddenWeights(node, tensors, (owner,), made_at=drawn[0])
 
 
 def _kept_in_attributes(
@@ -322,8 +380,16 @@ def _kept_in_attributes(
             if mine:
                 tensors = tuple(tensor for tensor, _ in mine)
                 kind = type(value).__name__
+                plain = not any(isinstance(tensor, nn.Parameter) for tensor in tensors)
                 yield HiddenWeights(
-                    mine[0][1], tensors, tuple(modules), holder, path, attribute, kind
+                    mine[0][1],
+                    tensors,
+                    tuple(modules),
+                    holder,
+                    path,
+                    attribute,
+                    kind,
+                    is_plain=plain,
                 )
 
 

@@ -538,11 +538,11 @@ class _Flat:
 
     label: str
     module: str = ""
-    number: int = 0
+    number: int | None = None
 
     def map_before(self, graph: Graph) -> tuple[int, ...] | None:
         """The map's shape in another capture of the model."""
-        if not self.module:
+        if self.number is not None:
             node = next(itertools.islice(graph.calls("reshape"), self.number, None), None)
             data = None if node is None else graph.data(node)
             dims = None if data is None else graph.shape(data)
@@ -570,7 +570,7 @@ def _wanted_map(recording: Recording) -> tuple[int, _Flat] | None:
         if wants is not None and source.kind == "flatten" and len(source.dims) == 4:
             if wants.expected % source.dims[1] == 0:
                 module = graph.operation(node).module
-                return wants.expected // source.dims[1], _Flat(module, module)
+                return wants.expected // source.dims[1], _Flat(module or "its linear layer", module)
             return None
     return None
 
