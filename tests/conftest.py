@@ -18,6 +18,14 @@ import pytest
 COMMAND = str(Path(sys.executable).with_name("trainlint"))
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Each test draws the same weights in whatever order they run."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @dataclass(frozen=True)
 class Result:
     """One run of the command line."""

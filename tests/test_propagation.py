@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,27 +143,6 @@ def test_it_leaves_the_model_alone_and_draws_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, weights, model.parameters()))
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_it_takes_time_in_proportion_to_the_depth() -> None:
-    class Plain(nn.Module):
-        def __init__(self, depth: int) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(depth))
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers:
-                x = x + torch.tanh(layer(x))
-            return x
-
-    def seconds(depth: int) -> float:
-        graph = graph_of(Plain(depth), torch.randn(2, 16))
-        started = time.process_time()
-        propagate(graph)
-        return time.process_time() - started
-
-    seconds(100)
-    assert seconds(800) < 12 * max(seconds(100), 0.05)
 
 
 # ---------------------------------------------------------------------- the answers

@@ -148,10 +148,10 @@ finally:
 
 def test_a_time_limit_ends_it_and_the_report_stands(tmp_path: Path) -> None:
     path = script(tmp_path, "while True:\n    step()\n", FORGETS)
-    done, report = run(path, options=("--timeout=20",))
+    done, report = run(path, options=("--timeout=30",))
     assert done.returncode == 124
     assert "--timeout" in notes(report)
-    assert [finding["code"] for finding in report["findings"]] == ["GRD007"]
+    assert "GRD007" in [finding["code"] for finding in report["findings"]]
 
 
 def test_an_interrupt_gives_the_report_so_far(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_interrupt_gives_the_report_so_far(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in errors
     assert process.returncode == 130
     report = json.loads(output.read_text())
-    assert [finding["code"] for finding in report["findings"]] == ["GRD007"]
+    assert "GRD007" in [finding["code"] for finding in report["findings"]]
 
 
 def test_a_module_by_its_name(tmp_path: Path) -> None:
