@@ -124,6 +124,26 @@ def test_the_installed_wheel_lists_its_own_rules(installed: Path, tmp_path: Path
     assert all(name.startswith(str(installed)) for name in where.split())
 
 
+MIXING = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.fc(x))
+        return self.head(h.t().reshape(h.shape))
+
+
+example_inputs = torch.randn(8, 6)
+"""
+
+
 def test_the_installed_wheel_checks_a_model_without_numpy(installed: Path, tmp_path: Path) -> None:
     """torch does not install numpy, so that trainlint must not need it."""
     absent = tmp_path / "absent"
@@ -134,12 +154,14 @@ def test_the_installed_wheel_checks_a_model_without_numpy(installed: Path, tmp_p
     (tmp_path / "net.py").write_text(
         "from torch import nn\nmodel = nn.Sequential(nn.Linear(4, 8), nn.Linear(4, 2))\n"
     )
+    (tmp_path / "mixing.py").write_text(MIXING)
     done = subprocess.run(
         [
             sys.executable,
             str(installed / "bin" / "trainlint"),
             "check",
             "net.py",
+            "mixing.py",
             "--format",
             "concise",
         ],
@@ -151,7 +173,9 @@ def test_the_installed_wheel_checks_a_model_without_numpy(installed: Path, tmp_p
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.startswith("net.py:2:40: error ARC002 layer-input-mismatch")
+    assert "net.py:2:40: error ARC002 layer-input-mismatch" in done.stdout
+    assert ": error ARC006 batch-mixing" in done.stdout  # found by real passes
+    assert "not measured" not in done.stderr
 
 
 def test_the_version_is_one() -> None:

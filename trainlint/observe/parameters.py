@@ -87,9 +87,16 @@ class ParameterRecorder:
 
 
 def _parts(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """At most 8192 elements of each, copied as single-precision numbers by a single operation."""
-    flat = [parameter.detach().reshape(-1) for parameter in parameters]
-    some = [part[:: -(-part.numel() // _LARGEST_SAMPLE) | 1] for part in flat]
+    """At most about 8192 elements of each, copied as single-precision numbers by a single operation.
+
+    Whole rows, the weights of every so many units: they lie together in memory.
+    """
+    some = []
+    for parameter in parameters:
+        stride = -(-parameter.numel() // _LARGEST_SAMPLE) | 1
+        is_tall = parameter.dim() > 1 and parameter.shape[0] >= 8 * stride
+        rows = parameter.detach().flatten(1) if is_tall else parameter.detach().reshape(-1)
+        some.append(rows[::stride].reshape(-1))
     return list(torch.split(torch.cat(some).float(), [len(part) for part in some]))
 
 
