@@ -35,9 +35,7 @@ def frozen_parameters(
 
     ## Bad
     ```python
-    model = nn.Sequential(
-        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)
-    )
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 32), nn.ReLU(), nn.Linear(32, 4))
     model[2].requires_grad_(False)
     model[4].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -51,9 +49,7 @@ def frozen_parameters(
 
     ## Good
     ```python
-    model = nn.Sequential(
-        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)
-    )
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 32), nn.ReLU(), nn.Linear(32, 4))
     model[0].requires_grad_(False)
     model[2].requires_grad_(False)
     optimizer = torch.optim.SGD(model[4].parameters(), lr=0.1)

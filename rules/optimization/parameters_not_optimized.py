@@ -43,9 +43,7 @@ def parameters_not_optimized(
 
     ## Bad
     ```python
-    model = nn.Sequential(
-        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)
-    )
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2))
     optimizer = torch.optim.SGD([*model[0].parameters(), *model[4].parameters()], lr=0.1)
     for _ in range(20):
         x = torch.randn(16, 8)
@@ -68,9 +66,7 @@ def parameters_not_optimized(
 
     ## Good
     ```python
-    model = nn.Sequential(
-        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)
-    )
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(20):
         x = torch.randn(16, 8)
