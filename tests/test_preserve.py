@@ -69,7 +69,9 @@ def world(model: nn.Module) -> dict[str, Any]:
     if "numpy.random" in sys.modules:
         name, keys, *rest = sys.modules["numpy.random"].get_state()
         seen["numpy"] = (name, keys.tolist(), rest)
-    for path, module in model.named_modules():
+    hidden = [part for m in model.modules() if isinstance(m, Hiding) for part in m.parts()]
+    named = [*model.named_modules(), *((f"hidden {n}", m) for n, m in enumerate(hidden))]
+    for path, module in named:
         seen[f"module {path}"] = frozen(vars(module))
         seen[f"training {path}"] = module.training
         for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
@@ -125,6 +127,23 @@ class Stateful(nn.Module):
             sys.modules["numpy.random"].rand()
         torch.randn(3)
         return self.fc(x) * self.cache["mask"]
+
+
+class Hiding(nn.Module):
+    """Holds layers where `modules()` does not see them: in a list, and in a dict of tuples."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(width, width), nn.BatchNorm1d(width)]
+        self.more = {"last": (nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(0.5)),)}
+
+    def parts(self) -> list[nn.Module]:
+        return [*self.layers, *self.more["last"][0].modules()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.more["last"][0](x)
 
 
 class Overwriting(nn.Module):
@@ -199,6 +218,7 @@ VECTOR_PARTS: dict[str, Callable[[int], nn.Module]] = {
     "recurrent": Recurrent,
     "hooked": hooked,
     "shared": shared,
+    "hiding": Hiding,
     "spectral": lambda width: parametrizations.spectral_norm(nn.Linear(width, width)),
     "weight_norm": lambda width: parametrizations.weight_norm(nn.Linear(width, width)),
     "half": lambda width: nn.Linear(width, width).to(torch.float32).eval(),

@@ -1,9 +1,9 @@
 """Leave a model and the random generators as they were found.
 
 What is restored: parameters' flags, non-float buffers, every module's attributes (with the contents of
-plain lists, dicts and sets, and tensors that are attributes), hooks, train/eval modes, and the random
-states of torch, numpy and python. Parameters and float buffers are not copied: a capture on meta
-tensors never writes to them.
+plain lists, dicts and sets, and tensors that are attributes), hooks, train/eval modes, also of modules
+that are held in plain lists, and the random states of torch, numpy and python. Parameters and float
+buffers are not copied: a capture on meta tensors never writes to them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import contextlib
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,60 @@ def is_lazy(tensor: Tensor) -> bool:
     return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
+def every_root(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, and each module beside it that its modules hold in a plain list, dict or object.
+
+    `model.modules()` does not know of those, but its forward runs them: they change as well.
+    """
+    known: set[int] = set()
+    roots = [model]
+    while roots:
+        root = roots.pop(0)
+        if id(root) in known:
+            continue
+        yield root
+        inside = list(root.modules())
+        known.update(map(id, inside))
+        for module in inside:
+            if not isinstance(module, torch.jit.ScriptModule):
+                for name, value in vars(module).items():
+                    if name not in _REGISTERS:
+                        roots.extend(_modules_in(value, known, _DEEPEST))
+
+
+def _modules_in(value: Any, known: set[int], depth: int) -> Iterator[nn.Module]:
+    """Modules in containers and plain objects; `known` are the `id`s of what was looked into."""
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        items = value
+    elif isinstance(value, dict):
+        items = value.values()
+    elif type(value).__module__ not in _PLAIN and not isinstance(value, (type, Tensor)):
+        items = () if callable(value) else getattr(value, "__dict__", {}).values()
+    if depth and items and id(value) not in known:
+        known.add(id(value))
+        for part in list(items):
+            yield from _modules_in(part, known, depth - 1)
+
+
+_REGISTERS: Final = ("_parameters", "_buffers", "_modules")
+_PLAIN: Final = ("builtins", "torch")
+_DEEPEST: Final = 5
+
+
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Restore `model` and all random states at the end, also after an exception."""
     restorers: list[Callable[[], None]] = [*_random_states()]
-    for module in model.modules():
+    roots = list(every_root(model))
+    for module in (module for root in roots for module in root.modules()):
         if not isinstance(module, torch.jit.ScriptModule):
             restorers.extend(_module_state(module))
-    restorers.extend(_requires_grad(parameter) for parameter in model.parameters())
-    for buffer in model.buffers():
+    restorers.extend(_requires_grad(p) for root in roots for p in root.parameters())
+    for buffer in (buffer for root in roots for buffer in root.buffers()):
         if is_lazy(buffer):
             continue
         if not buffer.is_floating_point() and not buffer.is_meta:
@@ -51,9 +96,8 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
 
     Compared by value: a write through `.data` counts no version.
     """
-    tensors = [
-        t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and not t.is_meta
-    ]
+    owned = {id(t): t for r in every_root(model) for t in (*r.parameters(), *r.buffers())}
+    tensors = [t for t in owned.values() if not is_lazy(t) and not t.is_meta]
     saved = [(tensor, tensor.data, tensor.detach().clone(), tensor.is_leaf) for tensor in tensors]
     gradients = [
         (tensor, tensor.grad, None if tensor.grad is None else tensor.grad.detach().clone())
