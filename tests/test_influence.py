@@ -113,6 +113,26 @@ def test_what_mixes_is_named(forward: Any, operation: str, by_gradient: bool) ->
     assert not mixing.is_lost
 
 
+def test_batch_statistics_of_layers_in_a_list_do_not_hide_what_mixes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = [nn.Linear(8, 8), nn.BatchNorm1d(8)]  # `eval()` does not reach these
+            self.rnn, self.head = nn.GRU(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.hidden:
+                x = layer(x)
+            return self.head(self.rnn(x.unsqueeze(1))[0][:, 0])
+
+    model = Net()
+    mixing = measured(model, torch.randn(6, 8)).mixing
+    assert mixing is not None
+    assert mixing.mixer is not None
+    assert mixing.mixer.name == "gru"
+    assert model.hidden[1].training
+
+
 def test_the_reshape_that_loses_the_samples_is_named_and_not_what_mixes_later() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         batch, length, width = x.shape

@@ -113,7 +113,7 @@ class _Questions:
 
     def answers(self) -> Influence:
         """All of them."""
-        self._runs.model.eval()
+        self._runs.switch_to_eval()
         leaves, watch, (base, drawn) = self._runs.first_pass()
         self._drawn_to = self._runs.drawn_to
         axes = self._runs.batch_axes(base)

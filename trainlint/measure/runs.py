@@ -25,7 +25,7 @@ from trainlint.measure.locating import Grown
 from trainlint.measure.pulse import on_device_of, seed_generators
 from trainlint.measure.samples import MANNERS, Manner, Slot, named, replaced, slots_of
 from trainlint.measure.steps import Step, Steps, changes, random_state
-from trainlint.preserve import unchanged_weights
+from trainlint.preserve import every_root, unchanged_weights
 from trainlint.tree import tensors
 
 if TYPE_CHECKING:
@@ -259,6 +259,11 @@ class Runs:
                 total += torch.Size(shape.dims).numel() * shape.dtype.itemsize
         return 4 * total * self.samples // self._before
 
+    def switch_to_eval(self) -> None:
+        """Layers in plain lists as well: statistics of the batch in them are another fault than mixing."""
+        for root in every_root(self.model):
+            root.eval()
+
     def run_awake(self, changed: Mapping[str, Tensor] | None = None) -> Outputs:
         """In train mode, on another seed, with no weight exactly zero; what it writes is taken back."""
         with unchanged_weights(self.model), self.awake():
@@ -266,7 +271,7 @@ class Runs:
             try:
                 return self.run(changed, seed=self.seed + ANOTHER_SEED)
             finally:
-                self.model.eval()
+                self.switch_to_eval()
 
     def run_with_batch_statistics(self) -> Outputs:
         """On another seed with BatchNorm alone in train mode; what it writes is taken back."""
@@ -277,7 +282,7 @@ class Runs:
             try:
                 return self.run(seed=self.seed + ANOTHER_SEED)
             finally:
-                self.model.eval()
+                self.switch_to_eval()
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
