@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import nn
 
 import trainlint
 from trainlint import registry
-from trainlint.engine import Facts, run_rules
+from trainlint.engine import Facts, Outcome, run_rules, unmeasured_as_text
 from trainlint.errors import ConfigError, UsageError
+from trainlint.observe.trace import Trace
 from trainlint.registry import all_rules, check_options, find_rule, select_rules
-from trainlint.rule import Finding, Severity, rule
+from trainlint.rule import Finding, NotMeasurable, Severity, rule
 
 
 def codes(*select: str, ignore: tuple[str, ...] = (), extend: tuple[str, ...] = ()) -> set[str]:
@@ -156,6 +158,21 @@ def test_a_rule_declares_its_facts_and_stages_by_its_signature() -> None:
     assert declared.summary == "First line."
     assert declared.documentation.endswith("\n\nSecond.")
     assert declared.explains == ("other",)
+
+
+def test_a_rule_judges_of_a_training_only_what_is_the_users() -> None:
+    def on_data(trace: Trace) -> Iterator[Finding | NotMeasurable]:
+        yield NotMeasurable("1 of 50 steps was seen")
+
+    declared = rule("XXX001", severity=Severity.INFO, since="0", own=["data"])(on_data)
+    chosen = [declared.trainlint_rule]  # type: ignore[attr-defined]
+    trace = Trace(1, [0], [], [], [])
+    outcome = run_rules(chosen, Facts({"Trace": trace}), target="t")
+    assert list(unmeasured_as_text(outcome.unmeasured)) == [
+        "XXX001 on-data: 1 of 50 steps was seen"
+    ]
+    made_up = replace(trace, own=frozenset({"loss", "optimizer"}))
+    assert run_rules(chosen, Facts({"Trace": made_up}), target="t") == Outcome()
 
 
 def test_an_unknown_fact_is_refused_when_the_rule_is_declared() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainlint.fixes.edit import Location
 from trainlint.records import ReportedFinding
-from trainlint.rule import FACT_STAGES, Finding, Rule
+from trainlint.rule import FACT_STAGES, Finding, NotMeasurable, Rule
 
 if TYPE_CHECKING:
     from trainlint.graph import Graph
@@ -75,9 +75,10 @@ class Facts:
 
 @dataclass
 class Outcome:
-    """The findings of the rules, and the rules that failed themselves (rule, exception)."""
+    """The findings of the rules, what they could not measure, and the rules that failed themselves."""
 
     findings: list[RawFinding] = field(default_factory=list)
+    unmeasured: list[tuple[Rule, str]] = field(default_factory=list)
     failures: list[tuple[Rule, Exception]] = field(default_factory=list)
 
 
@@ -96,7 +97,7 @@ def run_rules(
     for rule in rules:
         if not rule.facts:
             continue
-        arguments = {parameter: facts.get(fact) for parameter, fact in rule.facts.items()}
+        arguments = {parameter: _fact(fact, rule, facts) for parameter, fact in rule.facts.items()}
         if any(
             value is None and parameter not in rule.optional
             for parameter, value in arguments.items()
@@ -105,6 +106,9 @@ def run_rules(
         settings = _settings(rule, options or {})
         try:
             for finding in rule.function(**arguments, **settings):
+                if isinstance(finding, NotMeasurable):
+                    outcome.unmeasured.append((rule, finding.reason))
+                    continue
                 order = len(outcome.findings)
                 stage = _stage(rule, facts)
                 outcome.findings.append(
@@ -113,6 +117,14 @@ def run_rules(
         except Exception as error:  # a fault of the rule, not of the user's model
             outcome.failures.append((rule, error))
     return outcome
+
+
+def _fact(name: str, rule: Rule, facts: Facts) -> Any:
+    """The fact, but a training run only where the parts that the rule judges are the user's."""
+    fact = facts.get(name)
+    if name == "Trace" and fact is not None and not rule.own <= fact.own:
+        return None
+    return fact
 
 
 def _stage(rule: Rule, facts: Facts) -> str:
@@ -182,6 +194,11 @@ def _text(filename: str) -> Any:
     from trainlint.fixes.source import SourceText
 
     return SourceText.read(filename)
+
+
+def unmeasured_as_text(unmeasured: Sequence[tuple[Rule, str]]) -> Iterator[str]:
+    """`CODE name: reason` for each rule that could not say, each reason once."""
+    yield from dict.fromkeys(f"{rule.code} {rule.name}: {reason}" for rule, reason in unmeasured)
 
 
 def failures_as_text(failures: Sequence[tuple[Rule, Exception]]) -> Iterator[str]:

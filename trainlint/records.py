@@ -44,8 +44,9 @@ class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
     `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `watched` says
-    what was seen of a training run, `notes` are remarks, such as the line at which the run of a file
-    stopped. `output` is what the target printed, kept for failures only.
+    what was seen of a training run, `not_measurable` which rules applied but could not tell, and why.
+    `notes` are remarks, such as the line at which the run of a file stopped. `output` is what the target
+    printed, kept for failures only.
     """
 
     target: str
@@ -56,6 +57,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     inputs: str | None = None
     watched: str | None = None
     operations: int = 0
+    not_measurable: list[str] = []
     notes: list[str] = []
     output: str = ""
 

@@ -136,6 +136,7 @@ __all__ = [
     "Mixing",
     "ModelTrace",
     "NonFinite",
+    "NotMeasurable",
     "OptimizerTrace",
     "Parameter",
     "ParameterTrace",
@@ -269,7 +270,20 @@ class Finding:
     affects: Iterable[Any] = ()
 
 
-RuleFunction = Callable[..., Iterable[Finding]]
+@dataclass(frozen=True)
+class NotMeasurable:
+    """What a rule yields where it applies but what was seen does not settle it; the report lists it.
+
+    `reason` says what is missing: `12 of 50 steps were seen`.
+    """
+
+    reason: str
+
+
+RuleFunction = Callable[..., Iterable[Finding | NotMeasurable]]
+
+# What of a training run a rule may judge only where it is the user's.
+OWN: Final = ("loop", "loss", "optimizer", "data")
 
 # Fact type, by the name that a rule annotates, and the stage that provides it.
 FACT_STAGES: Final = {
@@ -290,7 +304,8 @@ STAGES: Final = ("static", "signal")
 class Rule:
     """A rule with what its decorator and signature say about it.
 
-    `facts` maps parameters to the types of facts; those in `optional` may be None.
+    `facts` maps parameters to the types of facts; those in `optional` may be None. `own` says what of
+    a watched training must be the user's for the rule to judge it.
     """
 
     code: str
@@ -302,6 +317,7 @@ class Rule:
     facts: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
+    own: frozenset[str] = frozenset(OWN)
 
     @property
     def family(self) -> str:
@@ -330,13 +346,20 @@ class Rule:
 
 
 def rule(
-    code: str, *, severity: Severity, since: str, explains: Iterable[str] = ()
+    code: str,
+    *,
+    severity: Severity,
+    since: str,
+    explains: Iterable[str] = (),
+    own: Iterable[str] = OWN,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Declare a function as a rule.
 
     `code` is the family's letters and three digits, never used again; `severity` that of a finding
     which does not name its own; `explains` the names of the rules whose findings this one's cause;
-    `since` the version in which it appeared. Raises `TypeError` for a signature that no fact fits.
+    `since` the version in which it appeared. For a rule on a `Trace`, `own` says which parts of the
+    training have to be the user's: where the data were made up, nothing is said of data. Raises
+    `TypeError` for a signature that no fact fits.
     """
 
     def declare(function: RuleFunction) -> RuleFunction:
@@ -368,6 +391,7 @@ def rule(
             facts=facts,
             optional=frozenset(optional),
             options=options,
+            own=frozenset(own),
         )
         function.trainlint_rule = declared  # type: ignore[attr-defined]
         return function

@@ -21,6 +21,7 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
         "no-gradient",
         "learning-rate-too-low",
     ],
+    own=["loss", "optimizer", "data"],
 )
 def dead_relu(
     trace: Trace, *, share: float = 0.5, steps: int = 20, samples: int = 128

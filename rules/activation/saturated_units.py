@@ -12,6 +12,7 @@ from trainlint.rule import Confidence, Finding, Fix, Severity, SiteTrace, Trace,
     severity=Severity.INFO,
     since="0.1",
     explains=["loss-never-moves", "vanishing-gradient"],
+    own=["loss", "optimizer", "data"],
 )
 def saturated_units(trace: Trace, *, share: float = 0.5, steps: int = 20) -> Iterator[Finding]:
     """Most units of a hidden sigmoid or tanh stay in its flat part, where hardly a gradient passes.

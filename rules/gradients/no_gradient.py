@@ -17,7 +17,13 @@ from trainlint.rule import (
 )
 
 
-@rule("GRD004", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"])
+@rule(
+    "GRD004",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves"],
+    own=["loss", "optimizer"],
+)
 def no_gradient(trace: Trace, *, share: float = 0.05, steps: int = 10) -> Iterator[Finding]:
     """The optimizer holds parameters that no backward pass ever reaches: they stay as they were made.
 

@@ -72,7 +72,11 @@ HALF = 65504.0
 
 
 @rule(
-    "GRD003", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off", "constant-output"]
+    "GRD003",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["initial-loss-off", "constant-output"],
+    own=["loss", "data"],
 )
 def non_finite(
     graph: Graph | None, signal: Signal | None, trace: Trace | None

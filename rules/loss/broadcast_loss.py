@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from trainlint.rule import Finding, Fix, Severity, Trace, rule
 
 
-@rule("LOS005", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"])
+@rule(
+    "LOS005",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["loss-never-moves"],
+    own=["loss", "data"],
+)
 def broadcast_loss(trace: Trace) -> Iterator[Finding]:
     """Predictions (N, 1) meet targets (N,): the loss is taken over an N×N table of each with each.
 

@@ -12,6 +12,7 @@ from trainlint.rule import Finding, Fix, Severity, Trace, rule
     severity=Severity.ERROR,
     since="0.1",
     explains=["loss-never-moves", "no-gradient", "learning-rate-too-low"],
+    own=["loss"],
 )
 def detached_loss(trace: Trace) -> Iterator[Finding]:
     """The loss that `backward()` is called on has no graph behind it, so no weight gets a gradient.

@@ -27,6 +27,7 @@ from trainlint.rule import (
     severity=Severity.ERROR,
     since="0.1",
     explains=["initial-loss-off", "loss-never-moves"],
+    own=["loss"],
 )
 def double_softmax(
     graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None

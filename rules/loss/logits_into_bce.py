@@ -29,7 +29,7 @@ UNBOUNDED = Range(-math.inf, math.inf)
 SLACK = 0.01
 
 
-@rule("LOS004", severity=Severity.ERROR, since="0.1")
+@rule("LOS004", severity=Severity.ERROR, since="0.1", own=["loss"])
 def logits_into_bce(
     graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
 ) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ from trainlint.rule import (
 POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
 
 
-@rule("LOS002", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"])
+@rule("LOS002", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"], own=["loss"])
 def missing_log_softmax(
     graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
 ) -> Iterator[Finding]:

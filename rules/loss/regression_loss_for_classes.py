@@ -10,7 +10,13 @@ from trainlint.rule import Confidence, Finding, Fix, LossTrace, Severity, Trace,
 REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
-@rule("LOS006", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"])
+@rule(
+    "LOS006",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves"],
+    own=["loss", "data"],
+)
 def regression_loss_for_classes(
     trace: Trace, *, steps: int = 5, least_targets: int = 100, evenness: float = 0.9
 ) -> Iterator[Finding]:

@@ -9,7 +9,13 @@ from trainlint.rule import Finding, Fix, Incident, LossTrace, Severity, Trace, r
 _INDEXED = ("cross_entropy", "nll_loss")
 
 
-@rule("LOS007", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves", "non-finite"])
+@rule(
+    "LOS007",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["loss-never-moves", "non-finite"],
+    own=["loss", "data"],
+)
 def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Finding]:
     """Targets are no classes of the model, no probabilities, or are all ignored.
 

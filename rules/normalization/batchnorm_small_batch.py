@@ -12,6 +12,7 @@ from trainlint.rule import Finding, Fix, Incident, Severity, Trace, rule
     severity=Severity.WARNING,
     since="0.1",
     explains=["loss-never-moves", "constant-output"],
+    own=["data"],
 )
 def batchnorm_small_batch(
     trace: Trace, *, values: int = 2, share: float = 0.5

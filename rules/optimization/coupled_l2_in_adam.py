@@ -9,7 +9,7 @@ from trainlint.rule import Finding, Fix, OptimizerTrace, Severity, Trace, rule
 INSTEAD = {"NAdam": "decoupled_weight_decay=True", "RAdam": "decoupled_weight_decay=True"}
 
 
-@rule("OPT008", severity=Severity.INFO, since="0.1")
+@rule("OPT008", severity=Severity.INFO, since="0.1", own=["optimizer"])
 def coupled_l2_in_adam(trace: Trace, *, least: float = 1e-6) -> Iterator[Finding]:
     """Adam's `weight_decay` is an L2 penalty that Adam then divides by the size of the gradients.
 

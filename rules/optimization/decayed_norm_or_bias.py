@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from trainlint.rule import Finding, Fix, ModelTrace, ParameterTrace, Severity, Trace, rule
 
 
-@rule("OPT005", severity=Severity.INFO, since="0.1")
+@rule("OPT005", severity=Severity.INFO, since="0.1", own=["optimizer"])
 def decayed_norm_or_bias(trace: Trace, *, least: float = 1e-3) -> Iterator[Finding]:
     """Weight decay pulls at biases and at the scales of normalisation layers as well.
 

@@ -19,6 +19,7 @@ SLOW = 0.03
     severity=Severity.ERROR,
     since="0.1",
     explains=["non-finite", "exploding-gradient", "loss-never-moves", "dead-relu", "dead-units"],
+    own=["loss", "optimizer", "data"],
 )
 def learning_rate_too_high(
     trace: Trace,

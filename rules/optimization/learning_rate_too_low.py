@@ -12,7 +12,13 @@ from trainlint.rule import Confidence, Finding, Fix, OptimizerTrace, Severity, T
 SOUND_PACE = 3e-3
 
 
-@rule("OPT003", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"])
+@rule(
+    "OPT003",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves"],
+    own=["loss", "optimizer", "data"],
+)
 def learning_rate_too_low(
     trace: Trace, *, update: float = 10**-3.5, progress: float = 0.1, steps: int = 20
 ) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from trainlint.rule import (
     severity=Severity.ERROR,
     since="0.1",
     explains=["loss-never-moves", "detached-loss", "learning-rate-too-low"],
+    own=["optimizer"],
 )
 def parameters_not_optimized(
     trace: Trace, *, share: float = 0.5, times: int = 2

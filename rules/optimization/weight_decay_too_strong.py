@@ -28,6 +28,7 @@ SAMPLE = 8192
     severity=Severity.WARNING,
     since="0.1",
     explains=["loss-never-moves", "learning-rate-too-high"],
+    own=["optimizer"],
 )
 def weight_decay_too_strong(
     trace: Trace, *, shrinkage: float = 3e-3, ratio: float = 10.0, steps: int = 10

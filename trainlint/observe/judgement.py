@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from trainlint.diagnosis import diagnose
-from trainlint.engine import Facts, failures_as_text, run_rules
+from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.fixes.source import SourceEdits
 from trainlint.records import TargetResult
 from trainlint.sites import owner_of
@@ -41,6 +41,7 @@ def judged(
         stages=["watched"],
         seconds=round(seconds, 3),
         watched=what_was_watched(trace),
+        not_measurable=list(unmeasured_as_text(outcome.unmeasured)),
         notes=[*notes, *trace.notes],
     )
     return Analysis(diagnose(outcome.findings), result)

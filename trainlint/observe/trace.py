@@ -294,6 +294,7 @@ class Trace:
 
     `steps` is how many optimizer steps were seen, `recorded` which of them were recorded in full.
     `losses` are (step, value) of each backward pass's loss, `objectives` the loss functions by place.
+    `own` says what of it is the user's: the `loop`, the `loss`, the `optimizer`, the `data`.
     """
 
     steps: int
@@ -306,6 +307,7 @@ class Trace:
     objectives: Sequence[LossTrace] = ()
     incidents: Sequence[Incident] = ()
     notes: Sequence[str] = ()
+    own: frozenset[str] = frozenset({"loop", "loss", "optimizer", "data"})
 
     def of(self, *kinds: str) -> Iterator[Incident]:
         """The incidents of these kinds."""

@@ -66,6 +66,9 @@ def _print_target(target: TargetResult, console: Console) -> None:
     console.print(header, soft_wrap=True)
     for note in target.notes:
         console.print(_wrapped(note, 2, console.width), style="dim")
+    if target.not_measurable:
+        text = "not measurable: " + "; ".join(target.not_measurable)
+        console.print(_wrapped(text, 2, console.width), style="dim")
 
 
 def _print_finding(number: int, finding: ReportedFinding, console: Console) -> None:
