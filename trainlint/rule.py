@@ -77,6 +77,7 @@ from trainlint.measure.influence import (
 from trainlint.measure.signal import NonFinite, Signal, SiteSignal, decades
 from trainlint.observe.trace import (
     ClipTrace,
+    EvaluationTrace,
     Incident,
     LossTrace,
     ModelTrace,
@@ -115,6 +116,7 @@ __all__ = [
     "Constant",
     "Draw",
     "Edit",
+    "EvaluationTrace",
     "Expectation",
     "Finding",
     "Fix",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlint.observe.autograd import Sentinel, sequence, walk
+from trainlint.observe.evaluations import Evaluations
 from trainlint.observe.failures import failure_in
 from trainlint.observe.objectives import Objectives
 from trainlint.observe.origin import origin_in
@@ -77,6 +78,7 @@ class TrainingObserver:
         self._adaptive = period == 0
         self.recorder = Recorder(self._loss_called)
         self._objectives = Objectives(self._incident, self.recorder.maker_of, self._latest_inputs)
+        self._evaluations = Evaluations(self.recorder)
         self._parameters = ParameterRecorder()
         self._roots: dict[int, Root] = {}
         self._optimizers: dict[int, KnownOptimizer] = {}
@@ -107,6 +109,7 @@ class TrainingObserver:
         return self.recorder.is_inside
 
     def forward_begins(self, module: nn.Module, site: Site | None) -> None:
+        self._evaluations.leave()
         root = self._root(module, site)
         if root is None or not torch.is_grad_enabled() or self._compiled:
             return
@@ -136,7 +139,10 @@ class TrainingObserver:
         given = next((weakref.ref(t) for _, t in tensors(inputs)), None)
         if not ends:
             self._evaluated(root, site, training, given)
+            if root.trained_in and not self._compiled and not torch.is_grad_enabled():
+                self._evaluations.forward(root.number, output, self.step, site)
             return
+        self._evaluations.trained_forward(root.number, output)
         if len(self._pending) == self._pending.maxlen:
             self._unused(self._pending.popleft())
         self._pending.append(Forward(root, ends, site, training, self.step, given, root.is_asked))
@@ -203,6 +209,7 @@ class TrainingObserver:
             root.switched[training] = site
             root.is_asked = training
             root.idle = None
+        self._evaluations.leave()
 
     # ------------------------------------------------------------------ backward passes
 
@@ -210,6 +217,7 @@ class TrainingObserver:
         self.recorder.leave()
 
     def backward_begins(self, losses: list[Tensor], site: Site | None) -> None:
+        self._evaluations.trains()
         reached, stepped = self._made_of(losses, site)
         waiting: deque[Forward] = deque(maxlen=self._pending.maxlen)
         for place, forward in enumerate(self._pending):
@@ -562,14 +570,17 @@ class TrainingObserver:
             )
 
     def passes(self, loader: Any, site: Site | None) -> None:
-        pass
+        self._evaluations.passes(loader)
 
     # ------------------------------------------------------------------ losses
 
-    # ------------------------------------------------------------------ losses
-
-    def _loss_called(self, *call: Any) -> None:
-        self._objectives.look_at(self.step, *call)
+    def _loss_called(
+        self, name: str, args: Any, kwargs: Any, result: Any, root: int | None
+    ) -> None:
+        if self._evaluations.is_listening:
+            self._evaluations.look_at(self.step, name, result)
+        else:
+            self._objectives.look_at(self.step, name, args, kwargs, result, root)
 
     def _latest_inputs(self) -> Any:
         root = self._latest()
@@ -620,6 +631,7 @@ class TrainingObserver:
                 for (kind, _, _), (site, known, calls, steps, length) in self._schedules.items()
             ],
             objectives=self._objectives.trace(),
+            evaluations=self._evaluations.trace(),
             incidents=[*self._incidents.values(), *self._unused_graphs()],
             notes=list(self._notes()),
         )  # fmt: skip

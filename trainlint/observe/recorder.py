@@ -119,6 +119,11 @@ class Recorder(TorchFunctionMode):
 
     # ------------------------------------------------------------------ the mode
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the mode is on."""
+        return self._is_on
+
     def enter(self) -> bool:
         """Turn the mode on. Not above another mode: one that ends within ours would pop ours."""
         if self._is_on:

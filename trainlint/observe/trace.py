@@ -202,6 +202,22 @@ class LossTrace:
 
 
 @dataclass(frozen=True)
+class EvaluationTrace:
+    """The losses of passes without a gradient: `values`, each a mean over the batches of the pass.
+
+    `steps` are how many optimizer steps lay before each pass. `kind` is the loss function, empty where
+    the model returns its loss. `on_training_data` tells whether the `DataLoader` has the dataset that
+    the training has, too. Of a long pass not all batches were looked at.
+    """
+
+    kind: str
+    site: Site | None = field(repr=False)
+    steps: Sequence[int]
+    values: Sequence[float]
+    on_training_data: bool = False
+
+
+@dataclass(frozen=True)
 class Incident:
     """Something that a loop did which the recorder could only see while it happened.
 
@@ -293,7 +309,8 @@ class Trace:
     """A run as far as it was watched.
 
     `steps` is how many optimizer steps were seen, `recorded` which of them were recorded in full.
-    `losses` are (step, value) of each backward pass's loss, `objectives` the loss functions by place.
+    `losses` are (step, value) of each backward pass's loss, `objectives` the loss functions by place,
+    `evaluations` those of passes that nothing is trained by, such as validation.
     `own` says what of it is the user's: the `loop`, the `loss`, the `optimizer`, the `data`.
     """
 
@@ -305,6 +322,7 @@ class Trace:
     clips: Sequence[ClipTrace] = ()
     schedules: Sequence[ScheduleTrace] = ()
     objectives: Sequence[LossTrace] = ()
+    evaluations: Sequence[EvaluationTrace] = ()
     incidents: Sequence[Incident] = ()
     notes: Sequence[str] = ()
     own: frozenset[str] = frozenset({"loop", "loss", "optimizer", "data"})
