@@ -29,6 +29,8 @@ def frozen(value: Any, depth: int = 6) -> Any:
     if isinstance(value, Tensor):
         if isinstance(value, nn.parameter.UninitializedTensorMixin):
             return ("lazy", id(value), type(value))
+        if value.layout != torch.strided:
+            return ("sparse", id(value), value.layout, frozen(value.detach().to_dense())[-2])
         bits = value.detach().contiguous().reshape(-1).view(torch.uint8).tolist()
         flags = (value.requires_grad, value.is_leaf, value.dtype, value.device, value.layout)
         return (

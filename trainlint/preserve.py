@@ -1,9 +1,10 @@
-"""Leave a model and the random generators as they were found.
+"""Leave a model, its optimizers and the process as they were found.
 
-What is restored: parameters' flags, non-float buffers, every module's attributes (with the contents of
-plain lists, dicts and sets, and tensors that are attributes), hooks, train/eval modes, also of modules
+`preserved` is for runs that do not train: it restores parameters' flags, non-float buffers, every module's
+attributes, with what is in plain lists, dicts, sets and objects, hooks, train/eval modes, also of modules
 that are held in plain lists, and the random states of torch, numpy and python. Parameters and float
-buffers are not copied: a capture on meta tensors never writes to them.
+buffers are not copied: a capture on meta tensors never writes to them. `unchanged_weights` restores those
+and their gradients, and `preserved_training` all of this, optimizers and torch's global settings.
 """
 
 from __future__ import annotations
@@ -13,11 +14,25 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+_Restore = Callable[[], None]
+
+_REGISTERS: Final = ("_parameters", "_buffers", "_modules")
+_PLAIN: Final = ("builtins", "torch")
+_LIBRARIES: Final = frozenset({"builtins", "torch", "numpy", *sys.stdlib_module_names})
+_DEEPEST: Final = 5
+_MISSING: Final = object()
+# Bits are compared as whole numbers: -0.0 is 0.0, and NaN is not itself.
+_BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_lazy(tensor: Tensor) -> bool:
@@ -64,30 +79,21 @@ def _modules_in(value: Any, known: set[int], depth: int) -> Iterator[nn.Module]:
             yield from _modules_in(part, known, depth - 1)
 
 
-_REGISTERS: Final = ("_parameters", "_buffers", "_modules")
-_PLAIN: Final = ("builtins", "torch")
-_DEEPEST: Final = 5
-
-
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Restore `model` and all random states at the end, also after an exception."""
-    restorers: list[Callable[[], None]] = [*_random_states()]
+    snapshot = _Snapshot()
+    snapshot.keep_random_states()
     roots = list(every_root(model))
-    for module in (module for root in roots for module in root.modules()):
-        if not isinstance(module, torch.jit.ScriptModule):
-            restorers.extend(_module_state(module))
-    restorers.extend(_requires_grad(p) for root in roots for p in root.parameters())
+    for root in roots:
+        snapshot.keep_modules(root)
+    for parameter in (parameter for root in roots for parameter in root.parameters()):
+        snapshot.keep_flag(parameter)
     for buffer in (buffer for root in roots for buffer in root.buffers()):
-        if is_lazy(buffer):
-            continue
-        if not buffer.is_floating_point() and not buffer.is_meta:
-            restorers.append(_tensor_contents(buffer))
-    try:
+        if not is_lazy(buffer) and not buffer.is_floating_point():
+            snapshot.keep_tensor(buffer)
+    with snapshot.restored():
         yield
-    finally:
-        for restore in restorers:
-            restore()
 
 
 @contextlib.contextmanager
@@ -96,48 +102,255 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
 
     Compared by value: a write through `.data` counts no version.
     """
-    owned = {id(t): t for r in every_root(model) for t in (*r.parameters(), *r.buffers())}
-    tensors = [t for t in owned.values() if not is_lazy(t) and not t.is_meta]
-    saved = [(tensor, tensor.data, tensor.detach().clone(), tensor.is_leaf) for tensor in tensors]
-    gradients = [
-        (tensor, tensor.grad, None if tensor.grad is None else tensor.grad.detach().clone())
-        for tensor in tensors
-    ]
-    try:
+    snapshot = _Snapshot()
+    for root in every_root(model):
+        snapshot.keep_weights(root)
+    with snapshot.restored():
         yield
-    finally:
-        with torch.no_grad():
-            for tensor, data, before, was_leaf in saved:
-                if was_leaf and not tensor.is_leaf and not tensor._is_view():
-                    # A buffer that was averaged in place with what has a gradient keeps that graph.
-                    tensor.detach_()
-                if _is_elsewhere(tensor, data):
-                    tensor.data = data
-                if not _is_equal(tensor, before):
-                    tensor.data.copy_(before)
-            for tensor, gradient, before_gradient in gradients:
+
+
+@contextlib.contextmanager
+def preserved_training(
+    model: nn.Module,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    *,
+    beside: Iterable[nn.Module] = (),
+) -> Iterator[None]:
+    """Restore everything that training steps change, bit for bit, also after an exception.
+
+    Of `model` and the modules `beside` it (a loss with parameters, a teacher): all that `preserved` and
+    `unchanged_weights` restore, with hooks on parameters, version counters, and lazy layers that became
+    real ones. Of each optimizer: its state and options, also in nested lists, with the same tensors in
+    them as before, its attributes and hooks, and the parameters and gradients that it holds. Of the
+    process: random states, deterministic and cuDNN flags, matmul precision, default dtype and device,
+    grad and anomaly mode. Learning rate schedulers are left as they are.
+
+    Costs a copy of every parameter, buffer, gradient and state, on its own device.
+    """
+    snapshot = _Snapshot()
+    snapshot.keep_settings()
+    snapshot.keep_random_states()
+    for module in (model, *beside):
+        for root in every_root(module):
+            snapshot.keep_modules(root)
+            snapshot.keep_weights(root)
+    if optimizer is not None:
+        for each in optimizer if isinstance(optimizer, Iterable) else [optimizer]:
+            snapshot.keep(each)
+    with snapshot.restored():
+        yield
+
+
+class _Snapshot:
+    """What things were like, each once, to be put back in the order in which they were kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], Any] = {}  # holds them: ids are unique among the living
+        self._restorers: list[_Restore] = []
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Put everything back at the end. What fails does not keep the rest from it."""
+        try:
+            yield
+        finally:
+            failures: list[Exception] = []
+            for restore in self._restorers:
+                try:
+                    restore()
+                except Exception as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+
+    def _is_new(self, kind: str, value: Any) -> bool:
+        key = (kind, id(value))
+        if key in self._known:
+            return False
+        self._known[key] = value
+        return True
+
+    def keep(self, value: Any, depth: int = _DEEPEST) -> None:
+        """A value with what is in it. Modules within are not looked into: they are roots of their own."""
+        if isinstance(value, Tensor):
+            self.keep_tensor(value)
+            if value.is_leaf and value.requires_grad:
+                self._keep_gradient(value)
+        elif isinstance(value, (nn.Module, type)) or depth < 0 or not self._is_new("value", value):
+            return
+        elif isinstance(value, (list, dict, set, deque)):
+            self._restorers.append(_container_contents(value))
+            for part in list(value.values() if isinstance(value, dict) else value):
+                self.keep(part, depth - 1)
+            if isinstance(value, dict):  # an optimizer's state has parameters as keys
+                for key in value:
+                    if isinstance(key, Tensor):
+                        self.keep(key)
+        elif isinstance(value, (tuple, frozenset)):
+            for part in value:
+                self.keep(part, depth - 1)
+        elif isinstance(value, torch.optim.Optimizer):
+            # Its parameters are what it is about, however deep it lies itself.
+            self.keep(vars(value), _DEEPEST)
+        else:
+            self._restorers.extend(_random_state_of(value))
+            is_ours = type(value).__module__.partition(".")[0] in _LIBRARIES
+            if not is_ours and not callable(value) and hasattr(value, "__dict__"):
+                self.keep(vars(value), depth - 1)
+
+    def keep_modules(self, root: nn.Module) -> None:
+        """Attributes, hooks, modes and classes of all modules; of parameters and buffers which they are."""
+        for module in root.modules():
+            if not isinstance(module, torch.jit.ScriptModule) and self._is_new("module", module):
+                self._restorers.append(_attributes(module))
+                for name, value in vars(module).items():
+                    if name in _REGISTERS:
+                        self._restorers.append(_container_contents(value))
+                    else:
+                        self.keep(value)
+
+    def keep_weights(self, root: nn.Module) -> None:
+        """Values and gradients of all parameters and buffers."""
+        for tensor in (*root.parameters(), *root.buffers()):
+            if is_lazy(tensor):
+                if self._is_new("tensor", tensor):
+                    self._restorers.append(_laziness(tensor))
+            else:
+                self.keep_tensor(tensor)
+                self._keep_gradient(tensor)
+
+    def keep_tensor(self, tensor: Tensor) -> None:
+        """Its values, storage, flags, version and hooks."""
+        if not tensor.is_meta and not is_lazy(tensor) and self._is_new("tensor", tensor):
+            self._restorers.append(_tensor_state(tensor))
+
+    def keep_flag(self, tensor: Tensor) -> None:
+        """Whether it asks for a gradient."""
+        before = tensor.requires_grad
+
+        def restore() -> None:
+            if tensor.requires_grad != before:
+                tensor.requires_grad_(before)
+
+        self._restorers.append(restore)
+
+    def _keep_gradient(self, tensor: Tensor) -> None:
+        if not tensor.is_leaf or not self._is_new("gradient", tensor):
+            return
+        gradient = tensor.grad
+
+        def restore() -> None:
+            if tensor.grad is not gradient:
                 tensor.grad = gradient
-                if gradient is not None and before_gradient is not None:
-                    gradient.data.copy_(before_gradient)
+
+        # First which one it is: its values are compared then.
+        self._restorers.append(restore)
+        if gradient is not None:
+            self.keep_tensor(gradient)
+
+    def keep_random_states(self) -> None:
+        """Those of torch, on all devices in use, of numpy and of python."""
+        self._restorers.extend(_random_states())
+
+    def keep_settings(self) -> None:
+        """Torch's global switches."""
+        self._restorers.extend(_settings())
+
+
+def _tensor_state(tensor: Tensor) -> _Restore:
+    data, before = tensor.data, tensor.detach().clone()
+    was_leaf, asked = tensor.is_leaf, tensor.requires_grad
+    hooks: list[tuple[str, Any, Any]] = [
+        (name, held, None if held is None else dict(held))
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
+        for held in [getattr(tensor, name)]
+    ]
+    version = None
+    if not tensor.is_inference():
+        version = _unsafe_preserve_version_counter(tensor)
+
+    def restore() -> None:
+        with torch.no_grad():
+            if was_leaf and not tensor.is_leaf and not tensor._is_view():
+                # A buffer that was averaged in place with what has a gradient keeps that graph.
+                tensor.detach_()
+            if _is_elsewhere(tensor, data):
+                tensor.data = data
+            if not _has_bits_of(tensor, before):
+                _write(tensor, before)
+        if was_leaf and tensor.requires_grad != asked:
+            tensor.requires_grad_(asked)
+        for name, held, contents in hooks:
+            now = getattr(tensor, name)
+            if now is not held and now:
+                now.clear()  # autograd holds it as well
+            if held is not None and dict(held) != contents:
+                held.clear()
+                held.update(contents)
+            if now is not held:
+                setattr(tensor, name, held)
+        if version is not None:
+            version.__exit__(None, None, None)
+
+    return restore
 
 
 def _is_elsewhere(tensor: Tensor, data: Tensor) -> bool:
     if tensor.layout != torch.strided:
         return False
-    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape
+    return (
+        tensor.data_ptr() != data.data_ptr()
+        or tensor.shape != data.shape
+        or tensor.stride() != data.stride()
+        or tensor.dtype != data.dtype
+        or tensor.device != data.device
+    )
 
 
-def _is_equal(tensor: Tensor, before: Tensor) -> bool:
+def _has_bits_of(tensor: Tensor, before: Tensor) -> bool:
     if tensor.layout != torch.strided:
         return bool((tensor.detach() - before).to_dense().eq(0).all())
-    return torch.equal(tensor, before)
+    now: Tensor = tensor.detach()
+    if now.is_complex():
+        now, before = torch.view_as_real(now.resolve_conj()), torch.view_as_real(before)
+    if now.is_floating_point():
+        bits = _BITS[now.element_size()]
+        now, before = now.view(bits), before.view(bits)
+    return torch.equal(now, before)
 
 
-def _module_state(module: nn.Module) -> Iterator[Callable[[], None]]:
-    attributes = dict(vars(module))
-    vars_of = vars(module)
+def _write(tensor: Tensor, before: Tensor) -> None:
+    """Copy into it, also where it is expanded: many elements, one place in memory."""
+    if tensor.layout != torch.strided:
+        tensor.copy_(before)  # `data` would get the elements for itself
+        return
+    data = tensor.data
+    for axis, stride in enumerate(data.stride()):
+        if stride == 0 and data.shape[axis] > 1:
+            data, before = data.narrow(axis, 0, 1), before.narrow(axis, 0, 1)
+    data.copy_(before)
 
-    def restore_attributes() -> None:
+
+def _laziness(tensor: Any) -> _Restore:
+    kind, raw = type(tensor), tensor.data
+    version = _unsafe_preserve_version_counter(tensor)
+
+    def restore() -> None:
+        if type(tensor) is not kind:
+            tensor.grad = None
+            tensor.__class__ = kind
+            tensor.data = raw
+            version.__exit__(None, None, None)
+
+    return restore
+
+
+def _attributes(module: nn.Module) -> _Restore:
+    kind, vars_of, attributes = type(module), vars(module), dict(vars(module))
+
+    def restore() -> None:
+        if type(module) is not kind:  # a lazy layer, or one with a parametrization
+            module.__class__ = kind
         # In place: code elsewhere may hold this very dictionary.
         if list(vars_of) != list(attributes):
             vars_of.clear()
@@ -145,18 +358,10 @@ def _module_state(module: nn.Module) -> Iterator[Callable[[], None]]:
             if vars_of.get(name, _MISSING) is not value:
                 vars_of[name] = value
 
-    yield restore_attributes
-    for value in attributes.values():
-        if isinstance(value, (dict, list, set, deque)):
-            yield _container_contents(value)
-        elif isinstance(value, Tensor) and not value.is_meta:
-            yield _tensor_contents(value)
+    return restore
 
 
-_MISSING = object()
-
-
-def _container_contents(container: Any) -> Callable[[], None]:
+def _container_contents(container: Any) -> _Restore:
     if not container:  # most of a module's dictionaries of hooks
         return lambda: container.clear() if container else None
     before = container.copy()
@@ -170,7 +375,7 @@ def _container_contents(container: Any) -> Callable[[], None]:
                 container.extend(before)
         elif isinstance(container, dict):
             # The order too: that of `_parameters` is the order in which an optimizer numbers them.
-            if list(container) != list(before) or any(
+            if [*map(id, container)] != [*map(id, before)] or any(
                 container[key] is not value for key, value in before.items()
             ):
                 container.clear()
@@ -182,32 +387,9 @@ def _container_contents(container: Any) -> Callable[[], None]:
     return restore
 
 
-def _requires_grad(parameter: Tensor) -> Callable[[], None]:
-    before = parameter.requires_grad
-
-    def restore() -> None:
-        if parameter.requires_grad != before:
-            parameter.requires_grad_(before)
-
-    return restore
-
-
-def _tensor_contents(tensor: Tensor) -> Callable[[], None]:
-    before = tensor.detach().clone()
-    version = tensor._version
-
-    def restore() -> None:
-        if tensor._version != version:
-            with torch.no_grad():
-                tensor.copy_(before)
-
-    return restore
-
-
-def _random_states() -> Iterator[Callable[[], None]]:
-    python_state = random.getstate()
+def _random_states() -> Iterator[_Restore]:
+    yield from _random_state_of(random)
     torch_state = torch.get_rng_state()
-    yield lambda: random.setstate(python_state)
     yield lambda: torch.set_rng_state(torch_state)
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
@@ -216,3 +398,69 @@ def _random_states() -> Iterator[Callable[[], None]]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         cuda_states = torch.cuda.get_rng_state_all()
         yield lambda: torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _random_state_of(source: Any) -> Iterator[_Restore]:
+    """That of a generator of one's own, and nothing of what is none."""
+    if source is random or isinstance(source, random.Random):
+        state = source.getstate()
+        yield lambda: source.setstate(state)
+    elif isinstance(source, torch.Generator):
+        torch_state = source.get_state()
+
+        def restore() -> None:
+            source.set_state(torch_state)
+
+        yield restore
+    elif type(source).__module__.startswith("numpy.random"):
+        if hasattr(source, "bit_generator"):
+            bits = source.bit_generator
+            numpy_state = bits.state
+            yield lambda: setattr(bits, "state", numpy_state)
+        elif hasattr(source, "get_state"):
+            legacy_state = source.get_state()
+            yield lambda: source.set_state(legacy_state)
+
+
+def _settings() -> Iterator[_Restore]:
+    """Torch's switches for the whole process, each put back only where it was turned."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    for read, write in (
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.is_grad_enabled, torch.set_grad_enabled),
+        (
+            lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+            lambda both: torch.set_anomaly_enabled(*both),
+        ),
+        (
+            lambda: (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            lambda both: torch.use_deterministic_algorithms(both[0], warn_only=both[1]),
+        ),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        (_default_device, torch.set_default_device),
+        (torch.get_num_threads, torch.set_num_threads),
+    ):
+        yield _setting(read, write)
+    for owner, names in (
+        (cudnn, ("enabled", "benchmark", "deterministic", "allow_tf32")),
+        (matmul, ("allow_tf32", "allow_fp16_reduced_precision_reduction")),
+        (torch.utils.deterministic, ("fill_uninitialized_memory",)),
+    ):
+        for name in names:
+            yield _setting(
+                lambda owner=owner, name=name: getattr(owner, name),  # type: ignore[misc]
+                lambda value, owner=owner, name=name: setattr(owner, name, value),  # type: ignore[misc]
+            )
+
+
+def _setting(read: Callable[[], Any], write: Callable[[Any], Any]) -> _Restore:
+    before = read()
+    return lambda: None if read() == before else write(before)
+
+
+def _default_device() -> Any:
+    """What `torch.set_default_device` was given; None where it never was."""
+    return torch.utils._device.CURRENT_DEVICE
