@@ -68,6 +68,9 @@ class Observer(Protocol):
     def schedules(self, scheduler: Any, site: Site | None) -> None:
         """After a scheduler's step."""
 
+    def loader_made(self, loader: Any, site: Site | None) -> None:
+        """A `DataLoader` was constructed."""
+
     def passes(self, loader: Any, site: Site | None) -> None:
         """A pass over a `DataLoader` begins."""
 
@@ -348,6 +351,7 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
     original_init = Optimizer.__init__
     original_scale = GradScaler.scale
     original_iter = DataLoader.__iter__
+    original_loader: Any = DataLoader.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original_init(self, *args, **kwargs)
@@ -359,6 +363,11 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
             tell("scales", self)
         return original_scale(self, outputs)
 
+    def load(self: Any, *args: Any, **kwargs: Any) -> None:
+        original_loader(self, *args, **kwargs)
+        if tell.is_listening():
+            tell("loader_made", self, calling_site(2))
+
     def iterate(self: Any) -> Any:
         if tell.is_listening():
             tell("passes", self, calling_site(2))
@@ -366,6 +375,7 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
 
     yield Optimizer, "__init__", init
     yield GradScaler, "scale", scale
+    yield DataLoader, "__init__", load
     yield DataLoader, "__iter__", iterate
 
 

@@ -108,8 +108,9 @@ class Objective:
 class Objectives:
     """All losses, by the places in the code where they are called.
 
-    `incident` is told of what should not be; `source_of` says which recorded operation made a tensor, and
-    `inputs` gives what the model was called with last.
+    `incident` is told of what should not be; `source_of` says which recorded operation made a tensor,
+    `inputs` gives what the model was called with last, and `loader` the number of the loader that was last
+    begun to be read.
     """
 
     def __init__(
@@ -117,10 +118,12 @@ class Objectives:
         incident: Callable[..., None],
         source_of: Callable[[Tensor], SiteRecord | None],
         inputs: Callable[[], Any],
+        loader: Callable[[], int | None],
     ) -> None:
         self._incident = incident
         self._source_of = source_of
         self._inputs = inputs
+        self._loader = loader
         self._by_place: dict[Any, Objective] = {}
 
     def look_at(
@@ -178,8 +181,15 @@ class Objectives:
             known.values.append((step, loss.detach()))
         known.made_by = made_by
         known.look_at(scores.detach(), targets.detach(), kwargs)
-        given = [t.data_ptr() for _, t in tensors(self._inputs()) if t.numel()]
-        known.seen.look_at(targets.detach(), kwargs, inputs=targets.data_ptr() in given)
+        given = [t for _, t in tensors(self._inputs()) if t.numel()]
+        known.seen.look_at(
+            step,
+            targets.detach(),
+            kwargs,
+            inputs=targets.data_ptr() in [t.data_ptr() for t in given],
+            samples=targets.dim() > 0 and len(targets) in [len(t) for t in given if t.dim() > 1],
+            loader=self._loader(),
+        )
 
     def _broadcast(self, name: str, first: Tensor, second: Tensor) -> None:
         """(N, 1, …) with (N, …), of which one is a prediction: a table of each with each."""

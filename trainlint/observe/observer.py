@@ -27,6 +27,7 @@ from trainlint.observe.recorder import Recorder
 from trainlint.observe.roots import (
     Forward,
     Idle,
+    KnownLoader,
     KnownOptimizer,
     Root,
     is_sensitive,
@@ -36,6 +37,8 @@ from trainlint.observe.roots import (
 from trainlint.observe.trace import (
     ClipTrace,
     Incident,
+    InputTrace,
+    LoaderTrace,
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
@@ -50,6 +53,7 @@ FIRST_STEPS: Final = 5
 MOST_RECORDED: Final = 128
 MOST_LOSSES: Final = 4096
 MOST_SCHEDULES: Final = 64
+MOST_LOADERS: Final = 64
 WINDOW: Final = 5
 _SURE_AFTER: Final = 3
 _MOST_WALKS: Final = 256
@@ -77,8 +81,12 @@ class TrainingObserver:
         self._period = period
         self._adaptive = period == 0
         self.recorder = Recorder(self._loss_called)
-        self._objectives = Objectives(self._incident, self.recorder.maker_of, self._latest_inputs)
+        self._objectives = Objectives(
+            self._incident, self.recorder.maker_of, self._latest_inputs, self._latest_loader
+        )
         self._evaluations = Evaluations(self.recorder)
+        self._loaders: list[KnownLoader] = []
+        self._loader: int | None = None
         self._parameters = ParameterRecorder()
         self._roots: dict[int, Root] = {}
         self._optimizers: dict[int, KnownOptimizer] = {}
@@ -569,10 +577,26 @@ class TrainingObserver:
                 length if isinstance(length, int) else None,
             )
 
+    def loader_made(self, loader: Any, site: Site | None) -> None:
+        if len(self._loaders) < MOST_LOADERS:
+            sampler = type(getattr(loader, "sampler", None)).__name__
+            self._loaders.append(KnownLoader(weakref.ref(loader), site, sampler))
+
     def passes(self, loader: Any, site: Site | None) -> None:
         self._evaluations.passes(loader)
+        numbers = (i for i, known in enumerate(self._loaders) if known.held() is loader)
+        self._loader = next(numbers, None)
+        if self._loader is None and len(self._loaders) < MOST_LOADERS:  # made before the watch
+            self._loader = len(self._loaders)
+            self.loader_made(loader, site)
+        if self._loader is not None:
+            passes = self._loaders[self._loader].passes
+            passes.append(self.step)
+            if len(passes) > MOST_LOSSES:
+                del passes[1::2]
 
-    # ------------------------------------------------------------------ losses
+    def _latest_loader(self) -> int | None:
+        return self._loader
 
     def _loss_called(
         self, name: str, args: Any, kwargs: Any, result: Any, root: int | None
@@ -634,6 +658,10 @@ class TrainingObserver:
             evaluations=self._evaluations.trace(),
             incidents=[*self._incidents.values(), *self._unused_graphs()],
             notes=list(self._notes()),
+            loaders=[
+                LoaderTrace(known.site, known.sampler, list(known.passes))
+                for known in self._loaders
+            ],
         )  # fmt: skip
 
     def _place_of(self, known: KnownOptimizer | None) -> int | None:
@@ -692,8 +720,16 @@ class TrainingObserver:
         return ModelTrace(
             root.name, root.site, bool(root.held), dict(forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
-            self._neglected(root),
+            self._neglected(root), self._inputs_of(root),
         )  # fmt: skip
+
+    def _inputs_of(self, root: Root) -> list[InputTrace]:
+        found = [
+            record.data.trace(record.place.path, record.place.operation)
+            for record in self.recorder.sites.values()
+            if record.root == root.number and record.data is not None
+        ]
+        return [data for data in found if data is not None]
 
     def _parameter(self, root: Root, name: str) -> ParameterTrace:
         steps, (gradient, weight, update) = self._parameters.series((root.number, name))

@@ -24,6 +24,7 @@ from torch.overrides import (
 
 from trainlint import ops
 from trainlint.capture.tracer import is_wrapped
+from trainlint.observe.inputs import SeenInput
 from trainlint.observe.trace import Place
 from trainlint.sites import Site, calling_site
 from trainlint.tree import tensors
@@ -53,6 +54,7 @@ _VIEWS: Final = (
     "Slice", "Select", "Unbind", "ToCopy", "Clone", "Repeat",
 )  # fmt: skip
 _BETWEEN: Final = (*_VIEWS, "Add", "MaxPool", "AvgPool", "NativeDropout")
+_PROPORTIONAL: Final = (*_BETWEEN, "Relu", "LeakyRelu", "Prelu", "Constant", "Mul")
 _NODES_BACK: Final = 5
 _COLUMNS: Final = ("mean", "rms", "spread", "zero", "saturated", "gradient")
 
@@ -80,6 +82,7 @@ class SiteRecord:
     seen: list[int] = field(default_factory=list)
     feeds: str = ""
     values: dict[int, int] = field(default_factory=dict)
+    data: SeenInput | None = None
 
     def dead(self) -> tuple[list[float], list[int]]:
         """The share of dead units in each window, with the one that is still open, and their samples."""
@@ -116,6 +119,8 @@ class Recorder(TorchFunctionMode):
         # Sites of this forward by the numbers of their autograd nodes; sigmoids and tanhs once more.
         self._nodes: dict[int, SiteRecord] = {}
         self._flat: dict[int, SiteRecord] = {}
+        # Whether this forward has passed layers without a gradient: what follows is no longer the data.
+        self._is_past_data = False
 
     # ------------------------------------------------------------------ the mode
 
@@ -177,6 +182,7 @@ class Recorder(TorchFunctionMode):
         self._stack.clear()
         self._nodes.clear()
         self._flat.clear()
+        self._is_past_data = False
 
     def end_forward(self) -> None:
         """What follows is the loop's own code."""
@@ -200,7 +206,10 @@ class Recorder(TorchFunctionMode):
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         if name in _LOSSES:
             self._seen(name, args, kwargs, result, self._root)
-        if self._root is None or not torch.is_grad_enabled():
+        if self._root is None:
+            return
+        if not torch.is_grad_enabled():
+            self._is_past_data = self._is_past_data or name in _LAYERS
             return
         if self._flat and name in _USES:
             self._use(name, args)
@@ -224,6 +233,7 @@ class Recorder(TorchFunctionMode):
             weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
             record = SiteRecord(*key, calling_site(3), weight)
             self.sites[key] = record
+        self._look_at_data(name, record, args, tensor)
         sample = _Sample(_sampled(tensor), self._particulars(name, record, args, kwargs, tensor))
         self._samples[key] = sample
         if tensor.requires_grad:
@@ -247,6 +257,40 @@ class Recorder(TorchFunctionMode):
         elif name in RECTIFIERS:
             self._units(record, result)
         return flat
+
+    def _look_at_data(self, name: str, record: SiteRecord, args: Any, result: Tensor) -> None:
+        """Note what a layer gets that no layer made, and which of those layers are normalised behind."""
+        operand = next((a for a in args[:1] if isinstance(a, Tensor)), None)
+        if operand is None:
+            return
+        if name in ops.NORMALIZATIONS:
+            source = self._data_layer_behind(operand)
+            if source is not None:
+                source.is_normalized = True
+        elif name in ops.WEIGHTED | ops.RECURRENT or record.weight is not None:
+            if not result.requires_grad:
+                self._is_past_data = True
+            elif (
+                not self._is_past_data
+                and not operand.requires_grad
+                and operand.is_floating_point()
+                and operand.numel()
+                and operand.dim() > 1
+            ):
+                record.data = record.data or SeenInput()
+                record.data.look_at(operand)
+
+    def _data_layer_behind(self, tensor: Tensor) -> SeenInput | None:
+        """What the layer got that made the tensor, with what keeps proportions in between."""
+        node: Any = tensor.grad_fn
+        for _ in range(_NODES_BACK):
+            record = None if node is None else self._nodes.get(_number(node))
+            if node is None or (record is not None and record.data is not None):
+                return None if record is None else record.data
+            if not node.name().startswith(_PROPORTIONAL) or not node.next_functions:
+                return None
+            node = node.next_functions[0][0]
+        return None
 
     def maker_of(self, tensor: Tensor) -> SiteRecord | None:
         """The recorded operation that made the values, behind rearrangements of them."""

@@ -143,3 +143,13 @@ def note_unused(unused: dict[Any, Idle], forward: Forward) -> None:
         unused[key, forward.training] = Idle(key, forward.site, forward.step, forward.inputs)
     else:
         known.goes_on(forward.step, forward.inputs)
+
+
+@dataclass
+class KnownLoader:
+    """A `DataLoader`, and the steps that had been made when passes over it began."""
+
+    held: weakref.ref[Any]
+    site: Site | None
+    sampler: str
+    passes: list[int] = field(default_factory=list)

@@ -147,13 +147,56 @@ class ScheduleTrace:
 
 
 @dataclass(frozen=True)
+class InputTrace:
+    """What of the data reaches a layer: the operand of an operation with weights that no layer made.
+
+    `layer` is the path of its module, `shape` that of a batch; `whole` the share of whole numbers, `zero`
+    that of zeros, from at most 8192 elements in each of the first 16 recorded steps. `columns` are mean and
+    standard deviation of each column of a table (N, F). `normalized` tells that a normalization takes the
+    result, which makes the scale of the data no matter.
+    """
+
+    layer: str
+    operation: str
+    shape: Sequence[int]
+    dtype: str
+    mean: float
+    std: float
+    least: float
+    largest: float
+    whole: float
+    zero: float
+    columns: Sequence[tuple[float, float]] = field(default=(), repr=False)
+    normalized: bool = False
+
+    @property
+    def rms(self) -> float:
+        """Root of the mean square."""
+        return float((self.mean**2 + self.std**2) ** 0.5)
+
+
+@dataclass(frozen=True)
+class LoaderTrace:
+    """A `DataLoader`. `passes` are the numbers of steps that had been made when each pass over it began.
+
+    `sampler` is the kind that gives the order: `SequentialSampler` without `shuffle=True`.
+    """
+
+    site: Site | None = field(repr=False)
+    sampler: str
+    passes: Sequence[int]
+
+
+@dataclass(frozen=True)
 class TargetTrace:
     """The targets of a loss function as they were seen, from at most 8192 elements a step.
 
     `counts` says how often each whole number from 0 to 255 was one, empty where other values were, too.
     `integral` tells of their dtype, `one_hot` whether each row was, `mixed` whether more than one value
     was there in each step, `inputs` whether they are an input of the model. `columns` is how many there are
-    a sample. `ignored` counts the recorded steps in which all targets were to be ignored.
+    a sample. `ignored` counts the recorded steps in which all targets were to be ignored. `batches` says,
+    for classes of one label a sample, how often each was there: (step, counts by class). `loader` is the
+    place in the trace of the loader of which a pass had begun last.
     """
 
     least: float
@@ -165,6 +208,8 @@ class TargetTrace:
     inputs: bool = False
     columns: int = 1
     ignored: int = 0
+    batches: Sequence[tuple[int, Mapping[int, int]]] = field(default=(), repr=False)
+    loader: int | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +283,8 @@ class ModelTrace:
     `forwards` counts its calls by (phase, whether it was in train mode), where the phase is `train` if a
     backward pass reached it, else `evaluation`. `optimized` tells whether an optimizer holds parameters
     of it. `layers` maps the paths of its modules to where they were constructed. `neglected` names
-    trainable parameters that had a gradient when an optimizer stepped, and are in none.
+    trainable parameters that had a gradient when an optimizer stepped, and are in none. `inputs` are what
+    reaches its layers straight from the data.
     """
 
     name: str
@@ -249,6 +295,7 @@ class ModelTrace:
     parameters: Sequence[ParameterTrace] = field(repr=False)
     layers: Mapping[str, Site | None] = field(repr=False)
     neglected: Sequence[str] = ()
+    inputs: Sequence[InputTrace] = ()
 
     def place_of(self, name: str) -> Site | None:
         """Where the layer of a parameter was constructed, else where the model is called."""
@@ -326,6 +373,7 @@ class Trace:
     incidents: Sequence[Incident] = ()
     notes: Sequence[str] = ()
     own: frozenset[str] = frozenset({"loop", "loss", "optimizer", "data"})
+    loaders: Sequence[LoaderTrace] = ()
 
     def of(self, *kinds: str) -> Iterator[Incident]:
         """The incidents of these kinds."""

@@ -1,0 +1,1 @@
+"""DAT: the data as the model gets them, and their order."""

@@ -1,0 +1,187 @@
+"""DAT003 unshuffled-training."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    LoaderTrace,
+    LossTrace,
+    NotMeasurable,
+    Severity,
+    Trace,
+    rule,
+)
+
+_CLASSIFICATION = (
+    "cross_entropy",
+    "nll_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+)
+_MOST_DEALT = 20_000
+
+
+@rule(
+    "DAT003",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves", "learning-rate-too-high", "exploding-gradient"],
+    own=["data"],
+)
+def unshuffled_training(
+    trace: Trace, *, share: float = 0.25, batches: int = 5, size: int = 8
+) -> Iterator[Finding | NotMeasurable]:
+    """The batches hold one class each: the training data come sorted by label.
+
+    A step follows the gradient of its batch. If that is all of one class, the step that helps is to answer
+    this class whatever the input is; the next class undoes it. The loss falls within each class and jumps
+    where the next begins, the bias of the last layer swings, BatchNorm's statistics are those of
+    single classes, and what was learnt first is forgotten at the end of the epoch. Stochastic gradient
+    descent supposes that each batch is a random draw of all (Bottou 2012, section 4.1).
+
+    Reported for classes, one a sample, over at least `batches` recorded steps of at least `size` labels,
+    where the labels of a step have less than the `share` of the entropy that the same labels have when they
+    are dealt to the same steps at random. Not reported: losses that only ever see one class (contrastive
+    ones, a GAN's), several calls in one step with one class each, and classes that take turns step by step.
+
+    ## Bad
+    ```python
+    x, y = torch.randn(960, 8), torch.arange(960) // 320
+    x[:, 0] += y
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
+    for inputs, labels in loader:
+        loss = F.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Good
+    ```python
+    x, y = torch.randn(960, 8), torch.arange(960) // 320
+    x[:, 0] += y
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    dataset = torch.utils.data.TensorDataset(x, y)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=16, shuffle=True)
+    for inputs, labels in loader:
+        loss = F.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## When to ignore it
+    When the order is what is studied: continual learning, task after task.
+
+    ## Fix safety
+    Only shown: a shuffled loader draws other batches, and a stream or a sampler of one's own is shuffled
+    elsewhere.
+
+    ## References
+    Bottou 2012, "Stochastic Gradient Descent Tricks", section 4.1. Bengio 2012, arXiv:1206.5533, section
+    2.1 (order of the examples).
+    """
+    for loss in trace.objectives:
+        if loss.kind not in _CLASSIFICATION or loss.targets is None:
+            continue
+        seen = [(s, b) for s, b in loss.targets.batches if sum(b.values()) >= size]
+        if len(seen) < batches:
+            continue
+        steps, drawn = [s for s, _ in seen], [b for _, b in seen]
+        least = min(sum(batch.values()) for batch in drawn)
+        if (loss.classes or 2) > 1 and len({label for batch in drawn for label in batch}) == 1:
+            if _is_sequential(trace, loss):
+                yield NotMeasurable(
+                    f"all labels of {len(drawn)} recorded steps are {next(iter(drawn[0]))}, from a loader "
+                    "that does not shuffle: a run up to the next class would tell"
+                )
+            continue
+        entropy, dealt = _entropy(drawn), _entropy(_dealt(drawn))
+        if entropy < share * dealt and dealt > 0.1 and not _takes_turns(steps, drawn):
+            yield _finding(trace, loss, drawn, entropy, dealt, least)
+
+
+def _finding(
+    trace: Trace,
+    loss: LossTrace,
+    drawn: Sequence[Mapping[int, int]],
+    entropy: float,
+    dealt: float,
+    least: int,
+) -> Finding:
+    pure = sum(len(batch) == 1 for batch in drawn)
+    classes = len({label for batch in drawn for label in batch})
+    loader = _loader(trace, loss)
+    sequential = _is_sequential(trace, loss)
+    cure = (
+        "shuffle=True in this DataLoader"
+        if sequential
+        else "order = torch.randperm(len(x)) before each epoch, and batches of x[order], y[order]"
+    )
+    return Finding(
+        f"{pure} of {len(drawn)} recorded batches hold one class only, and {classes} classes come in all: "
+        "the training data are sorted by label",
+        where=loader.site if loader is not None and sequential else loss.site,
+        evidence={
+            "batches": len(drawn),
+            "of_one_class": pure,
+            "classes": classes,
+            "labels_a_batch": least,
+            "entropy": round(entropy, 4),
+            "entropy_if_shuffled": round(dealt, 4),
+        },
+        fixes=[Fix(cure)],
+        confidence=Confidence.LIKELY,
+    )
+
+
+def _loader(trace: Trace, loss: LossTrace) -> LoaderTrace | None:
+    place = None if loss.targets is None else loss.targets.loader
+    return None if place is None else trace.loaders[place]
+
+
+def _is_sequential(trace: Trace, loss: LossTrace) -> bool:
+    loader = _loader(trace, loss)
+    return loader is not None and loader.sampler == "SequentialSampler"
+
+
+def _entropy(batches: Sequence[Mapping[int, int]]) -> float:
+    """The mean entropy of the batches' labels, in nats."""
+    total = 0.0
+    for batch in batches:
+        size = sum(batch.values())
+        total -= sum(n / size * math.log(n / size) for n in batch.values())
+    return total / len(batches)
+
+
+def _dealt(batches: Sequence[Mapping[int, int]]) -> list[dict[int, int]]:
+    """The same labels, dealt at random to batches of the same sizes; of many, the first ones."""
+    labels = [label for batch in batches for label, n in batch.items() for _ in range(n)]
+    random.Random(0).shuffle(labels)
+    dealt, start = [], 0
+    for batch in batches:
+        end = start + sum(batch.values())
+        counts: dict[int, int] = {}
+        for label in labels[start:end]:
+            counts[label] = counts.get(label, 0) + 1
+        dealt.append(counts)
+        start = end
+        if start > _MOST_DEALT:
+            break
+    return dealt
+
+
+def _takes_turns(steps: Sequence[int], batches: Sequence[Mapping[int, int]]) -> bool:
+    """Whether the commonest class changes at most steps that follow each other: it is meant to."""
+    most = [max(batch, key=lambda label: batch[label]) for batch in batches]
+    changes = [most[i] != most[i + 1] for i in range(len(most) - 1) if steps[i + 1] == steps[i] + 1]
+    return bool(changes) and sum(changes) > len(changes) / 2
