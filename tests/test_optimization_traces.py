@@ -409,3 +409,13 @@ def test_a_frozen_end_behind_layers_that_learn() -> None:
 @pytest.mark.parametrize("layers", [(), (0,), (0, 2)])
 def test_a_frozen_beginning_is_sound(layers: tuple[int, ...]) -> None:
     assert "OPT007" not in found(frozen(*layers))
+
+
+def test_an_optimizer_that_never_steps_is_no_schedule() -> None:
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with trainlint.watch(model, optimizer) as w:
+        torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        model(torch.randn(4, 8)).sum().backward()
+    (target,) = w.report().targets
+    assert (target.status, target.reason) == ("ok", None)

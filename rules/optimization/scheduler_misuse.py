@@ -98,6 +98,8 @@ def scheduler_misuse(
 
 def _spans(optimizer: OptimizerTrace, steps: int) -> list[tuple[int, int, float]]:
     """(first step, number of steps, largest rate)."""
+    if not optimizer.rates:
+        return []
     starts = [since for since, rates in optimizer.rates if rates]
     ends = [*starts[1:], steps]
     largest = [max(rates) for _, rates in optimizer.rates if rates]

@@ -50,6 +50,9 @@ class Observer(Protocol):
     def leaves_mode(self) -> None:
         """A torch function of the user's begins, in which no mode may be left: leave ours now."""
 
+    def enters_compiled(self) -> None:
+        """Compiled code is called: the compiler would compile it again for a mode, so leave ours now."""
+
     def optimizer_made(self, optimizer: Any, site: Site | None) -> None:
         """An optimizer was constructed."""
 
@@ -62,8 +65,11 @@ class Observer(Protocol):
     def clips(self, parameters: list[Tensor], limit: float, norm: Any, site: Site | None) -> None:
         """After `clip_grad_norm_`, with the norm before it, or `clip_grad_value_`, with None."""
 
-    def scales(self, scaler: Any) -> None:
-        """A `GradScaler` scales a loss."""
+    def scales(self, scaler: Any, outputs: Any, scaled: Any) -> None:
+        """A `GradScaler` made `scaled` losses of `outputs`."""
+
+    def scaler_steps(self, scaler: Any, optimizer: Any, site: Site | None) -> None:
+        """After `scaler.step(optimizer)`, which may have left the optimizer's step out."""
 
     def schedules(self, scheduler: Any, site: Site | None) -> None:
         """After a scheduler's step."""
@@ -99,11 +105,11 @@ class _Teller:
 
     def is_listening(self) -> bool:
         """Not to other threads, nor to code that is being compiled."""
+        # This first: the compiler takes it for a constant, and warns of what is behind it.
+        if torch.compiler.is_compiling():
+            return False
         return (
-            self.problem is None
-            and not self.is_telling
-            and threading.get_ident() == self.home
-            and not torch.compiler.is_compiling()
+            self.problem is None and not self.is_telling and threading.get_ident() == self.home
         )
 
     def __call__(self, event: str, *args: Any) -> None:
@@ -140,6 +146,7 @@ def observed(observer: Observer) -> Iterator[Callable[[], BaseException | None]]
             stack.enter_context(replaced(owner, name, value))
         for remove in _optimizer_hooks(tell):
             stack.callback(remove)
+        _compiled_calls(tell, stack)
         stack.callback(observer.leaves_mode)
         yield lambda: tell.problem
 
@@ -350,6 +357,7 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
 
     original_init = Optimizer.__init__
     original_scale = GradScaler.scale
+    original_step = GradScaler.step
     original_iter = DataLoader.__iter__
     original_loader: Any = DataLoader.__init__
 
@@ -359,9 +367,17 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
             tell("optimizer_made", self, calling_site(2))
 
     def scale(self: Any, outputs: Any) -> Any:
+        if not tell.is_listening():
+            return original_scale(self, outputs)
+        scaled = original_scale(self, outputs)
+        tell("scales", self, outputs, scaled)
+        return scaled
+
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original_step(self, optimizer, *args, **kwargs)
         if tell.is_listening():
-            tell("scales", self)
-        return original_scale(self, outputs)
+            tell("scaler_steps", self, optimizer, calling_site(2))
+        return result
 
     def load(self: Any, *args: Any, **kwargs: Any) -> None:
         original_loader(self, *args, **kwargs)
@@ -376,7 +392,40 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
     yield Optimizer, "__init__", init
     yield GradScaler, "scale", scale
     yield DataLoader, "__init__", load
+    yield GradScaler, "step", step
     yield DataLoader, "__iter__", iterate
+
+
+def _compiled_calls(tell: _Teller, stack: contextlib.ExitStack) -> None:
+    """Calls of compiled code. The compiler is seconds to import, and is so only where it is used."""
+    original = torch.compile
+    # Every call of compiled code asks this, once, before it looks at modes.
+    seam = "_is_skip_guard_eval_unsafe_stance"
+    is_watched = False
+
+    def watch_calls() -> None:
+        nonlocal is_watched
+        frames = sys.modules.get("torch._dynamo.eval_frame")
+        asks: Any = getattr(frames, seam, None)
+        if is_watched or asks is None:
+            return
+        is_watched = True
+
+        def ask() -> Any:
+            if tell.is_listening():
+                tell("enters_compiled")
+            return asks()
+
+        stack.enter_context(replaced(frames, seam, ask))
+
+    def compile_(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        watch_calls()
+        return result
+
+    compile_.__wrapped__ = original  # type: ignore[attr-defined]
+    watch_calls()
+    stack.enter_context(replaced(torch, "compile", compile_))
 
 
 def _optimizer_hooks(tell: _Teller) -> Iterator[Callable[[], None]]:

@@ -54,6 +54,8 @@ MOST_RECORDED: Final = 128
 MOST_LOSSES: Final = 4096
 MOST_SCHEDULES: Final = 64
 MOST_LOADERS: Final = 64
+# Forwards of one step beyond this are not looked into; nor are those of a loop without steps.
+MOST_FORWARDS: Final = 128
 WINDOW: Final = 5
 _SURE_AFTER: Final = 3
 _MOST_WALKS: Final = 256
@@ -98,11 +100,14 @@ class TrainingObserver:
             tuple[str, int, Any], tuple[Site | None, KnownOptimizer | None, int, int, int | None]
         ] = {}
         self._scaler: Any = None
+        # The last losses that it scaled, and what they were before.
+        self._scaled: list[tuple[weakref.ref[Tensor], Tensor]] = []
         self._recorded: list[int] = []
         self._walks: dict[Any, tuple[tuple[frozenset[int], frozenset[int]], int]] = {}
         self.step = 0
         self._is_recording = False
         self._next = 0
+        self._forwards = 0
         self._clock = time.perf_counter()
         self._costs: dict[bool, deque[float]] = {True: deque(maxlen=16), False: deque(maxlen=16)}
         self._compiled = False
@@ -119,14 +124,12 @@ class TrainingObserver:
     def forward_begins(self, module: nn.Module, site: Site | None) -> None:
         self._evaluations.leave()
         root = self._root(module, site)
-        if root is None or not torch.is_grad_enabled() or self._compiled:
-            return
-        if hasattr(module, "_orig_mod"):
-            self._compiled = True  # a mode on the stack would make it compile again
+        if root is None or not torch.is_grad_enabled():
             return
         if self.step >= self._next:
             self._is_recording = True
-        if self._is_recording and self.recorder.enter():
+        self._forwards += 1
+        if self._is_recording and self._forwards <= MOST_FORWARDS and self.recorder.enter():
             self.recorder.begin_forward(root.number, root.paths, root.names)
             self.recorder.enter_module(unwrapped(module))
 
@@ -136,8 +139,14 @@ class TrainingObserver:
     def module_ends(self) -> None:
         self.recorder.leave_module()
 
+    def enters_compiled(self) -> None:
+        self._compiled = True
+        self.recorder.leave()
+
     def forward_ends(self, module: nn.Module, inputs: Any, output: Any, site: Site | None) -> None:
         self.recorder.end_forward()
+        if self._is_recording and torch.is_grad_enabled() and self._forwards <= MOST_FORWARDS:
+            self.recorder.enter()  # compiled code may have ended it: the losses come next
         root = self._root(module, site)
         if root is None:
             return
@@ -249,7 +258,7 @@ class TrainingObserver:
                 optimizer.pending += 1
                 optimizer.was_reset = optimizer.was_reset or _is_reset(optimizer)
         if len(losses) == 1 and losses[0].numel() == 1:
-            self._keep_loss(losses[0].detach(), site)
+            self._keep_loss(self._unscaled(losses[0]), site)
 
     def _made_of(
         self, losses: list[Tensor], site: Site | None
@@ -312,6 +321,13 @@ class TrainingObserver:
         graph = any(forward.step == self.step for forward in self._pending)
         self._incident("loss-without-graph", site, leaf=loss.requires_grad, graph=graph, frozen=frozen,
                        grad_mode=torch.is_grad_enabled())  # fmt: skip
+
+    def _unscaled(self, loss: Tensor) -> Tensor:
+        """The loss before a `GradScaler` multiplied it, where it was that one."""
+        for scaled, before in self._scaled:
+            if scaled() is loss:
+                return before
+        return loss.detach()
 
     def _keep_loss(self, loss: Tensor, site: Site | None) -> None:
         value: Any = float(loss) if loss.device.type == "cpu" else loss.clone()
@@ -490,6 +506,7 @@ class TrainingObserver:
             self.recorder.discard()
         self._count_graphs()
         self.step += 1
+        self._forwards = 0
         self._is_recording = False
         if self.step < FIRST_STEPS:
             self._next = self.step
@@ -548,8 +565,22 @@ class TrainingObserver:
         if norm is not None and len(norms) < MOST_LOSSES:
             norms.append(norm.detach() if isinstance(norm, Tensor) else norm)
 
-    def scales(self, scaler: Any) -> None:
+    def scales(self, scaler: Any, outputs: Any, scaled: Any) -> None:
         self._scaler = weakref.ref(scaler)
+        pairs = zip(tensors(scaled), tensors(outputs), strict=True)
+        self._scaled = [(weakref.ref(now), before.detach()) for (_, now), (_, before) in pairs]
+
+    def scaler_steps(self, scaler: Any, optimizer: Any, site: Site | None) -> None:
+        known = self._known(optimizer)
+        known.scaler_steps += 1
+        self._scaled.clear()
+        if known.steps > known.steps_before:
+            known.steps_before, known.skipped_in_row = known.steps, 0
+            return
+        # Its step was left out, for which the scaler has waited: it costs no more to ask.
+        known.skipped_in_row += 1
+        known.pending = 0
+        known.scale = (site, float(scaler.get_scale()))
 
     def _is_still_scaled(self, known: KnownOptimizer) -> bool:
         """Whether a `GradScaler` has multiplied the optimizer's gradients, and not yet divided them."""
@@ -656,13 +687,23 @@ class TrainingObserver:
             ],
             objectives=self._objectives.trace(),
             evaluations=self._evaluations.trace(),
-            incidents=[*self._incidents.values(), *self._unused_graphs()],
+            incidents=[*self._incidents.values(), *self._unused_graphs(), *self._left_out()],
             notes=list(self._notes()),
             loaders=[
                 LoaderTrace(known.site, known.sampler, list(known.passes))
                 for known in self._loaders
             ],
         )  # fmt: skip
+
+    def _left_out(self) -> Iterator[Incident]:
+        """Steps that a `GradScaler` left out, up to the last."""
+        for known in self._optimizers.values():
+            if known.skipped_in_row and known.scale is not None:
+                site, scale = known.scale
+                facts = {"optimizer": known.kind, "steps": known.scaler_steps, "scale": scale}
+                yield Incident(
+                    "steps-left-out", site, known.skipped_in_row, known.steps, facts
+                )
 
     def _place_of(self, known: KnownOptimizer | None) -> int | None:
         """The optimizer's place in the trace."""
@@ -692,8 +733,12 @@ class TrainingObserver:
     def _notes(self) -> Iterator[str]:
         if self._compiled:
             yield "compiled code is not looked into: only losses, steps and gradients of parameters"
+            if any(known.pending and not known.steps for known in self._optimizers.values()):
+                yield "no optimizer step was seen: those within compiled code cannot be"
         if self.recorder.refused:
             yield "results were not recorded where another torch function mode was active"
+        if self.recorder.transformed:
+            yield "results within transforms of torch.func (grad, vmap) were not recorded"
         if self.recorder.problem is not None:
             yield f"recording stopped: {type(self.recorder.problem).__name__}: {self.recorder.problem}"
 

@@ -96,8 +96,13 @@ def _parts(parameters: Sequence[Tensor]) -> list[Tensor]:
         stride = -(-parameter.numel() // _LARGEST_SAMPLE) | 1
         is_tall = parameter.dim() > 1 and parameter.shape[0] >= 8 * stride
         rows = parameter.detach().flatten(1) if is_tall else parameter.detach().reshape(-1)
-        some.append(rows[::stride].reshape(-1))
+        some.append(_as_real(rows[::stride].reshape(-1)))
     return list(torch.split(torch.cat(some).float(), [len(part) for part in some]))
+
+
+def _as_real(values: Tensor) -> Tensor:
+    """A complex number as its two parts: the norm is the same."""
+    return torch.view_as_real(values).flatten(-2) if values.is_complex() else values
 
 
 def _gradient_norms(parameters: Sequence[Tensor], like: Tensor) -> list[Tensor]:
@@ -111,7 +116,7 @@ def _gradient_norms(parameters: Sequence[Tensor], like: Tensor) -> list[Tensor]:
         gradient = gradient.detach()
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
-        dense.append((place, gradient))
+        dense.append((place, _as_real(gradient)))
     if dense:
         found = torch._foreach_norm([gradient for _, gradient in dense], dtype=torch.float32)
         for (place, _), norm in zip(dense, found, strict=True):

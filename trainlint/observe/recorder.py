@@ -105,6 +105,7 @@ class Recorder(TorchFunctionMode):
         self._seen = seen
         self._is_on = False
         self.refused = 0
+        self.transformed = False
         self.problem: BaseException | None = None
         self.sites: dict[Key, SiteRecord] = {}
         self._samples: dict[Key, _Sample] = {}
@@ -204,6 +205,9 @@ class Recorder(TorchFunctionMode):
             self._stack.pop()
 
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        if torch._C._functorch.maybe_current_level() is not None:
+            self.transformed = True  # what is computed here is a stand-in, which may not outlive it
+            return
         if name in _LOSSES:
             self._seen(name, args, kwargs, result, self._root)
         if self._root is None:

@@ -102,6 +102,11 @@ class KnownOptimizer:
     rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     was_reset: bool = True
     closure: bool = False
+    # Steps of a `GradScaler`: how many, and how many of the last left this one's out.
+    scaler_steps: int = 0
+    skipped_in_row: int = 0
+    steps_before: int = 0
+    scale: tuple[Site | None, float] | None = None
     # Parameters that had no gradient at any step, by `id`.
     unreached: dict[int, weakref.ref[Tensor]] | None = None
     # Whether the last backward pass was seen to leave it a gradient that is not zero.
