@@ -226,19 +226,26 @@ def run(
     """Run a training script as it is, watch it train, and say what is wrong.
 
     Options of trainlint stand before SCRIPT, what follows it is the script's. The report goes to stderr,
-    or to --output. Exit status: the script's own; with --fail-on 1 where it is 0 and there are findings.
+    or to --output; of several processes (torchrun ... -m trainlint run SCRIPT), the first one reports.
+    Exit status: the script's own; with --fail-on 1 where it is 0 and there are findings.
     """
-    from trainlint.running import run_script
+    from trainlint.running import is_first_of_several, run_script
 
     config = load_config(config_path)
     done = run_script(
         script, args, module=module, steps=steps or 0, every=every or 0, timeout=timeout,
         select=select or None, ignore=ignore, extend_select=extend_select, config=config,
     )  # fmt: skip
-    config = msgspec.structs.replace(config, fail_on=fail_on or "never")
-    _write(done.report, config, form, output, show_info=show_info, to=sys.stderr)
-    failed = done.report.fails(config.fail_on)
-    ctx.exit(done.status or (1 if failed else 0))
+    status = done.status or (1 if done.report.fails(fail_on or "never") else 0)
+    if is_first_of_several():
+        try:
+            _complain(done.report)
+            _write(
+                done.report, config, form, output, show_info=show_info, to=sys.stderr, status=status
+            )
+        except Exception as error:  # the script has run: its status is not ours to change
+            click.echo(f"trainlint: error: no report: {error}", err=True)
+    ctx.exit(status)
 
 
 @contextmanager
@@ -270,6 +277,7 @@ def _write(
     *,
     show_info: bool,
     to: TextIO | None = None,
+    status: int | None = None,
 ) -> None:
     from trainlint.report import FORMATS
 
@@ -282,7 +290,9 @@ def _write(
             from trainlint.report.text import print_report
 
             console = _console(stream)
-            print_report(report, console, show_info=show_info, fail_on=config.fail_on)
+            print_report(
+                report, console, show_info=show_info, fail_on=config.fail_on, status=status
+            )
         else:
             text = FORMATS[form](report, show_info=show_info)
             if text:

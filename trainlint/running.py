@@ -27,6 +27,12 @@ from trainlint.registry import check_options, select_rules
 _GRACE: Final = 10.0
 
 
+def is_first_of_several() -> bool:
+    """Whether this process reports: not where `torchrun` or its like started it as another one."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return not (rank.isdigit() and size.isdigit() and int(size) > 1 and int(rank) > 0)
+
+
 @dataclass(frozen=True)
 class Run:
     """What became of a script: its exit status as a shell shows it, and the report."""

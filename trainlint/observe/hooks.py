@@ -12,13 +12,15 @@ is itself a torch function: leaving the mode inside would pop another one.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +93,21 @@ class Observer(Protocol):
         """Whether calls of inner modules are to be told as well."""
 
 
+# Those at work; a process that is forked has nobody to report to.
+_TELLERS: Final[weakref.WeakSet[_Teller]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for tell in list(_TELLERS):
+        tell.is_elsewhere = True
+        with contextlib.suppress(Exception):
+            tell.observer.leaves_mode()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class _Teller:
     """Hands events over. The first failure of the observer ends it; the loop never hears of it."""
 
@@ -102,14 +119,19 @@ class _Teller:
         self.forward = self.backward = self.train = self.schedule = 0
         # The observer may run the model itself, to look for a NaN.
         self.is_telling = False
+        self.is_elsewhere = False
+        _TELLERS.add(self)
 
     def is_listening(self) -> bool:
-        """Not to other threads, nor to code that is being compiled."""
+        """Not to other threads, forked processes, nor to code that is being compiled."""
         # This first: the compiler takes it for a constant, and warns of what is behind it.
         if torch.compiler.is_compiling():
             return False
         return (
-            self.problem is None and not self.is_telling and threading.get_ident() == self.home
+            self.problem is None
+            and not self.is_telling
+            and not self.is_elsewhere
+            and threading.get_ident() == self.home
         )
 
     def __call__(self, event: str, *args: Any) -> None:

@@ -701,9 +701,7 @@ class TrainingObserver:
             if known.skipped_in_row and known.scale is not None:
                 site, scale = known.scale
                 facts = {"optimizer": known.kind, "steps": known.scaler_steps, "scale": scale}
-                yield Incident(
-                    "steps-left-out", site, known.skipped_in_row, known.steps, facts
-                )
+                yield Incident("steps-left-out", site, known.skipped_in_row, known.steps, facts)
 
     def _place_of(self, known: KnownOptimizer | None) -> int | None:
         """The optimizer's place in the trace."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
+    from trainlint.observe.report import RunReport
     from trainlint.subject import Analysis
 
 _FIRST_REPORT: Final = 10.0
@@ -63,9 +64,17 @@ class _Watch:
         self._is_over = False
         self._was_interrupted = False
         self._problem: Any = lambda: None
+        self._failure: Exception | None = None
 
-    def start(self) -> None:
-        """Torch is there: observe it."""
+    def begin(self) -> None:
+        """Torch is there: observe it. A failure to is ours, and none of the script's import."""
+        try:
+            self._observe()
+        except Exception as error:
+            self._stack.close()
+            self._observer, self._failure = None, error
+
+    def _observe(self) -> None:
         from trainlint.observe.hooks import observed
         from trainlint.observe.observer import TrainingObserver
         from trainlint.sites import construction_sites
@@ -78,7 +87,8 @@ class _Watch:
         now = time.monotonic()
         if now > self._next_report:
             self._next_report = now + _BETWEEN_REPORTS
-            self.write(is_final=False)
+            with suppress(Exception):
+                self.write(is_final=False)
         if 0 < self._job.steps <= steps:
             raise Enough(0)
 
@@ -102,24 +112,35 @@ class _Watch:
                 exec("raise KeyboardInterrupt")
 
     def write(self, *, is_final: bool) -> None:
-        from trainlint.observe.report import RunReport
-
-        if self._observer is None:
-            report = RunReport(None, [], [], is_final)
-        else:
-            analysis = self._judged()
-            report = RunReport(
-                analysis.result,
-                [finding.reported for finding in analysis.findings],
-                [finding.starved for finding in analysis.findings],
-                is_final,
-            )
         path = Path(self._job.report)
         beside = path.with_suffix(".new")
-        beside.write_bytes(msgspec.json.encode(report))
+        beside.write_bytes(msgspec.json.encode(self._report(is_final=is_final)))
         beside.replace(path)
         if is_final:
             self._stack.close()
+
+    def _report(self, *, is_final: bool) -> RunReport:
+        from trainlint.observe.report import RunReport
+        from trainlint.records import TargetResult
+
+        failure = self._failure
+        if self._observer is not None:
+            try:
+                analysis = self._judged()
+            except Exception as error:
+                failure = error
+            else:
+                return RunReport(
+                    analysis.result,
+                    [finding.reported for finding in analysis.findings],
+                    [finding.starved for finding in analysis.findings],
+                    is_final,
+                )
+        if failure is None:
+            return RunReport(None, [], [], is_final)
+        reason = f"it could not be watched: {type(failure).__name__}: {failure}"
+        result = TargetResult(self._job.label, "error", reason, stages=["watched"])
+        return RunReport(result, [], [], is_final)
 
     def _judged(self) -> Analysis:
         from trainlint.observe.judgement import judged
@@ -159,7 +180,7 @@ class _AfterTorch:
             execute(module)
             del loader.exec_module
             if threading.current_thread() is threading.main_thread():
-                self._watch.start()
+                self._watch.begin()
 
         loader.exec_module = exec_module
         return spec

@@ -35,9 +35,14 @@ _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
 def print_report(
-    report: Report, console: Console, *, show_info: bool = False, fail_on: str = "error"
+    report: Report,
+    console: Console,
+    *,
+    show_info: bool = False,
+    fail_on: str = "error",
+    status: int | None = None,
 ) -> None:
-    """Write the report. Colours and width are the console's."""
+    """Write the report. Colours and width are the console's; `status` is that of a script that was run."""
     shown = [finding for finding in report.findings if show_info or finding.severity != "info"]
     for target in report.targets:
         if target.status == "ok":
@@ -51,7 +56,9 @@ def print_report(
         _print_finding(number, finding, console)
     if report.targets:
         console.print()
-    _print_summary(report, shown, console, show_info=show_info, fail_on=fail_on)
+    if status is None:
+        status = report.exit_status(fail_on)
+    _print_summary(report, shown, console, show_info=show_info, status=status)
 
 
 def _print_target(target: TargetResult, console: Console) -> None:
@@ -295,7 +302,7 @@ def _print_summary(
     console: Console,
     *,
     show_info: bool,
-    fail_on: str,
+    status: int,
 ) -> None:
     counts = [_counted(report.count(severity), severity) for severity in ("error", "warning")]
     advice = report.count("info")
@@ -303,13 +310,17 @@ def _print_summary(
         counts.append(f"{advice} info" + ("" if show_info else " (--show-info)"))
     checked = sum(target.status == "ok" for target in report.targets)
     failed = sum(target.status == "error" for target in report.targets)
-    parts = [", ".join(counts) + f" in {_counted(checked, 'model')}"]
+    watched = [target.watched for target in report.targets if target.watched is not None]
+    if watched and len(watched) == len(report.targets):
+        parts = [", ".join(counts), *(text.partition(";")[0] for text in watched)]
+    else:
+        parts = [", ".join(counts) + f" in {_counted(checked, 'model')}"]
     if failed:
         parts.append(f"{_counted(failed, 'target')} could not be checked")
     if shown:
         codes = list(dict.fromkeys(finding.code for finding in shown))
         parts.append(f"trainlint explain {codes[0]}")
-    parts.append(f"exit{_NO_BREAK}{report.exit_status(fail_on)}")
+    parts.append(f"exit{_NO_BREAK}{status}")
     style = "bold" if shown or failed else "bold green"
     console.print(_wrapped(" · ".join(parts), 0, console.width), style=style)
 
