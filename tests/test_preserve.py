@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import random
 import sys
 from collections import OrderedDict, deque
@@ -31,7 +32,8 @@ def frozen(value: Any, depth: int = 6) -> Any:
             return ("lazy", id(value), type(value))
         if value.layout != torch.strided:
             return ("sparse", id(value), value.layout, frozen(value.detach().to_dense())[-2])
-        bits = value.detach().contiguous().reshape(-1).view(torch.uint8).tolist()
+        plain = value.detach().contiguous()
+        bits = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
         flags = (value.requires_grad, value.is_leaf, value.dtype, value.device, value.layout)
         return (
             "tensor", id(value), type(value), tuple(value.shape), value.stride(), value.data_ptr(),

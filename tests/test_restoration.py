@@ -126,12 +126,17 @@ AWKWARD = [
     for entry in zoo_awkward.entries()
     if entry.name not in _ONCE and not entry.name.endswith("_unsound")
 ]
-_LIBRARY = ("GPT2", "Bert", "Llama", "ViT", "T5", "Mamba", "BasicUNet", "ResNet")
+_LIBRARY = (
+    "transformers/GPT2LM",
+    "transformers/BertFor",
+    "transformers/ViTFor",
+    "transformers/LlamaFor",
+)
 LIBRARY = [
     next(
         Architecture(entry.name, entry.build, entry.inputs)
         for entry in zoo_library.entries()
-        if part.lower() in entry.name.lower()
+        if entry.name.startswith(part)
     )
     for part in _LIBRARY
 ]
@@ -299,6 +304,8 @@ def test_whatever_a_loop_does_is_undone(
     model = built(architecture, seed)
     for _ in range(1 if architecture.name == "lazy" else 0):
         model(*architecture.inputs()[0])
+    if "sparse_grad" in architecture.name and kind != "sgd":
+        return  # the others refuse it
     if not any(p.is_leaf and p.requires_grad for p in model.parameters()):
         return
     optimizer = OPTIMIZERS[kind](model.parameters())
