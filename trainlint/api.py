@@ -17,7 +17,8 @@ from trainlint.engine import Facts, run_rules
 from trainlint.errors import UsageError
 from trainlint.fixes.source import SourceText
 from trainlint.loss.uses import Recipe
-from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message
+from trainlint.probe.setup import Setup
+from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told
 from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
 from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
@@ -27,6 +28,7 @@ from trainlint.targets.specs import parse_spec
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
 Progress = Callable[[str], None]
 FileTarget = str | os.PathLike[str]
@@ -48,6 +50,9 @@ def check(
     *,
     targets: Any = None,
     loss: Callable[..., Any] | None = None,
+    optimizer: Optimizer | Callable[[nn.Module], Optimizer] | None = None,
+    train_loader: Any = None,
+    val_loader: Any = None,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     extend_select: Sequence[str] = (),
@@ -64,9 +69,12 @@ def check(
     model is checked in this process and is as before afterwards; files run in child processes.
 
     `loss` is what the live model is trained on, called as (output, target), and `targets` belong to the
-    inputs; a file's are found in the file.
+    inputs. `optimizer` is one or a function of the model that makes one; `train_loader` and `val_loader`
+    give batches, pass after pass: tuples whose last element is the target and whose others are the
+    model's inputs, or dicts. A file's are found in the file.
 
-    `stages` are `static`, the graph alone, and `signal`, one forward and backward on real weights.
+    `stages` are `static`, the graph alone; `signal`, one forward and backward on real weights; and `probe`,
+    some steps of training, where there is something to train with.
 
     Raises `UsageError` for a target that does not exist or an unknown rule.
     """
@@ -79,11 +87,15 @@ def check(
         [*config.extend_select, *extend_select],
     )
     if callable(target) or hasattr(target, "named_parameters"):
-        recipe = Recipe(loss=loss, targets=targets, explicit=True)
-        collected = _check_live(target, inputs, Settings(rules, options, stages), recipe)
+        setup = Setup(loss, optimizer, train_loader, val_loader)
+        recipe = Recipe(loss=loss, targets=targets, explicit=True, setup=setup)
+        settings = Settings(rules, options, stages, config.probe_steps, config.probe_seconds)
+        collected = _check_live(target, inputs, settings, recipe, progress)
         return _report(collected, rules, [])
-    if loss is not None or targets is not None:
-        raise UsageError("loss and targets belong to a live model; a file shows its own")
+    if any(part is not None for part in (loss, targets, optimizer, train_loader, val_loader)):
+        raise UsageError(
+            "loss, targets, optimizer and loaders belong to a live model; a file shows its own"
+        )
     targets = _names(target)
     common = Job(
         path="",
@@ -94,6 +106,8 @@ def check(
         options={name: dict(values) for name, values in options.items()},
         timeout=config.timeout,
         memory_limit=config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
+        probe_steps=config.probe_steps,
+        probe_seconds=config.probe_seconds,
         debug=debug,
     )
     jobs = _without_doubles(
@@ -107,7 +121,9 @@ def check(
 # ---------------------------------------------------------------------- live models
 
 
-def _check_live(target: Any, inputs: Any, settings: Settings, recipe: Recipe) -> _Collected:
+def _check_live(
+    target: Any, inputs: Any, settings: Settings, recipe: Recipe, progress: Progress | None
+) -> _Collected:
     from trainlint.capture.inputs import from_text, from_value
     from trainlint.preserve import preserved
     from trainlint.subject import analyze
@@ -121,7 +137,12 @@ def _check_live(target: Any, inputs: Any, settings: Settings, recipe: Recipe) ->
         elif inputs is not None:
             given = from_value(inputs, model, "given")
         analysis = analyze(
-            model, given, target=type(model).__name__, settings=settings, recipe=recipe
+            model,
+            given,
+            target=type(model).__name__,
+            settings=settings,
+            recipe=recipe,
+            progress=progress,
         )
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
     return _Collected(findings, [analysis.result])
@@ -269,6 +290,8 @@ def _receive(
     """Take in a message; return a job for the other models of a file whose child died on one."""
     if isinstance(message, Begin) and progress is not None:
         progress(message.target)
+    elif isinstance(message, Told) and progress is not None:
+        progress(message.text)
     elif isinstance(message, Analyzed) and message.provisional:
         collected.provisional[message.result.target] = message
     elif isinstance(message, Analyzed):
@@ -288,13 +311,20 @@ def _receive(
             result = msgspec.structs.replace(
                 before.result,
                 status="error",
-                reason=f"{message.reason}, in a real forward and backward pass; --static avoids it",
+                reason=f"{message.reason}, {_doing(before.result)}",
                 output=message.output,
             )
         collected.results.append(result)
         if target != job.target and job.name is None:
             return msgspec.structs.replace(job, skip=[*finished, target])
     return None
+
+
+def _doing(result: TargetResult) -> str:
+    """What was next, by what had been done."""
+    if "signal" in result.stages:
+        return "in the probe's training; --probe-steps 0 avoids it"
+    return "in a real forward and backward pass; --static avoids it"
 
 
 # ---------------------------------------------------------------------- the report
@@ -402,6 +432,7 @@ def _relative(finding: ReportedFinding) -> ReportedFinding:
     """File names as the user would type them here, also inside fixes and symptoms."""
     return msgspec.structs.replace(
         finding,
+        message=finding.message.replace(f"{Path.cwd()}{os.sep}", ""),
         filename=None if finding.filename is None else _display(finding.filename),
         symptoms=[_relative(symptom) for symptom in finding.symptoms],
         fixes=[

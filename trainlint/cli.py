@@ -128,6 +128,14 @@ def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> l
     metavar="MIB",
     help="Memory for each child process.",
 )
+@click.option(
+    "--probe-steps", type=click.IntRange(min=0), metavar="N",
+    help="Optimizer steps of the probe; 0 for none [50].",
+)  # fmt: skip
+@click.option(
+    "--probe-seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Seconds of the probe at most [30].",
+)  # fmt: skip
 @click.option("--jobs", type=click.IntRange(min=1), help="Files checked at once [one a core].")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
 @click.option("--debug", is_flag=True, help="Show tracebacks of trainlint's own errors.")
@@ -147,6 +155,8 @@ def check(
     show_info: bool,
     timeout: float | None,
     memory_limit: int | None,
+    probe_steps: int | None,
+    probe_seconds: float | None,
     jobs: int | None,
     config_path: Path | None,
     debug: bool,
@@ -159,6 +169,7 @@ def check(
     config = load_config(config_path)
     overrides = {
         "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
+        "probe_steps": probe_steps, "probe_seconds": probe_seconds,
     }  # fmt: skip
     config = msgspec.structs.replace(
         config, **{name: value for name, value in overrides.items() if value is not None}
@@ -257,7 +268,7 @@ def _progress() -> Iterator[Callable[[str], None] | None]:
     from rich.console import Console
 
     with Console(stderr=True).status("importing torch") as status:
-        yield lambda target: status.update(f"checking {target}")
+        yield lambda what: status.update(f"checking {what}")
 
 
 def _complain(report: Report) -> None:

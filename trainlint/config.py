@@ -17,7 +17,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     """The keys of `[tool.trainlint]`, in kebab-case.
 
     `timeout` is in seconds a model, `memory_limit` in MiB (0: four fifths of the machine's memory),
-    `jobs` the number of files checked at once (0: one a core). `rules` holds the options of rules:
+    `jobs` the number of files checked at once (0: one a core). `probe_steps` is how many optimizer steps
+    a probe trains (0: none), `probe_seconds` for how long at most. `rules` holds the options of rules:
     `[tool.trainlint.rules.saturating-stack] least = 4`.
     """
 
@@ -30,6 +31,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     timeout: Annotated[float, msgspec.Meta(ge=1)] = 120.0
     memory_limit: Annotated[int, msgspec.Meta(ge=0)] = 0
     jobs: Annotated[int, msgspec.Meta(ge=0)] = 0
+    probe_steps: Annotated[int, msgspec.Meta(ge=0)] = 50
+    probe_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     rules: dict[str, dict[str, Any]] = {}
 
 

@@ -89,6 +89,7 @@ from trainlint.observe.trace import (
     SiteTrace,
     Trace,
 )
+from trainlint.probe.memorisation import Memorisation
 from trainlint.sites import Site, construction_site
 from trainlint.suppression import Suppression, Suppressions
 from trainlint.theory.depth import (
@@ -137,6 +138,7 @@ __all__ = [
     "LossCall",
     "LossTrace",
     "Losses",
+    "Memorisation",
     "Method",
     "Mismatch",
     "Mixing",
@@ -301,9 +303,10 @@ FACT_STAGES: Final = {
     "Signal": "signal",
     "Influence": "signal",
     "Trace": "probe",
+    "Memorisation": "probe",
     "Suppressions": "report",
 }
-STAGES: Final = ("static", "signal")
+STAGES: Final = ("static", "signal", "probe")
 
 
 @dataclass(frozen=True)
@@ -407,8 +410,13 @@ def rule(
 
 @dataclass(frozen=True)
 class Settings:
-    """What a check needs to know besides the model: rules, their options by name or code, and stages."""
+    """What a check needs to know besides the model: rules, their options by name or code, and stages.
+
+    `probe_steps` and `probe_seconds` limit the probe.
+    """
 
     rules: Sequence[Rule]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stages: Sequence[str] = STAGES
+    probe_steps: int = 50
+    probe_seconds: float = 30.0

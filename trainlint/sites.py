@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, wraps
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ def _site_from(
     frame: FrameType | None, skip_self: Any = None, until: CodeType | None = None
 ) -> Site | None:
     nearest: FrameType | None = None
-    while frame is not None and frame.f_code is not until:
+    while frame is not None and frame.f_code is not until and frame.f_code not in _OUTERMOST:
         code = frame.f_code
         owner = owner_of(code.co_filename)
         if owner != "torch" and not (skip_self is not None and _is_method_of(frame, skip_self)):
@@ -163,6 +163,26 @@ def construction_site(module: torch.nn.Module) -> Site | None:
     """Where the module was constructed, if that happened within `recording()`."""
     site = module.__dict__.get(SITE_ATTRIBUTE)
     return site if isinstance(site, Site) else None
+
+
+_OPTIMIZER_SITES: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
+
+
+def optimizer_site(optimizer: Any) -> Site | None:
+    """Where the optimizer was constructed, if that happened within `recording()`."""
+    return None if optimizer is None else _OPTIMIZER_SITES.get(optimizer)
+
+
+_OUTERMOST: Final[set[CodeType]] = set()
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def outermost(function: _Function) -> _Function:
+    """Mark a function of ours that runs a user's code: what called it is no part of that code's story."""
+    _OUTERMOST.add(function.__code__)
+    return function
 
 
 class Initializations:
@@ -249,8 +269,18 @@ def construction_sites() -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-    """Note construction and initialisation sites of all modules that are built within."""
+    """Note construction and initialisation sites of all modules and optimizers that are built within."""
     from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    original_init = Optimizer.__init__
+
+    @wraps(original_init)
+    def init_with_site(self: Any, *args: Any, **kwargs: Any) -> None:
+        original_init(self, *args, **kwargs)
+        site = calling_site(2)
+        if site is not None:
+            _OPTIMIZER_SITES[self] = site
 
     def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @wraps(function)
@@ -267,6 +297,7 @@ def recording() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(construction_sites())
+        stack.enter_context(replaced(Optimizer, "__init__", init_with_site))
         for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, _FILLING_METHODS)):
             for name in names:
                 stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))

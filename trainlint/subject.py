@@ -6,7 +6,8 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.analysis.layers import doubtful_faults
@@ -14,17 +15,28 @@ from trainlint.analysis.variants import Variants
 from trainlint.capture.inputs import Inputs, synthesize
 from trainlint.capture.tracer import Recording, capture
 from trainlint.diagnosis import diagnose
-from trainlint.engine import Facts, FactUnavailable, RawFinding, failures_as_text, run_rules
+from trainlint.engine import (
+    Facts,
+    FactUnavailable,
+    Outcome,
+    RawFinding,
+    failures_as_text,
+    run_rules,
+    unmeasured_as_text,
+)
 from trainlint.errors import InputError
 from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
 from trainlint.loss.uses import Losses, Recipe, losses_of
 from trainlint.records import TargetResult
-from trainlint.rule import Settings
+from trainlint.rule import STAGES, Rule, Settings
 from trainlint.sites import owner_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from trainlint.probe.probing import Probe
+    from trainlint.probe.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -44,15 +56,20 @@ def analyze(
     recipe: Recipe | None = None,
     notes: Sequence[str] = (),
     provisionally: Callable[[Analysis], None] | None = None,
+    progress: Callable[[str], None] | None = None,
+    around: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> Analysis:
     """Check one model. Without `inputs` they are synthesised. The model is as before afterwards.
 
-    `recipe` is what is known of its loss and targets.
+    `recipe` is what is known of its loss and targets, and with what it can be trained.
 
-    `provisionally` gets what the graph alone shows before the model is really run, which may end the
-    process.
+    `provisionally` gets what is known so far before the model is really run, and before it is trained,
+    either of which may end the process. `progress` is told of the steps of the probe; `around` is
+    entered while a training loop of the user's runs.
     """
     started = time.monotonic()
+    recipe = recipe or Recipe()
+    notes = list(notes)
 
     def failed(reason: str) -> Analysis:
         seconds = time.monotonic() - started
@@ -60,6 +77,8 @@ def analyze(
         return Analysis([], result)
 
     try:
+        if inputs is None and "probe" in settings.stages:
+            inputs = _inputs_of_loader(model, recipe, notes)
         if inputs is None:
             found = synthesize(model)
             inputs, recording = found.inputs, found.recording
@@ -75,48 +94,135 @@ def analyze(
     doubtful = unexplained_faults(graph)
     if doubtful:
         return failed(doubtful)
-    facts = _facts(inputs, graph, settings, recipe or Recipe())
-    graphic = [rule for rule in settings.rules if "signal" not in rule.stages]
-    measuring = [rule for rule in settings.rules if "signal" in rule.stages]
-    stages = ["static"]
-    outcome = run_rules(graphic, facts, target=target, options=settings.options)
+    facts = _facts(inputs, graph, settings, recipe)
+    check = _Check(target, inputs, graph, facts, settings, notes, started)
+    check.look_at_graph()
+    if check.measures and provisionally is not None:
+        provisionally(check.analysis())
+    check.measure()
+    if check.may_probe and recipe.setup.suffices:
+        if provisionally is not None:
+            provisionally(check.analysis())
+        check.train(model, recipe.setup, progress, around)
+    return check.analysis()
 
-    def analysis() -> Analysis:
-        problems = list(failures_as_text(outcome.failures))
+
+@dataclass
+class _Check:
+    """One check under way, stage by stage. `outcomes` is what the rules of each stage found."""
+
+    target: str
+    inputs: Inputs
+    graph: Graph
+    facts: Facts
+    settings: Settings
+    notes: Sequence[str]
+    started: float
+    stages: list[str] = field(default_factory=lambda: ["static"])
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    probe: Probe | None = None
+
+    def look_at_graph(self) -> None:
+        """What needs the graph alone."""
+        self.outcomes["static"] = self._run(self._rules("static"))
+
+    def measure(self) -> None:
+        """What needs a real pass. Rules that can do without what a stage measures run in any case."""
+        for stage in ("signal", "probe"):
+            self.outcomes[stage] = self._run(self._rules(stage))
+        if self.facts.has("Signal") or self.facts.has("Influence"):
+            self.stages.append("signal")
+
+    def train(
+        self,
+        model: nn.Module,
+        setup: Setup,
+        progress: Callable[[str], None] | None,
+        around: Callable[[], AbstractContextManager[Any]] | None,
+    ) -> None:
+        """What needs a training."""
+        from trainlint.probe.stage import probe_of, probed
+
+        self.probe = probe_of(
+            model, self.inputs, setup, self.facts, self.settings, progress, around
+        )
+        self.outcomes["probe"] = probed(self.probe, self.facts, self._rules("probe"), self._run)
+        if self.facts.has("Trace"):
+            self.stages.append("probe")
+
+    @property
+    def measures(self) -> bool:
+        """Whether the model will be run on real numbers."""
+        return "signal" in self.settings.stages and bool(self._rules("signal"))
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether a probe is asked for, and rules for it, of a model that runs."""
+        asked = "probe" in self.settings.stages and self.settings.probe_steps > 0
+        return asked and bool(self._rules("probe")) and not self.graph.faults
+
+    def _rules(self, stage: str) -> list[Rule]:
+        """The rules whose last fact comes with this stage."""
+        return [
+            rule
+            for rule in self.settings.rules
+            if stage == max((s for s in rule.stages if s in STAGES), key=STAGES.index, default="")
+        ]
+
+    def _run(self, rules: Sequence[Rule]) -> Outcome:
+        return run_rules(rules, self.facts, target=self.target, options=self.settings.options)
+
+    def analysis(self) -> Analysis:
+        """What is known so far."""
+        outcomes = self.outcomes.values()
+        problems = [text for outcome in outcomes for text in failures_as_text(outcome.failures)]
+        unmeasured = [pair for outcome in outcomes for pair in outcome.unmeasured]
+        probe = self.probe if self.probe is not None and self.probe.ran is not None else None
         result = TargetResult(
-            target,
+            self.target,
             "error" if problems else "ok",
             "; ".join(problems) or None,
-            stages=stages,
-            seconds=round(time.monotonic() - started, 3),
-            inputs=f"{inputs.describe()}, {inputs.origin}",
-            operations=len(graph.calls_in_order),
-            notes=[*notes, *_not_measured(facts)],
+            stages=list(self.stages),
+            seconds=round(time.monotonic() - self.started, 3),
+            inputs=f"{self.inputs.describe()}, {self.inputs.origin}",
+            watched=None if probe is None else probe.described(),
+            operations=len(self.graph.calls_in_order),
+            not_measurable=list(unmeasured_as_text(unmeasured)),
+            notes=[
+                *self.notes,
+                *_not_measured(self.facts),
+                *([] if probe is None else probe.notes()),
+            ],
         )
-        return Analysis(diagnose(outcome.findings), result)
+        return Analysis(diagnose([f for outcome in outcomes for f in outcome.findings]), result)
 
-    if measuring and "signal" in settings.stages and provisionally is not None:
-        provisionally(analysis())
-    # Rules that can do without the signal run in any case.
-    measured = run_rules(measuring, facts, target=target, options=settings.options)
-    outcome.findings.extend(measured.findings)
-    outcome.failures.extend(measured.failures)
-    if facts.has("Signal") or facts.has("Influence"):
-        stages.append("signal")
-    return analysis()
+
+def _inputs_of_loader(model: nn.Module, recipe: Recipe, notes: list[str]) -> Inputs | None:
+    """The first samples that the user's own loader gives, if there is one and the model takes them."""
+    if recipe.setup.train_loader is None or recipe.setup.step is not None:
+        return None
+    from trainlint.probe.batches import ProbeProblem
+    from trainlint.probe.stage import first_inputs
+
+    try:
+        return first_inputs(model, recipe.setup)
+    except ProbeProblem as problem:
+        notes.append(str(problem))
+        return None
 
 
 _MISSING: Final = re.compile(r"has no attribute '(\w+)'")
 _MEASUREMENTS: Final = {
     "Signal": "not measured on real numbers",
     "Influence": "not measured what influences what",
+    "Trace": "not probed",
 }
 
 
 def _not_measured(facts: Facts) -> list[str]:
     """Which facts could not be had, and why; each reason once."""
     reasons: dict[str, str] = {}
-    for name in sorted(facts.missing, key=lambda name: name != "Signal"):
+    for name in sorted(facts.missing.keys() - {"Memorisation"}, key=lambda name: name != "Signal"):
         what = _MEASUREMENTS.get(name, f"not known: {name.lower()}")
         reasons.setdefault(facts.missing[name], what)
     return [f"{what}: {reason}" for reason, what in reasons.items()]

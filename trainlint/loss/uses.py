@@ -16,6 +16,7 @@ from trainlint import ops
 from trainlint.loss.ranges import Range, after, kept, kept_by, value_range
 from trainlint.loss.source import LOSS_CLASSES, LOSSES, PLAIN_STEPS, LossUse, Step
 from trainlint.loss.training import Training
+from trainlint.probe.setup import Setup
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -52,6 +53,7 @@ class Recipe:
     `uses` are the losses that its file calls; `names` those by which the model goes there, `others`
     those of the file's other models. `loss` is one that was given or that a module-level name holds;
     `targets` belong to the given inputs. `explicit` tells that the user handed the loss over himself.
+    `setup` is with what it can be trained.
     """
 
     uses: tuple[LossUse, ...] = ()
@@ -61,6 +63,7 @@ class Recipe:
     targets: Any = None
     explicit: bool = False
     training: Training = field(default_factory=Training)
+    setup: Setup = field(default_factory=Setup)
 
     @property
     def trains(self) -> bool:

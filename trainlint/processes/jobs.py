@@ -31,6 +31,8 @@ class Job(msgspec.Struct, frozen=True):
     skip: list[str] = []
     timeout: float = 120.0
     memory_limit: int = 0
+    probe_steps: int = 50
+    probe_seconds: float = 30.0
     debug: bool = False
 
     @property
@@ -58,6 +60,12 @@ class Analyzed(msgspec.Struct, frozen=True, tag="analyzed"):
     provisional: bool = False
 
 
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """How far the target is, for those who wait."""
+
+    text: str
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The child finished its job. Only this message proves it: `os._exit(0)` looks clean as well."""
 
@@ -70,7 +78,7 @@ class Died(msgspec.Struct, frozen=True, tag="died"):
     output: str = ""
 
 
-Message = Begin | Analyzed | Done | Died
+Message = Begin | Analyzed | Told | Done | Died
 decode_message = msgspec.json.Decoder(Message).decode
 decode_job = msgspec.json.Decoder(Job).decode
 

@@ -1,7 +1,7 @@
 """Keep torch from importing its compiler for the sake of a shape.
 
 The first meta kernel that is decorated with `torch._disable_dynamo` imports `torch._dynamo`, only to be
-told that it is not compiling: most of a second of a check that takes two. In our own child processes a
+told that it is not compiling: most of a second of a check that takes two. So does an optimizer's step. In our own child processes a
 stand-in answers instead, and gives way to the real module as soon as anything else is asked of it.
 """
 
@@ -22,6 +22,9 @@ class _StandIn(types.ModuleType):
         """As the real one, for functions that are never compiled."""
         del recursive
         return function
+
+    def graph_break(self, *_: Any, **__: Any) -> None:
+        """As the real one, while nothing is compiled. Each step of an optimizer asks for it."""
 
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get(_NAME) is self:

@@ -11,16 +11,17 @@ import os
 import random
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.errors import InputError, LoadError
 from trainlint.fixes.source import SourceText
-from trainlint.processes.jobs import Analyzed, Begin, Done, Job, Message
+from trainlint.processes.jobs import Analyzed, Begin, Done, Job, Message, Told
 from trainlint.records import TargetResult
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from trainlint.targets.loading import LoadedFile
 
 Send = Callable[[Message], None]
+_BETWEEN_WORDS: Final = 0.25
 
 
 def work(job: Job, send: Send) -> None:
@@ -95,7 +97,9 @@ def _check_file(job: Job, send: Send) -> None:
     text = SourceText.read(str(path))
     if text is None:
         raise LoadError(_unreadable(path))
-    settings = Settings(select_rules(job.rules), job.options, job.stages)
+    settings = Settings(
+        select_rules(job.rules), job.options, job.stages, job.probe_steps, job.probe_seconds
+    )
     with recording(), single_node_functions():
         with _time_limit(job.timeout / 2):
             loaded = load_file(path, text, job.dotted)
@@ -146,6 +150,14 @@ def _check_model(
         starved = [finding.starved for finding in analysis.findings]
         send(Analyzed(reported, starved, analysis.result, provisional))
 
+    told = 0.0
+
+    def progress(text: str) -> None:
+        nonlocal told
+        if time.monotonic() - told > _BETWEEN_WORDS:
+            told = time.monotonic()
+            send(Told(f"{target}: {text}"))
+
     with without_compiler():
         analysis = analyze(
             model,
@@ -155,8 +167,17 @@ def _check_model(
             recipe=recipe_of(loaded, model, target.rpartition("::")[2]),
             notes=loaded.notes,
             provisionally=lambda so_far: tell(so_far, True),
+            progress=progress,
+            around=_around_loop,
         )
     tell(analysis, False)
+
+
+def _around_loop() -> contextlib.AbstractContextManager[None]:
+    """For the time in which a training loop of the user's runs."""
+    from trainlint.probe.guard import nothing_written
+
+    return nothing_written()
 
 
 def _inputs(job: Job, loaded: LoadedFile, model: nn.Module) -> Inputs | None:

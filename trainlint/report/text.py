@@ -62,10 +62,10 @@ def print_report(
 
 
 def _print_target(target: TargetResult, console: Console) -> None:
-    if target.watched is not None:
-        facts = [target.watched]
-    else:
-        facts = [f"input {target.inputs}", f"{target.operations} ops", ", ".join(target.stages)]
+    facts = [] if target.watched is None else [target.watched]
+    if target.inputs is not None:
+        done = ", ".join(target.stages)
+        facts = [f"input {target.inputs}", f"{target.operations} ops", ": ".join([done, *facts])]
     seconds = f"({target.seconds:.1f}{_NO_BREAK}s)"
     header = _wrapped(" · ".join([target.target, *facts]) + f" {seconds}", 0, console.width)
     if header.plain.startswith(target.target):

@@ -32,6 +32,7 @@ from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
 from trainlint.loss.source import loss_uses, training_of
 from trainlint.loss.uses import Recipe
+from trainlint.probe.setup import setup_of
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
 from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover
@@ -608,14 +609,15 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
     own = frozenset({name.partition(".")[0]} | bound | (classes & set(loaded.discovery.classes)))
     others = {candidate.name for candidate in loaded.discovery.candidates if candidate.likely}
     live = {key: kind for key, value in namespace.items() if (kind := kind_of(value))}
-    values = (namespace.get(key) for key in _LOSS_NAMES)
+    loss = next((v for key in _LOSS_NAMES if _is_loss(v := namespace.get(key))), None)
     return Recipe(
         uses=loss_uses(loaded.text, live),
         names=own,
         others=frozenset(others - own),
-        loss=next((value for value in values if _is_loss(value)), None),
+        loss=loss,
         targets=namespace.get("example_targets"),
         training=training_of(loaded.text),
+        setup=setup_of(namespace, model, loss),
     )
 
 

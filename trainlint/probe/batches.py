@@ -1,0 +1,130 @@
+"""The batches that a probe trains on, as the user's loaders give them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from trainlint.tree import map_tensors, tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_LABELS: Final = ("labels", "label", "target", "targets", "y")
+
+
+class ProbeProblem(Exception):  # noqa: N818 (an answer, not an error of ours)
+    """Why there is no probe, or no more of it; the text is for the report."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments for the model, and what the loss compares its output with.
+
+    `target` is None where the model computes its loss itself. `whole` is what the loader gave.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    target: Any
+    whole: Any = None
+
+
+def loader_of(loader: Any, name: str) -> Any:
+    """The loader itself, or what a function without arguments gives. Raises `ProbeProblem`.
+
+    An iterator is refused: it could not be read again, and its owner would miss what we have read.
+    """
+    if callable(loader) and not hasattr(loader, "__iter__"):
+        try:
+            loader = loader()
+        except Exception as error:
+            raise ProbeProblem(f"{name}() raised {_text(error)}") from error
+    if loader is None or not hasattr(loader, "__iter__"):
+        raise ProbeProblem(f"{name} gives {type(loader).__name__}, which cannot be iterated over")
+    if hasattr(loader, "__next__"):
+        raise ProbeProblem(
+            f"{name} is an iterator, which can be read only once: give what it reads"
+        )
+    return loader
+
+
+def batches(loader: Any, name: str) -> Iterator[Any]:
+    """What the loader gives, pass after pass. Raises `ProbeProblem` where it fails or is empty."""
+    while True:
+        count = 0
+        try:
+            for batch in loader:
+                count += 1
+                yield batch
+        except Exception as error:
+            raise ProbeProblem(f"{name} raised {_text(error)}") from error
+        if not count:
+            raise ProbeProblem(f"{name} is empty")
+
+
+def split(batch: Any, model: nn.Module, loss: Callable[..., Any] | None, name: str) -> Batch:
+    """The model's arguments and the target of a batch. Raises `ProbeProblem` for what is neither."""
+    if isinstance(batch, Mapping):
+        return _split_mapping(batch, model, loss, name)
+    if isinstance(batch, (list, tuple)):
+        if loss is None:
+            return Batch(tuple(batch), {}, None, batch)
+        if len(batch) == 1:
+            return Batch((batch[0],), {}, batch[0], batch)
+        if len(batch) > 1:
+            return Batch(tuple(batch[:-1]), {}, batch[-1], batch)
+    elif any(True for _ in tensors(batch)):
+        target = None if loss is None else getattr(batch, "y", batch)
+        return Batch((batch,), {}, target, batch)
+    raise ProbeProblem(f"{name} gives {_described(batch)}: no tensors to train on")
+
+
+def _split_mapping(
+    batch: Mapping[str, Any], model: nn.Module, loss: Callable[..., Any] | None, name: str
+) -> Batch:
+    if loss is None:
+        return Batch((), dict(batch), None, batch)
+    label = next((key for key in _LABELS if key in batch), None)
+    if label is None:
+        raise ProbeProblem(f"{name} gives a dict without any of {', '.join(_LABELS)}")
+    rest = {key: value for key, value in batch.items() if key != label}
+    try:
+        inspect.signature(model.forward).bind(**rest)
+    except (TypeError, ValueError):
+        return Batch(tuple(rest.values()) if len(rest) == 1 else (rest,), {}, batch[label], batch)
+    return Batch((), rest, batch[label], batch)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"an empty {type(value).__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same with all tensors on the device."""
+    return map_tensors(value, lambda _, tensor: tensor.to(device))
+
+
+def size_of(value: Any) -> int | None:
+    """The number of samples, where all tensors with axes agree on it."""
+    sizes = {tensor.shape[0] for _, tensor in tensors(value) if tensor.dim()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def first_samples(value: Any, count: int) -> Any:
+    """As many of the samples, from the first on; the value itself where it has not more."""
+    size = size_of(value)
+    if size is None or size <= count:
+        return value
+    return map_tensors(value, lambda _, tensor: tensor[:count] if tensor.dim() else tensor)
+
+
+def _text(error: BaseException) -> str:
+    from trainlint.subject import describe_error
+
+    return describe_error(error)

@@ -1,0 +1,261 @@
+"""A training of some steps under observation: with a loop of ours, or the user's own, ended from within.
+
+Comes in: a model, a `Setup` and batches. Goes out: the `Trace`, and how it ended. Whoever calls restores
+the model (`preserve.preserved_training`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trainlint.observe.hooks import observed
+from trainlint.observe.observer import TrainingObserver
+from trainlint.probe.batches import Batch, ProbeProblem, moved
+from trainlint.probe.guard import Writes
+from trainlint.sites import outermost
+
+if TYPE_CHECKING:
+    from trainlint.observe.trace import Trace
+    from trainlint.probe.setup import Setup
+
+_VALIDATED: Final = 4
+_VALIDATIONS: Final = 4
+# After so many steps, and twice that, and so on, it is asked whether the probe may end.
+_FIRST_LOOK: Final = 5
+_DECIDED: Final = "with what an error had decided"
+
+
+class Enough(BaseException):
+    """Ends the user's loop from within. No `except Exception` catches it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to train: `steps` of the optimizer, at most `seconds`."""
+
+    steps: int = 50
+    seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What was seen, and why it ended before its last step, if it did."""
+
+    trace: Trace
+    ended: str | None = None
+    failed: bool = False
+    decided: bool = False
+
+
+def loss_of(model: nn.Module, batch: Batch, loss: Callable[..., Any] | None) -> Tensor:
+    """The loss of one batch. Raises `ProbeProblem` where the model gives none and there is none."""
+    output = model(*batch.args, **batch.kwargs)
+    if loss is not None:
+        value = loss(output, batch.target)
+    else:
+        value = _own_loss(output)
+        if value is None:
+            raise ProbeProblem(
+                "no loss: name one criterion or loss_fn, or let the model return `.loss`"
+            )
+    if not isinstance(value, Tensor):
+        raise ProbeProblem(f"the loss is {type(value).__name__}, not a tensor")
+    return value if value.dim() == 0 else value.mean()
+
+
+def _own_loss(output: Any) -> Tensor | None:
+    """`output.loss` as Hugging Face's models have it, `output["loss"]`, or a scalar that comes first."""
+    if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
+        given: Tensor = output["loss"]
+        return given
+    own = getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    return first if isinstance(first, Tensor) and first.dim() == 0 else None
+
+
+@outermost
+def train(
+    model: nn.Module,
+    setup: Setup,
+    optimizer: Any,
+    data: Callable[[], Iterator[Batch]],
+    validation: Callable[[], Iterator[Batch]] | None,
+    limits: Limits,
+    *,
+    after_step: Callable[[int], None] | None = None,
+    decided: Callable[[Trace], bool] | None = None,
+) -> Ran:
+    """Train with the plain loop of every tutorial, recorded at each step.
+
+    `decided` is asked now and then whether what was seen settles it.
+    """
+    observer = TrainingObserver(period=1)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        observer.optimizer_made(optimizer, setup.optimizer_site())
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    started = time.monotonic()
+    ended: str | None = None
+    failed = False
+    look = _FIRST_LOOK
+    with observed(observer) as problem:
+        try:
+            model.train()
+            for index, batch in enumerate(islice(data(), limits.steps)):
+                if validation is not None and index in _checkpoints(limits.steps):
+                    _validate(model, setup, validation, device)
+                if index and time.monotonic() - started > limits.seconds:
+                    ended = f"{index} of {limits.steps} steps in {limits.seconds:g} s"
+                    break
+                _step(model, setup, optimizer, batch, index, device)
+                if after_step is not None:
+                    after_step(index + 1)
+                if decided is not None and index + 1 == look < limits.steps:
+                    look *= 2
+                    if decided(observer.trace()):
+                        ended = _DECIDED
+                        break
+        except ProbeProblem:
+            raise
+        except Exception as error:
+            observer.fails(error)
+            ended, failed = _described(error), True
+    broken = problem()
+    if broken is not None:
+        raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
+    return Ran(_located(observer.trace(), setup), ended, failed, ended is _DECIDED)
+
+
+def _checkpoints(steps: int) -> range:
+    return range(0, steps, max(1, steps // _VALIDATIONS))
+
+
+def _step(
+    model: nn.Module,
+    setup: Setup,
+    optimizer: Any,
+    batch: Batch,
+    index: int,
+    device: torch.device,
+) -> None:
+    here = Batch(
+        moved(batch.args, device), moved(dict(batch.kwargs), device), moved(batch.target, device)
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        if setup.step is not None:
+            given = _own_loss(setup.step(moved(batch.whole, device), index))
+            if given is None:
+                raise ProbeProblem("training_step returns no loss")
+            value = given
+        else:
+            value = loss_of(model, here, setup.loss)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    else:
+        closure()
+        optimizer.step()
+
+
+def _validate(
+    model: nn.Module,
+    setup: Setup,
+    validation: Callable[[], Iterator[Batch]],
+    device: torch.device,
+) -> None:
+    model.eval()
+    with torch.no_grad():
+        for batch in islice(validation(), _VALIDATED):
+            here = Batch(moved(batch.args, device), moved(dict(batch.kwargs), device),
+                         moved(batch.target, device))  # fmt: skip
+            loss_of(model, here, setup.loss)
+    model.train()
+
+
+@outermost
+def run_loop(
+    loop: Callable[[], Any],
+    limits: Limits,
+    *,
+    after_step: Callable[[int], None] | None = None,
+    decided: Callable[[Trace], bool] | None = None,
+) -> Ran:
+    """Run the user's own loop under observation, and end it after its steps or seconds.
+
+    It is ended from within the optimizer's step, so that its `finally` blocks run.
+    """
+    started = time.monotonic()
+    ended: str | None = None
+    look = _FIRST_LOOK
+
+    def after(steps: int) -> None:
+        nonlocal ended, look
+        if after_step is not None:
+            after_step(steps)
+        if steps >= limits.steps:
+            raise Enough
+        if time.monotonic() - started > limits.seconds:
+            ended = f"{steps} of {limits.steps} steps in {limits.seconds:g} s"
+            raise Enough
+        if decided is not None and steps == look:
+            look *= 2
+            if decided(observer.trace()):
+                ended = _DECIDED
+                raise Enough
+
+    observer = TrainingObserver(period=1, after_step=after)
+    failed = False
+    with observed(observer) as problem:
+        try:
+            loop()
+        except Enough:
+            pass
+        except Writes as end:
+            ended = f"{observer.step} of {limits.steps} steps: {end}"
+        except (Exception, SystemExit) as error:
+            observer.fails(error)
+            ended, failed = _described(error), True
+    broken = problem()
+    if broken is not None:
+        raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
+    return Ran(observer.trace(), ended, failed, ended is _DECIDED)
+
+
+def _located(trace: Trace, setup: Setup) -> Trace:
+    """Our loop has no place of the user's: a loss or an optimizer is named where it was made."""
+    loss, optimizer = setup.loss_site(), setup.optimizer_site()
+    return replace(
+        trace,
+        own=setup.own,
+        objectives=[
+            objective if objective.site is not None else replace(objective, site=loss)
+            for objective in trace.objectives
+        ],
+        incidents=[
+            incident
+            if incident.site is not None
+            else replace(incident, site=optimizer if "step" in incident.kind else loss)
+            for incident in trace.incidents
+        ],
+    )
+
+
+def _described(error: BaseException) -> str:
+    from trainlint.capture.tracer import site_of
+    from trainlint.targets.loading import reason_of
+
+    site = site_of(error)
+    place = "" if site is None else f" at {site.filename}:{site.row}"
+    return f"{reason_of(error)}{place}"

@@ -1,0 +1,153 @@
+"""The pass by a few samples: whatever can learn at all can learn these by heart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trainlint.observe.hooks import observed
+from trainlint.observe.observer import TrainingObserver
+from trainlint.probe.batches import Batch, first_samples, moved, size_of
+from trainlint.probe.loop import loss_of
+from trainlint.probe.memorisation import Memorisation
+from trainlint.sites import outermost
+
+if TYPE_CHECKING:
+    from trainlint.probe.setup import Setup
+
+SAMPLES: Final = 16
+_LEAST_SAMPLES: Final = 8
+_STEPS: Final = 60
+_RATES: Final = (3e-3, 3e-4, 3e-2)
+# Shares of the constant answer's loss: what is left of a batch learnt by heart, or well on its way to it.
+KNOWN: Final = 0.1
+HALF: Final = 0.5
+_WATCHED: Final = 2
+
+
+@dataclass
+class _Attempt:
+    rate: float
+    losses: list[float]
+
+
+def memorise(
+    model: nn.Module,
+    setup: Setup,
+    batch: Batch,
+    restored: Callable[[], Any],
+    seconds: float,
+) -> Memorisation | str:
+    """Train on the first 16 samples of the batch alone, with Adam, or say why that tells nothing.
+
+    `restored` gives a context manager that puts the model back as it was. Learning rates 3e-3, 3e-4 and
+    3e-2 in turn, 60 steps each (Karpathy 2019, "overfit a single batch of only a few examples"), until
+    one leaves less than half of the best constant answer's loss. Dropout is off.
+    """
+    size = size_of((batch.args, dict(batch.kwargs), batch.target))
+    if size is None:
+        return "the samples of a batch cannot be told apart"
+    if size < _LEAST_SAMPLES:
+        return f"a batch has {size} samples, of which at least {_LEAST_SAMPLES} are needed"
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    few = Batch(
+        *moved(first_samples((batch.args, dict(batch.kwargs), batch.target), SAMPLES), device)
+    )
+    if _has_twins(few):
+        return "equal samples have different targets"
+    deadline = time.monotonic() + seconds
+    attempts: list[_Attempt] = []
+    guess: float | None = None
+    for rate in _RATES:
+        with restored():
+            guess, losses = _attempt(model, setup, few, rate, deadline)
+        if guess is None or not losses:
+            return "the best constant answer to this loss is not known"
+        attempts.append(_Attempt(rate, losses))
+        if min(losses) < HALF * guess or time.monotonic() > deadline:
+            break
+    assert guess is not None
+    best = min(attempts, key=lambda attempt: min(attempt.losses))
+    complete = len(best.losses) >= _STEPS or min(best.losses) < HALF * guess
+    if not complete or (len(attempts) < len(_RATES) and min(best.losses) >= HALF * guess):
+        return f"not finished in {seconds:g} s"
+    return Memorisation(
+        samples=min(size, SAMPLES),
+        guess=guess,
+        losses=tuple(best.losses),
+        rate=best.rate,
+        outputs=few.target.numel() if isinstance(few.target, Tensor) else 0,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        site=setup.loss_site(),
+    )
+
+
+def _has_twins(batch: Batch) -> bool:
+    """Whether two samples have equal inputs, as far as tensors can tell, but not equal targets."""
+    if not isinstance(batch.target, Tensor) or not batch.target.dim():
+        return False
+    inputs = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor) and v.dim()]
+    size = batch.target.shape[0]
+    if not inputs or any(v.shape[0] != size for v in inputs):
+        return False
+    rows = torch.cat([v.reshape(size, -1).double().cpu() for v in inputs], dim=1)
+    _, twins = torch.unique(rows, dim=0, return_inverse=True)
+    both = torch.cat([twins[:, None], batch.target.reshape(size, -1).double().cpu()], dim=1)
+    return len(torch.unique(both, dim=0)) > int(twins.max()) + 1
+
+
+@outermost
+def _attempt(
+    model: nn.Module, setup: Setup, batch: Batch, rate: float, deadline: float
+) -> tuple[float | None, list[float]]:
+    """(loss of the best constant answer, losses); the first is None where it is not known.
+
+    Watched for two steps, which know the constant answer, then bare.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return None, []
+    model.train()
+    for module in model.modules():
+        if "dropout" in type(module).__name__.lower():
+            module.training = False
+    optimizer = torch.optim.Adam(parameters, rate)
+    observer = TrainingObserver(period=1)
+    losses: list[float] = []
+    guess: float | None = None
+    with ExitStack() as stack:
+        stack.enter_context(observed(observer))
+        for index in range(_STEPS):
+            if index == _WATCHED:
+                stack.close()
+                guess = _guess(observer, losses)
+                if guess is None:
+                    return None, []
+            if time.monotonic() > deadline:
+                break
+            optimizer.zero_grad()
+            loss = loss_of(model, batch, setup.loss)
+            losses.append(float(loss.detach()))
+            if not torch.isfinite(loss):
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if guess is not None and losses[-1] < KNOWN * guess:
+                break
+    return guess, [loss for loss in losses if loss == loss]
+
+
+def _guess(observer: TrainingObserver, losses: list[float]) -> float | None:
+    """The best constant answer's loss, where the one loss that is known makes up all of the loss."""
+    objectives = [o for o in observer.trace().objectives if o.guess is not None]
+    if len(objectives) != 1 or not objectives[0].values or not losses:
+        return None
+    objective = objectives[0]
+    whole = abs(objective.values[0] - losses[0]) <= 0.02 * abs(losses[0])
+    return objective.guess if whole and objective.guess else None

@@ -1,0 +1,223 @@
+"""The probe of `trainlint check`: which training is possible, that training, and the model as before.
+
+Comes in: a model, its inputs, a `Setup`. Goes out: the facts `Trace` and `Memorisation`, and a sentence on
+what was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from trainlint.engine import FactUnavailable
+from trainlint.measure.memory import available_memory
+from trainlint.measure.pulse import objective_of, on_device_of, seed_generators
+from trainlint.preserve import preserved_training
+from trainlint.probe.batches import Batch, ProbeProblem, batches, loader_of, split
+from trainlint.probe.loop import Limits, Ran, run_loop, train
+from trainlint.probe.memorisation import Memorisation
+from trainlint.probe.memory import memorise
+
+if TYPE_CHECKING:
+    from trainlint.capture.inputs import Inputs
+    from trainlint.observe.trace import Trace
+    from trainlint.probe.setup import Setup
+
+_DEFAULT_RATE: Final = 1e-3
+# Made-up data show only what any data would: that is seen at once.
+_MADE_UP_STEPS: Final = 5
+# Weights, their copy, gradients, and two moments of Adam.
+_COPIES: Final = 5
+
+
+@dataclass
+class Probe:
+    """The training of one model, made when it is first asked for.
+
+    `loss` is what to differentiate where the setup has none: from the model's output, a scalar.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    setup: Setup
+    limits: Limits
+    loss: Callable[[Any], Any] | None = None
+    progress: Callable[[str], None] | None = None
+    decided: Callable[[Trace], bool] | None = None
+    around: Callable[[], AbstractContextManager[Any]] | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ran: Ran | None = None
+    _first: list[Batch] = field(default_factory=list)
+
+    def trace(self, seed: int = 0) -> Trace:
+        """What was seen of the training. Raises `FactUnavailable` where none is possible."""
+        self._check_memory()
+        try:
+            with self._restored(self._given_optimizer()), self._generators():
+                seed_generators(seed)
+                ran = self._run()
+        except ProbeProblem as problem:
+            raise FactUnavailable(str(problem)) from None
+        if seed == 0:
+            self.ran = ran
+        if not ran.trace.steps and ran.failed:
+            raise FactUnavailable(f"the training raised {ran.ended}")
+        return ran.trace
+
+    def memorisation(self) -> Memorisation:
+        """The pass by 16 samples. Raises `FactUnavailable` where it tells nothing."""
+        if self.ran is None or self.ran.failed or self.is_decided:
+            raise FactUnavailable("the training came to no end")
+        if not self._first:
+            raise FactUnavailable("")
+        restored = self._restored
+        if self.progress is not None:
+            self.progress("probe: can 16 samples be learnt by heart?")
+        seed_generators(0)
+        found = memorise(self.model, self.setup, self._first[0], restored, self.limits.seconds / 2)
+        if isinstance(found, str):
+            raise FactUnavailable(found)
+        return found
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the training was ended for what was already seen."""
+        return self.ran is not None and self.ran.decided
+
+    def described(self) -> str:
+        """`50 steps of SGD on train_loader`."""
+        assert self.ran is not None
+        trace, names = self.ran.trace, self.setup.names
+        kinds = " and ".join(dict.fromkeys(o.kind for o in trace.optimizers if o.steps))
+        steps = f"{trace.steps} step{'s' if trace.steps != 1 else ''}"
+        text = f"{steps} of {kinds}" if kinds else steps
+        if self.setup.train is not None:
+            text += f" in {names.get('train', 'train')}()"
+        elif self.setup.train_loader is not None:
+            text += f" on {names.get('train_loader', 'train_loader')}"
+        else:
+            text += " on made-up data"
+        if not any((self.setup.train, self.setup.optimizer)):
+            text += ", an optimizer of ours"
+        return text
+
+    def notes(self) -> list[str]:
+        """Why it ended before its last step, if it did."""
+        if self.ran is None or self.ran.ended is None:
+            return []
+        how = "the probe's training raised" if self.ran.failed else "the probe ended early:"
+        return [f"{how} {self.ran.ended}"]
+
+    # ------------------------------------------------------------------
+
+    def _restored(
+        self, optimizer: torch.optim.Optimizer | None = None
+    ) -> AbstractContextManager[None]:
+        beside = [self.setup.loss] if isinstance(self.setup.loss, nn.Module) else []
+        return preserved_training(self.model, optimizer, beside=beside)
+
+    def _given_optimizer(self) -> torch.optim.Optimizer | None:
+        known = self.setup.optimizer
+        return known if isinstance(known, torch.optim.Optimizer) else None
+
+    @contextmanager
+    def _generators(self) -> Iterator[None]:
+        """The loaders' own random generators draw the same again afterwards."""
+        loaders = (self.setup.train_loader, self.setup.val_loader)
+        holders = [h for loader in loaders for h in (loader, getattr(loader, "sampler", None))]
+        generators = [
+            g for h in holders if isinstance(g := getattr(h, "generator", None), torch.Generator)
+        ]
+        states = [(generator, generator.get_state()) for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+    def _check_memory(self) -> None:
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters() if not p.is_meta)
+        free = available_memory()
+        if any(p.is_meta for p in self.model.parameters()):
+            raise FactUnavailable("its weights have no values, they are on the meta device")
+        if free is not None and size * _COPIES > free:
+            raise FactUnavailable(
+                f"it would take {size * _COPIES >> 20} MiB, and {free >> 20} are free"
+            )
+
+    def _run(self) -> Ran:
+        after = None if self.progress is None else self._tell
+        if self.setup.train is not None:
+            with self._around():
+                return run_loop(
+                    self.setup.train, self.limits, after_step=after, decided=self.decided
+                )
+        validation = None
+        limits = self.limits
+        if self.setup.train_loader is None:
+            data = self._made_up
+            limits = Limits(min(_MADE_UP_STEPS, limits.steps), limits.seconds)
+        else:
+            data = partial(self._batches, "train_loader", self.setup.train_loader)
+            if self.setup.val_loader is not None and self.setup.step is None:
+                validation = partial(self._batches, "val_loader", self.setup.val_loader)
+            # The first batch tells early what is wrong with the loader.
+            first = next(data())
+            if not self._first and self.setup.step is None:
+                self._first.append(first)
+        return train(
+            self.model, self._completed(), self._optimizer(), data, validation, limits,
+            after_step=after, decided=self.decided,
+        )  # fmt: skip
+
+    def _around(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.around is None else self.around()
+
+    def _completed(self) -> Setup:
+        """With made-up data, targets are made up as well, or there is no loss but a projection."""
+        if self.setup.train_loader is not None:
+            return self.setup
+        return replace(self.setup, loss=lambda output, _: objective_of(output, self.loss, 0)[1])
+
+    def _tell(self, steps: int) -> None:
+        if self.progress is not None:
+            self.progress(f"probe: step {steps} of {self.limits.steps}")
+
+    def _batches(self, part: str, loader: Any) -> Iterator[Batch]:
+        name = self.setup.names.get(part, part)
+        for batch in batches(loader_of(loader, name), name):
+            yield split(batch, self.model, self.setup.loss, name)
+
+    def _made_up(self) -> Iterator[Batch]:
+        from trainlint.capture.inputs import with_batch
+
+        inputs = with_batch(self.inputs, 16) if not self.inputs.given else self.inputs
+        placed = on_device_of(self.model, inputs)
+        while True:
+            yield Batch(placed.args, placed.kwargs, None)
+
+    def _optimizer(self) -> Any:
+        known = self.setup.optimizer
+        if isinstance(known, torch.optim.Optimizer):
+            return known
+        if known is None:
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            if not parameters:
+                raise ProbeProblem("none of its parameters is trainable")
+            return torch.optim.Adam(parameters, _DEFAULT_RATE)
+        name = self.setup.names.get("optimizer", "optimizer")
+        try:
+            made = known(self.model)
+        except Exception as error:
+            from trainlint.subject import describe_error
+
+            raise ProbeProblem(f"{name}(model) raised {describe_error(error)}") from error
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ProbeProblem(f"{name}(model) makes {type(made).__name__}, not an optimizer")
+        return made
