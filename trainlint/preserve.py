@@ -463,4 +463,6 @@ def _setting(read: Callable[[], Any], write: Callable[[Any], Any]) -> _Restore:
 
 def _default_device() -> Any:
     """What `torch.set_default_device` was given; None where it never was."""
-    return torch.utils._device.CURRENT_DEVICE
+    from torch.utils import _device  # torch itself loads it late
+
+    return _device.CURRENT_DEVICE

@@ -26,20 +26,20 @@ def cannot_memorise(memory: Memorisation, *, left: float = 0.5) -> Iterator[Find
 
     ## Bad
     ```python
-    x = torch.rand(64, 2) * 2 - 1
-    y = (x[:, 0] * x[:, 1] > 0).long()  # as in XOR
+    x = torch.randn(64, 8)
+    y = 3 * x.sum(1, keepdim=True) + 5
     train_loader = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
-    model = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 2))
-    criterion = nn.CrossEntropyLoss()
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1), nn.Tanh())
+    criterion = nn.MSELoss()
     ```
 
     ## Good
     ```python
-    x = torch.rand(64, 2) * 2 - 1
-    y = (x[:, 0] * x[:, 1] > 0).long()
+    x = torch.randn(64, 8)
+    y = 3 * x.sum(1, keepdim=True) + 5
     train_loader = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
-    model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
-    criterion = nn.CrossEntropyLoss()
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
+    criterion = nn.MSELoss()
     ```
 
     ## When to ignore it

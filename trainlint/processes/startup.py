@@ -1,8 +1,9 @@
 """Keep torch from importing its compiler for the sake of a shape.
 
 The first meta kernel that is decorated with `torch._disable_dynamo` imports `torch._dynamo`, only to be
-told that it is not compiling: most of a second of a check that takes two. So does an optimizer's step. In our own child processes a
-stand-in answers instead, and gives way to the real module as soon as anything else is asked of it.
+told that it is not compiling: most of a second of a check that takes two. So does an optimizer's step.
+In our own child processes a stand-in answers instead, and gives way to the real module as soon as
+anything else is asked of it.
 """
 
 from __future__ import annotations
