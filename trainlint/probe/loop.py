@@ -29,7 +29,7 @@ _VALIDATED: Final = 4
 _VALIDATIONS: Final = 4
 # After so many steps, and twice that, and so on, it is asked whether the probe may end.
 _FIRST_LOOK: Final = 5
-_DECIDED: Final = "with what an error had decided"
+_DECIDED: Final = "an error was certain"
 
 
 class Enough(BaseException):

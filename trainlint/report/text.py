@@ -310,7 +310,8 @@ def _print_summary(
         counts.append(f"{advice} info" + ("" if show_info else " (--show-info)"))
     checked = sum(target.status == "ok" for target in report.targets)
     failed = sum(target.status == "error" for target in report.targets)
-    watched = [target.watched for target in report.targets if target.watched is not None]
+    runs = [target for target in report.targets if target.inputs is None]
+    watched = [target.watched for target in runs if target.watched is not None]
     if watched and len(watched) == len(report.targets):
         parts = [", ".join(counts), *(text.partition(";")[0] for text in watched)]
     else:
