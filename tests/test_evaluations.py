@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,13 +40,13 @@ class Training:
 
     def step(self, x: Tensor, y: Tensor) -> None:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.model(x), y).backward()
+        functional.cross_entropy(self.model(x), y).backward()
         self.optimizer.step()
 
     @torch.no_grad()
     def losses(self, loader: Any) -> list[float]:
         self.model.eval()
-        return [F.cross_entropy(self.model(x), y).item() for x, y in loader]
+        return [functional.cross_entropy(self.model(x), y).item() for x, y in loader]
 
 
 def mean(values: list[float]) -> float:
@@ -115,7 +115,7 @@ class ReturnsLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
         scores = self.layer(x)
-        return self.form(scores, F.cross_entropy(scores, y))
+        return self.form(scores, functional.cross_entropy(scores, y))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_of_a_long_pass_fewer_batches_stand_for_all() -> None:
     class Noting(nn.Module):
         def forward(self, scores: Tensor, level: Tensor) -> Tensor:
             calls.append(bool(_get_current_function_mode_stack()))
-            return F.mse_loss(scores * 0, level)
+            return functional.mse_loss(scores * 0, level)
 
     criterion = Noting()
     batches = 8 * EACH
@@ -177,7 +177,7 @@ def test_a_forward_without_a_graph_inside_of_a_training_step_is_no_evaluation() 
                 targets = training.model(x).amax(1, keepdim=True).expand(-1, 2)
             modes.append(bool(_get_current_function_mode_stack()))
             training.optimizer.zero_grad()
-            F.mse_loss(training.model(x), targets).backward()
+            functional.mse_loss(training.model(x), targets).backward()
             training.optimizer.step()
     assert list(w.trace.evaluations) == []
     # It soon stops looking out for a loss there.
