@@ -6,7 +6,6 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +34,7 @@ from trainlint.sites import owner_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainlint.probe.probing import Probe
+    from trainlint.probe.probing import Guard, Probe
     from trainlint.probe.setup import Setup
 
 
@@ -57,15 +56,15 @@ def analyze(
     notes: Sequence[str] = (),
     provisionally: Callable[[Analysis], None] | None = None,
     progress: Callable[[str], None] | None = None,
-    around: Callable[[], AbstractContextManager[Any]] | None = None,
+    guard: Guard | None = None,
 ) -> Analysis:
     """Check one model. Without `inputs` they are synthesised. The model is as before afterwards.
 
     `recipe` is what is known of its loss and targets, and with what it can be trained.
 
     `provisionally` gets what is known so far before the model is really run, and before it is trained,
-    either of which may end the process. `progress` is told of the steps of the probe; `around` is
-    entered while a training loop of the user's runs.
+    either of which may end the process. `progress` is told of the steps of the probe; `guard` is
+    entered while it trains.
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
@@ -78,7 +77,7 @@ def analyze(
 
     try:
         if inputs is None and "probe" in settings.stages:
-            inputs = _inputs_of_loader(model, recipe, notes)
+            inputs = _inputs_of_loader(model, recipe)
         if inputs is None:
             found = synthesize(model)
             inputs, recording = found.inputs, found.recording
@@ -103,7 +102,7 @@ def analyze(
     if check.may_probe and recipe.setup.suffices:
         if provisionally is not None:
             provisionally(check.analysis())
-        check.train(model, recipe.setup, progress, around)
+        check.train(model, recipe.setup, progress, guard)
     return check.analysis()
 
 
@@ -138,14 +137,12 @@ class _Check:
         model: nn.Module,
         setup: Setup,
         progress: Callable[[str], None] | None,
-        around: Callable[[], AbstractContextManager[Any]] | None,
+        guard: Guard | None,
     ) -> None:
         """What needs a training."""
         from trainlint.probe.stage import probe_of, probed
 
-        self.probe = probe_of(
-            model, self.inputs, setup, self.facts, self.settings, progress, around
-        )
+        self.probe = probe_of(model, self.inputs, setup, self.facts, self.settings, progress, guard)
         self.outcomes["probe"] = probed(self.probe, self.facts, self._rules("probe"), self._run)
         if self.facts.has("Trace"):
             self.stages.append("probe")
@@ -197,7 +194,7 @@ class _Check:
         return Analysis(diagnose([f for outcome in outcomes for f in outcome.findings]), result)
 
 
-def _inputs_of_loader(model: nn.Module, recipe: Recipe, notes: list[str]) -> Inputs | None:
+def _inputs_of_loader(model: nn.Module, recipe: Recipe) -> Inputs | None:
     """The first samples that the user's own loader gives, if there is one and the model takes them."""
     if recipe.setup.train_loader is None or recipe.setup.step is not None:
         return None
@@ -206,8 +203,7 @@ def _inputs_of_loader(model: nn.Module, recipe: Recipe, notes: list[str]) -> Inp
 
     try:
         return first_inputs(model, recipe.setup)
-    except ProbeProblem as problem:
-        notes.append(str(problem))
+    except ProbeProblem:  # the probe will say so
         return None
 
 

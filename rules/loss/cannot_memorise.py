@@ -8,7 +8,9 @@ from trainlint.rule import Confidence, Finding, Fix, Memorisation, Severity, rul
 
 
 @rule("LOS009", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"], own=["loss"])
-def cannot_memorise(memory: Memorisation, *, left: float = 0.5) -> Iterator[Finding]:
+def cannot_memorise(
+    memory: Memorisation, *, left: float = 0.5, weights: int = 4
+) -> Iterator[Finding]:
     """Trained on 16 samples alone, the model does not learn them by heart.
 
     16 samples need no generalisation: a model with as many weights as there are labels can store them,
@@ -21,7 +23,7 @@ def cannot_memorise(memory: Memorisation, *, left: float = 0.5) -> Iterator[Find
     The probe takes the first batch of the loader, at most 16 samples of it, and trains 60 steps with
     Adam at 3e-3, 3e-4 and 3e-2 in turn, dropout off, until one leaves less than half of the best
     constant answer's loss. Reported where the best of them leaves more than the share `left`. Advice only
-    for a model with fewer weights than there are targets. Not measurable with fewer than 8 samples, where
+    for a model with fewer than `weights` weights for each target. Not measurable with fewer than 8 samples, where
     equal samples have different targets, and for losses whose best constant answer is not known.
 
     ## Bad
@@ -55,8 +57,8 @@ def cannot_memorise(memory: Memorisation, *, left: float = 0.5) -> Iterator[Find
     """
     if memory.left <= left:
         return
-    is_small = memory.trainable < memory.outputs
-    reason = f"; its {memory.trainable} weights are too few for that" if is_small else ""
+    is_small = memory.trainable < weights * memory.outputs
+    reason = f"; its {memory.trainable} weights may be too few for that" if is_small else ""
     yield Finding(
         f"{memory.samples} samples are not learnt by heart: after {len(memory.losses)} steps of Adam on "
         f"them alone the loss is {min(memory.losses):.3g}, that of the best answer that ignores the input "

@@ -33,35 +33,25 @@ class Batch:
     whole: Any = None
 
 
-def loader_of(loader: Any, name: str) -> Any:
-    """The loader itself, or what a function without arguments gives. Raises `ProbeProblem`.
+def batches(loader: Any, name: str) -> Iterator[Any]:
+    """What the loader gives, pass after pass; a function without arguments is called for each.
 
-    An iterator is refused: it could not be read again, and its owner would miss what we have read.
+    Raises `ProbeProblem` where it fails or gives nothing. An iterator is refused: it could not be read
+    again, and its owner would miss what we have read.
     """
-    if callable(loader) and not hasattr(loader, "__iter__"):
-        try:
-            loader = loader()
-        except Exception as error:
-            raise ProbeProblem(f"{name}() raised {_text(error)}") from error
-    if loader is None or not hasattr(loader, "__iter__"):
-        raise ProbeProblem(f"{name} gives {type(loader).__name__}, which cannot be iterated over")
-    if hasattr(loader, "__next__"):
+    is_made = callable(loader) and not hasattr(loader, "__iter__")
+    if not is_made and hasattr(loader, "__next__"):
         raise ProbeProblem(
             f"{name} is an iterator, which can be read only once: give what it reads"
         )
-    return loader
-
-
-def batches(loader: Any, name: str) -> Iterator[Any]:
-    """What the loader gives, pass after pass. Raises `ProbeProblem` where it fails or is empty."""
     while True:
         count = 0
         try:
-            for batch in loader:
+            for batch in loader() if is_made else loader:
                 count += 1
                 yield batch
         except Exception as error:
-            raise ProbeProblem(f"{name} raised {_text(error)}") from error
+            raise ProbeProblem(f"{name} raised {described(error)}") from error
         if not count:
             raise ProbeProblem(f"{name} is empty")
 
@@ -124,7 +114,11 @@ def first_samples(value: Any, count: int) -> Any:
     return map_tensors(value, lambda _, tensor: tensor[:count] if tensor.dim() else tensor)
 
 
-def _text(error: BaseException) -> str:
-    from trainlint.subject import describe_error
+def described(error: BaseException) -> str:
+    """`KeyError: 'x' at net.py:12`."""
+    from trainlint.capture.tracer import site_of
+    from trainlint.targets.loading import reason_of
 
-    return describe_error(error)
+    site = site_of(error)
+    place = "" if site is None else f" at {site.project.filename}:{site.project.row}"
+    return f"{reason_of(error)}{place}"

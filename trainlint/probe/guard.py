@@ -31,7 +31,10 @@ _scratch: list[str] = ["/dev/", "/proc/"]
 
 @contextmanager
 def nothing_written() -> Iterator[None]:
-    """Raise `Writes` where a file outside of the folders for temporary ones is written, made or removed."""
+    """Raise `Writes` where a file is written, made or removed, but for temporary ones.
+
+    Whatever lies in the current folder is the user's, also where that is a temporary one.
+    """
     if not _state["installed"]:
         _state["installed"] = True
         # Now: asked within the hook, it would write a file itself, and wait for its own lock.
@@ -72,4 +75,5 @@ def _is_file(path: Any) -> bool:
 def _is_scratch(path: str) -> bool:
     """Temporary files, devices, and what programs keep in hidden folders of the home directory."""
     whole = os.path.abspath(path)  # noqa: PTH100 (no call that asks the file system)
-    return whole.startswith(tuple(_scratch))
+    here = os.getcwd() + os.sep  # noqa: PTH109
+    return whole.startswith(tuple(_scratch)) and not whole.startswith(here)

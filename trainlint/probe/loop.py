@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from trainlint.observe.hooks import observed
 from trainlint.observe.observer import TrainingObserver
-from trainlint.probe.batches import Batch, ProbeProblem, moved
+from trainlint.probe.batches import Batch, ProbeProblem, described, moved
 from trainlint.probe.guard import Writes
-from trainlint.sites import outermost
+from trainlint.sites import Site, outermost, owner_of
+from trainlint.targets.loading import Stop
 
 if TYPE_CHECKING:
     from trainlint.observe.trace import Trace
@@ -125,9 +126,11 @@ def train(
                         break
         except ProbeProblem:
             raise
+        except Stop as stop:
+            ended = f"{observer.step} of {limits.steps} steps: {stop}"
         except Exception as error:
             observer.fails(error)
-            ended, failed = _described(error), True
+            ended, failed = described(error), True
     broken = problem()
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
@@ -222,15 +225,20 @@ def run_loop(
             loop()
         except Enough:
             pass
-        except Writes as end:
+        except (Writes, Stop) as end:
             ended = f"{observer.step} of {limits.steps} steps: {end}"
         except (Exception, SystemExit) as error:
             observer.fails(error)
-            ended, failed = _described(error), True
+            ended, failed = described(error), True
     broken = problem()
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
     return Ran(observer.trace(), ended, failed, ended is _DECIDED)
+
+
+def _is_users(site: Site | None) -> bool:
+    """Whether a place is in the user's files; a library's own loss is named where the model was made."""
+    return site is not None and owner_of(site.project.filename) == "project"
 
 
 def _located(trace: Trace, setup: Setup) -> Trace:
@@ -240,7 +248,7 @@ def _located(trace: Trace, setup: Setup) -> Trace:
         trace,
         own=setup.own,
         objectives=[
-            objective if objective.site is not None else replace(objective, site=loss)
+            objective if _is_users(objective.site) else replace(objective, site=loss)
             for objective in trace.objectives
         ],
         incidents=[
@@ -250,12 +258,3 @@ def _located(trace: Trace, setup: Setup) -> Trace:
             for incident in trace.incidents
         ],
     )
-
-
-def _described(error: BaseException) -> str:
-    from trainlint.capture.tracer import site_of
-    from trainlint.targets.loading import reason_of
-
-    site = site_of(error)
-    place = "" if site is None else f" at {site.filename}:{site.row}"
-    return f"{reason_of(error)}{place}"

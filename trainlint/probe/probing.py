@@ -19,7 +19,7 @@ from trainlint.engine import FactUnavailable
 from trainlint.measure.memory import available_memory
 from trainlint.measure.pulse import objective_of, on_device_of, seed_generators
 from trainlint.preserve import preserved_training
-from trainlint.probe.batches import Batch, ProbeProblem, batches, loader_of, split
+from trainlint.probe.batches import Batch, ProbeProblem, batches, described, split
 from trainlint.probe.loop import Limits, Ran, run_loop, train
 from trainlint.probe.memorisation import Memorisation
 from trainlint.probe.memory import memorise
@@ -36,6 +36,12 @@ _MADE_UP_STEPS: Final = 5
 _COPIES: Final = 5
 
 
+# Seconds by which a single step may outlast the time of all.
+_PATIENCE: Final = 1.5
+# Entered for a training of so many seconds at most; tells whether the loop is the user's own.
+Guard = Callable[[float, bool], AbstractContextManager[Any]]
+
+
 @dataclass
 class Probe:
     """The training of one model, made when it is first asked for.
@@ -50,7 +56,7 @@ class Probe:
     loss: Callable[[Any], Any] | None = None
     progress: Callable[[str], None] | None = None
     decided: Callable[[Trace], bool] | None = None
-    around: Callable[[], AbstractContextManager[Any]] | None = None
+    guard: Guard | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ran: Ran | None = None
     _first: list[Batch] = field(default_factory=list)
@@ -64,10 +70,10 @@ class Probe:
                 ran = self._run()
         except ProbeProblem as problem:
             raise FactUnavailable(str(problem)) from None
+        if not ran.trace.steps and ran.ended:
+            raise FactUnavailable(f"the training raised {ran.ended}" if ran.failed else ran.ended)
         if seed == 0:
             self.ran = ran
-        if not ran.trace.steps and ran.failed:
-            raise FactUnavailable(f"the training raised {ran.ended}")
         return ran.trace
 
     def memorisation(self) -> Memorisation:
@@ -154,7 +160,7 @@ class Probe:
     def _run(self) -> Ran:
         after = None if self.progress is None else self._tell
         if self.setup.train is not None:
-            with self._around():
+            with self._guarded(is_own_loop=True):
                 return run_loop(
                     self.setup.train, self.limits, after_step=after, decided=self.decided
                 )
@@ -167,17 +173,16 @@ class Probe:
             data = partial(self._batches, "train_loader", self.setup.train_loader)
             if self.setup.val_loader is not None and self.setup.step is None:
                 validation = partial(self._batches, "val_loader", self.setup.val_loader)
-            # The first batch tells early what is wrong with the loader.
-            first = next(data())
-            if not self._first and self.setup.step is None:
-                self._first.append(first)
-        return train(
+        with self._guarded(is_own_loop=False):
+            return train(
             self.model, self._completed(), self._optimizer(), data, validation, limits,
             after_step=after, decided=self.decided,
         )  # fmt: skip
 
-    def _around(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.around is None else self.around()
+    def _guarded(self, *, is_own_loop: bool) -> AbstractContextManager[Any]:
+        if self.guard is None:
+            return nullcontext()
+        return self.guard(self.limits.seconds * _PATIENCE, is_own_loop)
 
     def _completed(self) -> Setup:
         """With made-up data, targets are made up as well, or there is no loss but a projection."""
@@ -191,8 +196,11 @@ class Probe:
 
     def _batches(self, part: str, loader: Any) -> Iterator[Batch]:
         name = self.setup.names.get(part, part)
-        for batch in batches(loader_of(loader, name), name):
-            yield split(batch, self.model, self.setup.loss, name)
+        for read in batches(loader, name):
+            batch = split(read, self.model, self.setup.loss, name)
+            if part == "train_loader" and not self._first and self.setup.step is None:
+                self._first.append(batch)
+            yield batch
 
     def _made_up(self) -> Iterator[Batch]:
         from trainlint.capture.inputs import with_batch
@@ -215,9 +223,7 @@ class Probe:
         try:
             made = known(self.model)
         except Exception as error:
-            from trainlint.subject import describe_error
-
-            raise ProbeProblem(f"{name}(model) raised {describe_error(error)}") from error
+            raise ProbeProblem(f"{name}(model) raised {described(error)}") from error
         if not isinstance(made, torch.optim.Optimizer):
             raise ProbeProblem(f"{name}(model) makes {type(made).__name__}, not an optimizer")
         return made

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
-from trainlint.probe.batches import batches, first_samples, loader_of, split
+from trainlint.probe.batches import batches, first_samples, split
 from trainlint.probe.loop import Limits
-from trainlint.probe.probing import Probe
+from trainlint.probe.probing import Guard, Probe
 from trainlint.rule import Confidence, Rule, Settings
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
     from trainlint.capture.inputs import Inputs, fits_signature
 
     name = setup.names.get("train_loader", "train_loader")
-    loader = loader_of(setup.train_loader, name)
-    batch = split(next(batches(loader, name)), model, setup.loss, name)
+    batch = split(next(batches(setup.train_loader, name)), model, setup.loss, name)
     args, kwargs = first_samples((batch.args, dict(batch.kwargs)), _SAMPLES)
     inputs = Inputs(args, kwargs, f"from {name}", given=True)
     return inputs if fits_signature(inputs, model) else None
@@ -45,7 +43,7 @@ def probe_of(
     facts: Facts,
     settings: Settings,
     progress: Callable[[str], None] | None,
-    around: Callable[[], AbstractContextManager[Any]] | None,
+    guard: Guard | None,
 ) -> Probe:
     """The probe of this subject, offered as the facts `Trace` and `Memorisation`."""
     from trainlint.loss.objective import objective_of
@@ -70,7 +68,7 @@ def probe_of(
         loss=None if losses is None else objective_of(losses),
         progress=progress,
         decided=decided,
-        around=around,
+        guard=guard,
         options=settings.options,
     )
     facts.offer("Trace", probe.trace)

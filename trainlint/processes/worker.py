@@ -101,7 +101,7 @@ def _check_file(job: Job, send: Send) -> None:
         select_rules(job.rules), job.options, job.stages, job.probe_steps, job.probe_seconds
     )
     with recording(), single_node_functions():
-        with _time_limit(job.timeout / 2):
+        with _time_limit(job.timeout / 2, "half of --timeout"):
             loaded = load_file(path, text, job.dotted)
         if job.name is not None:
             _check_model(job, send, loaded, job.target, named_model(loaded, job.name), settings)
@@ -168,16 +168,21 @@ def _check_model(
             notes=loaded.notes,
             provisionally=lambda so_far: tell(so_far, True),
             progress=progress,
-            around=_around_loop,
+            guard=_guard,
         )
     tell(analysis, False)
 
 
-def _around_loop() -> contextlib.AbstractContextManager[None]:
-    """For the time in which a training loop of the user's runs."""
+@contextlib.contextmanager
+def _guard(seconds: float, is_own_loop: bool) -> Iterator[None]:
+    """For a training: it ends, and where the loop is the user's, it writes nothing."""
     from trainlint.probe.guard import nothing_written
 
-    return nothing_written()
+    with contextlib.ExitStack() as stack:
+        if is_own_loop:
+            stack.enter_context(nothing_written())
+        stack.enter_context(_time_limit(seconds, "--probe-seconds"))
+        yield
 
 
 def _inputs(job: Job, loaded: LoadedFile, model: nn.Module) -> Inputs | None:
@@ -228,8 +233,8 @@ def _unreadable(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Stop the run of a file that does not end by itself; what is defined by then is used."""
+def _time_limit(seconds: float, name: str) -> Iterator[None]:
+    """Stop a run of the user's code that does not end by itself. `name` is that of the limit."""
     from trainlint.targets.loading import Stop
 
     if not hasattr(signal, "setitimer"):
@@ -237,7 +242,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise Stop(f"it was still running after {seconds:g} s, half of --timeout")
+        raise Stop(f"it was still running after {seconds:g} s, {name}")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
