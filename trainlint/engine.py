@@ -5,7 +5,7 @@ The engine knows no rule: it reads from each rule's signature which facts it wan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ class RawFinding:
     """A located finding with what diagnosis needs besides.
 
     `order` is the place of its node in the order of execution, or that among its rule's findings.
+    `paths` are the modules and parameters that it is about or that the fault harms, by name.
     """
 
     reported: ReportedFinding
@@ -31,6 +32,7 @@ class RawFinding:
     starved: float
     order: int
     affects: frozenset[Any] = frozenset()
+    paths: frozenset[str] = frozenset()
 
 
 class FactUnavailable(Exception):  # noqa: N818 (it is an answer, not an error)
@@ -170,9 +172,19 @@ def _located(
         evidence=dict(finding.evidence),
         fixes=list(finding.fixes),
     )
-    return RawFinding(
-        reported, rule, finding.fault, finding.starved, order, frozenset(finding.affects)
-    )
+    affects = frozenset(finding.affects)
+    paths = frozenset(_paths(affects, graph)) | ({module} if module else set())
+    return RawFinding(reported, rule, finding.fault, finding.starved, order, affects, paths)
+
+
+def _paths(affects: Iterable[Any], graph: Graph | None) -> Iterator[str]:
+    for affected in affects:
+        if isinstance(affected, str):
+            yield affected
+        elif graph is not None and getattr(affected, "op", "") == "get_attr":
+            yield str(affected.target)
+        elif graph is not None and hasattr(affected, "all_input_nodes"):
+            yield graph.operation(affected).module
 
 
 def _span(where: Any) -> tuple[str | None, Location | None, Location | None]:

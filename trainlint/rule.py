@@ -262,8 +262,10 @@ class Finding:
     node if left out. `evidence` holds the figures that prove it, in plain JSON types. Findings with
     equal `fault` are one fault seen from several places: the first is reported and the others become
     its symptoms. `starved` is the share of the trainable parameters that the fault cuts off, 0 to 1.
-    `affects` are the graph nodes that the finding is about or that the fault harms: a finding whose rule
-    another's `explains` becomes that one's symptom if they share a module or one of these.
+    `affects` are the graph nodes, or the modules and parameters by name, that the finding is about or that
+    the fault harms: a finding whose rule another's `explains` becomes that one's symptom if they share a
+    module or one of these. What was measured in a training run is joined to a cause that was found on the
+    graph by names, and `evidence["measured"]`, a short text, is then added to the cause's message.
     """
 
     message: str

@@ -224,7 +224,8 @@ def _not_measured(facts: Facts) -> list[str]:
     return [f"{what}: {reason}" for reason, what in reasons.items()]
 
 
-def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> Facts:
+def static_facts(inputs: Inputs, graph: Graph, recipe: Recipe) -> Facts:
+    """What can be known of a model without running it on numbers."""
     facts = Facts(
         {
             "Graph": graph,
@@ -234,6 +235,11 @@ def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> 
     )
     facts.offer("Propagation", lambda: _propagation(graph, facts.get("Losses")))
     facts.offer("Losses", lambda: _losses(graph, recipe))
+    return facts
+
+
+def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> Facts:
+    facts = static_facts(inputs, graph, recipe)
     if "signal" in settings.stages and not graph.faults:
         facts.offer("Signal", lambda: _signal(inputs, graph, facts.get("Losses")))
         facts.offer("Influence", lambda: _influence(inputs, graph, facts.get("Losses")))

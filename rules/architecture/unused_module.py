@@ -181,6 +181,7 @@ def _finding(graph: Graph, path: str, module: Any, *, is_named: bool) -> Finding
         severity=Severity.INFO if is_named else Severity.WARNING,
         confidence=Confidence.POSSIBLE if is_named else Confidence.CERTAIN,
         starved=0.0 if is_named else share,
+        affects=[parameter.name for parameter in trained],
     )
 
 
