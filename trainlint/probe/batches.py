@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import torch
 
 from trainlint.tree import map_tensors, tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 _LABELS: Final = ("labels", "label", "target", "targets", "y")
@@ -31,6 +33,21 @@ class Batch:
     kwargs: Mapping[str, Any]
     target: Any
     whole: Any = None
+
+
+@contextmanager
+def same_draws(*loaders: Any) -> Iterator[None]:
+    """The loaders' own random generators draw the same again afterwards."""
+    holders = [
+        holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))
+    ]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def batches(loader: Any, name: str) -> Iterator[Any]:

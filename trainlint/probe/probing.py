@@ -7,7 +7,7 @@ what was done.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,7 @@ from trainlint.engine import FactUnavailable
 from trainlint.measure.memory import available_memory
 from trainlint.measure.pulse import objective_of, on_device_of, seed_generators
 from trainlint.preserve import preserved_training
-from trainlint.probe.batches import Batch, ProbeProblem, batches, described, split
+from trainlint.probe.batches import Batch, ProbeProblem, batches, described, same_draws, split
 from trainlint.probe.loop import Limits, Ran, run_loop, train
 from trainlint.probe.memorisation import Memorisation
 from trainlint.probe.memory import memorise
@@ -65,12 +65,15 @@ class Probe:
         """What was seen of the training. Raises `FactUnavailable` where none is possible."""
         self._check_memory()
         try:
-            with self._restored(self._given_optimizer()), self._generators():
+            with (
+                self._restored(self._given_optimizer()),
+                same_draws(self.setup.train_loader, self.setup.val_loader),
+            ):
                 seed_generators(seed)
                 ran = self._run()
         except ProbeProblem as problem:
             raise FactUnavailable(str(problem)) from None
-        if not ran.trace.steps and ran.ended:
+        if not ran.trace.steps and ran.ended and not ran.trace.incidents:
             raise FactUnavailable(f"the training raised {ran.ended}" if ran.failed else ran.ended)
         if seed == 0:
             self.ran = ran
@@ -131,21 +134,6 @@ class Probe:
     def _given_optimizer(self) -> torch.optim.Optimizer | None:
         known = self.setup.optimizer
         return known if isinstance(known, torch.optim.Optimizer) else None
-
-    @contextmanager
-    def _generators(self) -> Iterator[None]:
-        """The loaders' own random generators draw the same again afterwards."""
-        loaders = (self.setup.train_loader, self.setup.val_loader)
-        holders = [h for loader in loaders for h in (loader, getattr(loader, "sampler", None))]
-        generators = [
-            g for h in holders if isinstance(g := getattr(h, "generator", None), torch.Generator)
-        ]
-        states = [(generator, generator.get_state()) for generator in generators]
-        try:
-            yield
-        finally:
-            for generator, state in states:
-                generator.set_state(state)
 
     def _check_memory(self) -> None:
         size = sum(p.numel() * p.element_size() for p in self.model.parameters() if not p.is_meta)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
-from trainlint.probe.batches import batches, first_samples, split
+from trainlint.probe.batches import batches, first_samples, same_draws, split
 from trainlint.probe.loop import Limits
 from trainlint.probe.probing import Guard, Probe
 from trainlint.rule import Confidence, Rule, Settings
@@ -30,7 +30,8 @@ def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
     from trainlint.capture.inputs import Inputs, fits_signature
 
     name = setup.names.get("train_loader", "train_loader")
-    batch = split(next(batches(setup.train_loader, name)), model, setup.loss, name)
+    with same_draws(setup.train_loader):
+        batch = split(next(batches(setup.train_loader, name)), model, setup.loss, name)
     args, kwargs = first_samples((batch.args, dict(batch.kwargs)), _SAMPLES)
     inputs = Inputs(args, kwargs, f"from {name}", given=True)
     return inputs if fits_signature(inputs, model) else None
