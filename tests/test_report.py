@@ -241,16 +241,6 @@ def test_what_a_line_says_of_its_other_modules_stands_below_the_message(here: Pa
     assert not any("messages" in line for line in lines)
 
 
-@pytest.mark.parametrize("layers", [3, 12])
-def test_bars_say_their_scale_and_what_they_leave_out(here: Path, layers: int) -> None:
-    profile = [[str(number), 10.0**-number] for number in range(layers)]
-    lines = rendered(Report([finding(evidence={"gradients": profile})], [TARGET])).splitlines()
-    more = ", 4 of 12 left out" if layers == 12 else ""
-    row = lines.index(f"  gradients, measured; log scale{more}")
-    assert lines[row + 1].startswith("    layer 0")
-    assert sum(line.startswith("    layer ") for line in lines) == min(layers, 8)
-
-
 def test_an_alternative_has_one_or(here: Path) -> None:
     fixes = [Fix("this"), Fix("or that"), Fix("or else", Safety.UNSAFE)]
     lines = rendered(Report([finding(fixes=fixes)], [TARGET])).splitlines()

@@ -104,6 +104,12 @@ def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> l
     return [name for name in names if name.startswith(incomplete)]
 
 
+_plots_option: Final = click.option(
+    "--plots/--no-plots", default=None,
+    help="Draw all pictures of a watched training, or none [where a finding needs one].",
+)  # fmt: skip
+
+
 @main.command()
 @click.argument("targets", nargs=-1, metavar="TARGET...")
 @_selector_option("--select", "Only these: codes, prefixes, names, families or ALL; by commas.")
@@ -121,6 +127,7 @@ def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> l
 )  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
 @click.option("--show-info", is_flag=True, help="Show advice, too.")
+@_plots_option
 @click.option("--timeout", type=click.FloatRange(min=1), help="Seconds for each model [120].")
 @click.option(
     "--memory-limit",
@@ -153,6 +160,7 @@ def check(
     form: str,
     output: Path | None,
     show_info: bool,
+    plots: bool | None,
     timeout: float | None,
     memory_limit: int | None,
     probe_steps: int | None,
@@ -192,7 +200,7 @@ def check(
 
         for remark in remarks(report):
             click.echo(f"trainlint: {remark}", err=True)
-    _write(report, config, form, output, show_info=show_info)
+    _write(report, config, form, output, show_info=show_info, plots=plots)
     ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
 
 
@@ -215,6 +223,7 @@ def check(
 )  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
 @click.option("--show-info", is_flag=True, help="Show advice, too.")
+@_plots_option
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
 @click.pass_context
 def run(
@@ -232,6 +241,7 @@ def run(
     form: str,
     output: Path | None,
     show_info: bool,
+    plots: bool | None,
     config_path: Path | None,
 ) -> None:
     """Run a training script as it is, watch it train, and say what is wrong.
@@ -252,8 +262,9 @@ def run(
         try:
             _complain(done.report)
             _write(
-                done.report, config, form, output, show_info=show_info, to=sys.stderr, status=status
-            )
+                done.report, config, form, output, show_info=show_info, plots=plots, to=sys.stderr,
+                status=status,
+            )  # fmt: skip
         except Exception as error:  # the script has run: its status is not ours to change
             click.echo(f"trainlint: error: no report: {error}", err=True)
     ctx.exit(status)
@@ -287,6 +298,7 @@ def _write(
     output: Path | None,
     *,
     show_info: bool,
+    plots: bool | None,
     to: TextIO | None = None,
     status: int | None = None,
 ) -> None:
@@ -302,8 +314,9 @@ def _write(
 
             console = _console(stream)
             print_report(
-                report, console, show_info=show_info, fail_on=config.fail_on, status=status
-            )
+                report, console, show_info=show_info, fail_on=config.fail_on, plots=plots,
+                status=status,
+            )  # fmt: skip
         else:
             text = FORMATS[form](report, show_info=show_info)
             if text:

@@ -6,14 +6,28 @@ order, rows and columns from 1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from trainlint.fixes.edit import Edit, Fix, Location
 from trainlint.rule import Severity
 
-__all__ = ["Edit", "Fix", "Location", "Report", "ReportedFinding", "TargetResult"]
+__all__ = [
+    "Edit",
+    "Figure",
+    "Fix",
+    "LayerSeries",
+    "Location",
+    "ModelSeries",
+    "Report",
+    "ReportedFinding",
+    "Series",
+    "TargetResult",
+]
+
+# JSON has no other numbers than finite ones; `float` reads these words as well.
+Figure = float | Literal["nan", "inf", "-inf"]
 
 
 class ReportedFinding(msgspec.Struct, frozen=True):
@@ -40,13 +54,56 @@ class ReportedFinding(msgspec.Struct, frozen=True):
     fixes: list[Fix] = []
 
 
+class LayerSeries(msgspec.Struct, frozen=True):
+    """A layer with weights, or an activation that ends in exact zeros, over the recorded steps.
+
+    `gradient` is the norm of the loss's gradient by its result, `weight_gradient` that by its weight,
+    `update` the change of the weight in a step over the weight: medians. `dead` is the share of its units
+    that are 0 for every sample of a window of recorded steps, of `samples` samples (positions): the
+    lesser of the last two windows. None is what was not measured.
+    """
+
+    name: str
+    operation: str
+    gradient: Figure | None = None
+    weight_gradient: Figure | None = None
+    update: Figure | None = None
+    dead: float | None = None
+    samples: int | None = None
+
+
+class ModelSeries(msgspec.Struct, frozen=True):
+    """A model that is trained, and its layers in order of execution."""
+
+    model: str
+    layers: list[LayerSeries] = []
+
+
+class Series(msgspec.Struct, frozen=True):
+    """What pictures are drawn of: a training as far as it was seen.
+
+    `train` and `validation` are at most 200 points (optimizer steps before, loss) each. `loss` names the
+    loss function that both are of; it is `backward` where `train` is what `backward()` was called on,
+    which other factors and terms may be part of. A point of `train` is a mean over several steps where
+    there were more; one of `validation` is a mean over a pass.
+    """
+
+    steps: int
+    recorded: int
+    loss: str
+    models: list[ModelSeries] = []
+    train: list[tuple[int, Figure]] = []
+    validation: list[tuple[int, Figure]] = []
+
+
 class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
     `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `watched` says
     what was seen of a training run, `not_measurable` which rules applied but could not tell, and why.
-    `notes` are remarks, such as the line at which the run of a file stopped. `output` is what the target
-    printed, kept for failures only.
+    `notes` are remarks, such as the line at which the run of a file stopped. `series` are the figures of a
+    training that was watched, None where there was none. `output` is what the target printed, kept for
+    failures only.
     """
 
     target: str
@@ -59,6 +116,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     operations: int = 0
     not_measurable: list[str] = []
     notes: list[str] = []
+    series: Series | None = None
     output: str = ""
 
 

@@ -295,6 +295,9 @@ RuleFunction = Callable[..., Iterable[Finding | NotMeasurable]]
 # What of a training run a rule may judge only where it is the user's.
 OWN: Final = ("loop", "loss", "optimizer", "data")
 
+# Pictures of a watched training that a finding may need, see `trainlint.report.plots`.
+PICTURES: Final = ("gradients", "dead", "losses")
+
 # Fact type, by the name that a rule annotates, and the stage that provides it.
 FACT_STAGES: Final = {
     "Graph": "static",
@@ -316,7 +319,8 @@ class Rule:
     """A rule with what its decorator and signature say about it.
 
     `facts` maps parameters to the types of facts; those in `optional` may be None. `own` says what of
-    a watched training must be the user's for the rule to judge it.
+    a watched training must be the user's for the rule to judge it, `shows` the picture of that training
+    that is drawn below its findings.
     """
 
     code: str
@@ -329,6 +333,7 @@ class Rule:
     optional: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     own: frozenset[str] = frozenset(OWN)
+    shows: str = ""
 
     @property
     def family(self) -> str:
@@ -363,15 +368,19 @@ def rule(
     since: str,
     explains: Iterable[str] = (),
     own: Iterable[str] = OWN,
+    shows: str = "",
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Declare a function as a rule.
 
     `code` is the family's letters and three digits, never used again; `severity` that of a finding
     which does not name its own; `explains` the names of the rules whose findings this one's cause;
     `since` the version in which it appeared. For a rule on a `Trace`, `own` says which parts of the
-    training have to be the user's: where the data were made up, nothing is said of data. Raises
-    `TypeError` for a signature that no fact fits.
+    training have to be the user's: where the data were made up, nothing is said of data; `shows` is the
+    picture that its findings need: `gradients` by layer, `dead` units by layer, or `losses`. Raises
+    `TypeError` for a signature that no fact fits, and for another picture.
     """
+    if shows and shows not in PICTURES:
+        raise TypeError(f"{code}: no picture {shows!r}; there are: {', '.join(PICTURES)}")
 
     def declare(function: RuleFunction) -> RuleFunction:
         facts: dict[str, str] = {}
@@ -403,6 +412,7 @@ def rule(
             optional=frozenset(optional),
             options=options,
             own=frozenset(own),
+            shows=shows,
         )
         function.trainlint_rule = declared  # type: ignore[attr-defined]
         return function

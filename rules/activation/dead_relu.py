@@ -22,6 +22,7 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
         "learning-rate-too-low",
     ],
     own=["loss", "optimizer", "data"],
+    shows="dead",
 )
 def dead_relu(
     trace: Trace, *, share: float = 0.5, steps: int = 20, samples: int = 128

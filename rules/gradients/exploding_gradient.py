@@ -19,7 +19,9 @@ from trainlint.rule import (
 )
 
 
-@rule("GRD002", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off"])
+@rule(
+    "GRD002", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off"], shows="gradients"
+)
 def exploding_gradient(
     graph: Graph,
     signal: Signal,

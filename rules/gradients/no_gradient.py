@@ -23,6 +23,7 @@ from trainlint.rule import (
     since="0.1",
     explains=["loss-never-moves"],
     own=["loss", "optimizer"],
+    shows="gradients",
 )
 def no_gradient(trace: Trace, *, share: float = 0.05, steps: int = 10) -> Iterator[Finding]:
     """The optimizer holds parameters that no backward pass ever reaches: they stay as they were made.

@@ -21,7 +21,13 @@ from trainlint.rule import (
 ERROR_DECADES = 3.0
 
 
-@rule("GRD001", severity=Severity.WARNING, since="0.1", explains=["constant-output"])
+@rule(
+    "GRD001",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["constant-output"],
+    shows="gradients",
+)
 def vanishing_gradient(
     graph: Graph,
     signal: Signal,

@@ -40,6 +40,7 @@ FAR = 0.5
         "init-activation-mismatch",
         "unnormalized-deep-stack",
     ],
+    shows="gradients",
 )
 def exploding_init(
     graph: Graph,

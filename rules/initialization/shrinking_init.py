@@ -42,6 +42,7 @@ MARGIN = 1.0
         "unnormalized-deep-stack",
         "constant-output",
     ],
+    shows="gradients",
 )
 def shrinking_init(
     graph: Graph,

@@ -10,7 +10,13 @@ from trainlint.rule import Confidence, Finding, Fix, LossTrace, Severity, Trace,
 _MANY = 100
 
 
-@rule("LOS008", severity=Severity.WARNING, since="0.1", own=["loss", "optimizer", "data"])
+@rule(
+    "LOS008",
+    severity=Severity.WARNING,
+    since="0.1",
+    own=["loss", "optimizer", "data"],
+    shows="losses",
+)
 def loss_never_moves(
     trace: Trace, *, steps: int = 50, drop: float = 0.02, share: float = 0.02
 ) -> Iterator[Finding]:

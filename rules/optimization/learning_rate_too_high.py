@@ -20,6 +20,7 @@ SLOW = 0.03
     since="0.1",
     explains=["non-finite", "exploding-gradient", "loss-never-moves", "dead-relu", "dead-units"],
     own=["loss", "optimizer", "data"],
+    shows="losses",
 )
 def learning_rate_too_high(
     trace: Trace,

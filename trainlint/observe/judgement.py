@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from trainlint.diagnosis import diagnose
 from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.fixes.source import SourceEdits
+from trainlint.observe.series import series_of
 from trainlint.records import TargetResult
 from trainlint.sites import owner_of
 from trainlint.subject import Analysis
@@ -43,6 +44,7 @@ def judged(
         watched=what_was_watched(trace),
         not_measurable=list(unmeasured_as_text(outcome.unmeasured)),
         notes=[*notes, *trace.notes],
+        series=series_of(trace),
     )
     return Analysis(diagnose(outcome.findings), result)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import io
 import itertools
-import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from types import NoneType
 from typing import Any, Final
 
 from rich.cells import cell_len
@@ -20,13 +21,14 @@ from rich.text import Text
 from trainlint.fixes import source
 from trainlint.fixes.edit import Edit, Fix
 from trainlint.fixes.source import SourceText
-from trainlint.records import Report, ReportedFinding, TargetResult
+from trainlint.records import Report, ReportedFinding, Series, TargetResult
+from trainlint.registry import all_rules
+from trainlint.report import plots as drawing
+from trainlint.rule import PICTURES
 
 _STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 _CONTEXT_ROWS: Final = 1
 _LONGEST_LIST: Final = 4
-_MOST_BARS: Final = 8
-_LONGEST_BAR: Final = 24
 _MOST_OTHERS: Final = 2
 _MESSAGES: Final = "messages"  # of findings that `trainlint.diagnosis` merged into one
 _LEAST_CODE: Final = 20  # columns that a line of code gets however narrow the terminal is
@@ -40,9 +42,14 @@ def print_report(
     *,
     show_info: bool = False,
     fail_on: str = "error",
+    plots: bool | None = None,
     status: int | None = None,
 ) -> None:
-    """Write the report. Colours and width are the console's; `status` is that of a script that was run."""
+    """Write the report. Colours and width are the console's; `status` is that of a script that was run.
+
+    Below a finding stands the picture that it needs. If `plots` is True, all pictures of a watched training
+    stand at the end; if it is False, there are none.
+    """
     shown = [finding for finding in report.findings if show_info or finding.severity != "info"]
     for target in report.targets:
         if target.status == "ok":
@@ -51,9 +58,12 @@ def print_report(
         if target.status == "skipped":
             text = f"skipped {target.target}: {target.reason}"
             console.print(_wrapped(text, 2, console.width), style="dim")
+    gallery = _Gallery(report, shown, console, plots=plots)
     for number, finding in enumerate(shown, start=1):
         console.print()
-        _print_finding(number, finding, console)
+        _print_finding(number, finding, console, gallery)
+    if plots:
+        gallery.print_all()
     if report.targets:
         console.print()
     if status is None:
@@ -78,7 +88,9 @@ def _print_target(target: TargetResult, console: Console) -> None:
         console.print(_wrapped(text, 2, console.width), style="dim")
 
 
-def _print_finding(number: int, finding: ReportedFinding, console: Console) -> None:
+def _print_finding(
+    number: int, finding: ReportedFinding, console: Console, gallery: _Gallery
+) -> None:
     head = Text()
     head.append(f"{number} {finding.severity}", style=_STYLES[finding.severity])
     head.append(f"  {finding.name} {finding.code}", style="bold")
@@ -92,8 +104,7 @@ def _print_finding(number: int, finding: ReportedFinding, console: Console) -> N
     evidence = _evidence(finding.evidence)
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
-    for row in _profile(finding):
-        console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
+    gallery.print_for(finding)
     for number, fix in enumerate(finding.fixes):
         _print_fix(fix, number == 0, console)
     for symptom in finding.symptoms:
@@ -191,16 +202,6 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
-def _profile(finding: ReportedFinding) -> Iterator[Text]:
-    """Bars of the first figures by layer, the finding's own or a symptom's."""
-    for part in (finding, *finding.symptoms):
-        for name, value in part.evidence.items():
-            if _is_profile(value):
-                yield Text(f"  {name.replace('_', ' ')}, measured{_on_bars(value)}", style="dim")
-                yield from _bars(value)
-                return
-
-
 def _is_profile(value: Any) -> bool:
     """Figures by layer: a list of [label, number]."""
     return (
@@ -210,33 +211,88 @@ def _is_profile(value: Any) -> bool:
             isinstance(pair, (list, tuple))
             and len(pair) == 2
             and isinstance(pair[0], str)
-            and isinstance(pair[1], (int, float))
+            and isinstance(pair[1], (int, float, NoneType))
             for pair in value
         )
     )
 
 
-def _on_bars(profile: list[Any]) -> str:
-    left_out = len(profile) - _MOST_BARS
-    return "; log scale" + (f", {left_out} of {len(profile)} left out" if left_out > 0 else "")
+class _Gallery:
+    """The pictures of a report, each drawn once."""
 
+    def __init__(
+        self,
+        report: Report,
+        shown: Sequence[ReportedFinding],
+        console: Console,
+        *,
+        plots: bool | None,
+    ) -> None:
+        self._console = console
+        self._plots = plots
+        self._signs = drawing.signs_for(console.encoding)
+        self._shows = {rule.code: rule.shows for rule in all_rules()} if shown else {}
+        self._targets = [target for target in report.targets if target.status == "ok"]
+        self._series = {target.target: target.series for target in self._targets}
+        self._drawn: set[tuple[str, str]] = set()
+        # By target: the layers that findings name, and the pictures that they need.
+        self._named: dict[str, set[str]] = defaultdict(set)
+        self._accused: dict[str, set[str]] = defaultdict(set)
+        for finding in shown:
+            for part in (finding, *finding.symptoms):
+                self._named[finding.target] |= {part.module, *part.evidence.get("modules", ())}
+                self._accused[finding.target].add(self._shows.get(part.code, ""))
 
-def _bars(profile: list[Any]) -> Iterator[Text]:
-    """A row for each of at most eight layers, with a bar on a logarithmic scale."""
-    step = (len(profile) - 1) / (_MOST_BARS - 1)
-    if step > 1:
-        profile = [profile[round(number * step)] for number in range(_MOST_BARS)]
-    powers = [math.log10(value) for _, value in profile if 0 < value < math.inf]
-    least, most = min(powers, default=0.0), max(powers, default=0.0)
-    profile = [(f"layer {name}" if name.isdigit() else name, value) for name, value in profile]
-    width = max(cell_len(label) for label, _ in profile)
-    for label, value in profile:
-        share = 0.0
-        if value > 0 and most > least:
-            share = 1.0 if value == math.inf else (math.log10(value) - least) / (most - least)
-        bar = "█" * round(share * _LONGEST_BAR) or "▏"
-        margin = " " * (width - cell_len(label))
-        yield Text(f"    {label}{margin} {bar:<{_LONGEST_BAR}} {value:.1e}", style="dim")
+    def print_for(self, finding: ReportedFinding) -> None:
+        """Below a finding: the figures by layer that it carries, or else the picture of its rule.
+
+        Its own, or a symptom's.
+        """
+        if self._plots is False:
+            return
+        parts = (finding, *finding.symptoms)
+        for name, value in itertools.chain.from_iterable(part.evidence.items() for part in parts):
+            if _is_profile(value):
+                self._print(drawing.profile(name, value, self._console.width, self._signs))
+                return
+        series = self._series.get(finding.target)
+        kind = next((shows for part in parts if (shows := self._shows.get(part.code))), None)
+        if series is None or kind is None or self._plots or (finding.target, kind) in self._drawn:
+            return
+        self._drawn.add((finding.target, kind))
+        model = finding.evidence.get("model")
+        self._print_series(
+            finding.target, series, [kind], model if isinstance(model, str) else None
+        )
+
+    def print_all(self) -> None:
+        """At the end: all pictures of all targets."""
+        for target in self._targets:
+            self._console.print()
+            if target.series is None:
+                text = f"no plots of {target.target}: no training of it was watched"
+                self._console.print(_wrapped(text, 0, self._console.width), style="dim")
+                continue
+            title = _wrapped(f"plots of {target.target}", 0, self._console.width)
+            self._console.print(title, style="bold")
+            self._print_series(target.target, target.series, PICTURES, None)
+
+    def _print_series(
+        self, target: str, series: Series, kinds: Collection[str], model: str | None
+    ) -> None:
+        pictures = drawing.pictures(
+            series, self._console.width, self._signs, kinds=kinds, model=model,
+            named=self._named[target], accused=self._accused[target],
+        )  # fmt: skip
+        for number, picture in enumerate(pictures):
+            if number:
+                self._console.print()
+            self._print(picture)
+
+    def _print(self, picture: drawing.Picture) -> None:
+        self._console.print(_wrapped(picture.title, 2, self._console.width), style="dim")
+        for row in picture.rows:
+            self._console.print(row, no_wrap=True, overflow="ignore", crop=False)
 
 
 def _figure(value: Any) -> str:
@@ -339,13 +395,14 @@ def _wrapped(text: str, indent: int, width: int) -> Text:
     return Text(filled.replace(_NO_BREAK, " "))
 
 
-def as_text(report: Report, width: int = 100) -> str:
+def as_text(report: Report, width: int = 100, *, plots: bool | None = None) -> str:
     """What the terminal shows, without colours, with what stderr gets there: a report's `str`."""
     stream = io.StringIO()
     for target in report.targets:
         if target.status == "error":
             stream.write(f"error: {target.target}: {target.reason}\n")
-    print_report(report, Console(file=stream, width=width, color_system=None, highlight=False))
+    console = Console(file=stream, width=width, color_system=None, highlight=False)
+    print_report(report, console, plots=plots)
     return stream.getvalue().rstrip("\n")
 
 

@@ -1,0 +1,175 @@
+"""From a trace to the few figures that pictures are drawn of. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from trainlint import ops
+from trainlint.observe.trace import LossTrace, ModelTrace, ParameterTrace, SiteTrace, Trace
+from trainlint.records import Figure, LayerSeries, ModelSeries, Series
+
+MOST_POINTS: Final = 200
+_DIGITS: Final = 4
+
+Points = Sequence[tuple[int, float]]
+
+
+def series_of(trace: Trace) -> Series | None:
+    """The figures of a training; None where nothing was trained."""
+    if not trace.steps and not trace.losses:
+        return None
+    kind, validation = _validation(trace)
+    loss, train = _train(trace, kind)
+    return Series(
+        trace.steps,
+        len(trace.recorded),
+        loss,
+        [ModelSeries(model.name, list(_layers(model))) for model in trace.trained],
+        _thinned(train),
+        _thinned(validation),
+    )
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def _layers(model: ModelTrace) -> Iterator[LayerSeries]:
+    """The layers that were recorded; where none was, as in compiled models, all that have weights."""
+    parameters = {parameter.name: parameter for parameter in model.parameters}
+    layers: dict[str, list[SiteTrace]] = defaultdict(list)
+    for site in model.sites:
+        # A weight that is computed, as by weight_norm, has no name.
+        is_layer = site.weight is not None or site.place.operation in ops.WEIGHTED
+        if is_layer or site.dead:
+            layers[site.weight or str(site.place)].append(site)
+    for name, sites in layers.items():
+        yield _layer(name, sites, parameters)
+    if not layers:
+        for parameter in model.weights():
+            yield _layer(parameter.name, (), parameters)
+
+
+def _layer(
+    name: str, sites: Sequence[SiteTrace], parameters: Mapping[str, ParameterTrace]
+) -> LayerSeries:
+    """A layer with all of its uses: the squares of their gradients add up."""
+    gradients = [figure for site in sites if (figure := _median(site.gradient)) is not None]
+    windows = [pair for site in sites for pair in zip(site.dead, site.seen, strict=True)]
+    # The last window may have only begun: of few samples more units are all 0.
+    whole = max((seen for _, seen in windows), default=0) / 2
+    dead, samples = min([w for w in windows if w[1] >= whole][-2:], default=(None, None))
+    weight = parameters.get(name)
+    return LayerSeries(
+        name.removesuffix(".weight"),
+        sites[0].place.operation if sites else "",
+        gradient=plain(math.hypot(*gradients)) if gradients else None,
+        weight_gradient=None if weight is None else _figure(_median(weight.gradient)),
+        update=None if weight is None else _figure(_median(weight.update)),
+        dead=None if dead is None else round(dead, _DIGITS),
+        samples=samples,
+    )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """NaN where half of them are; None where there are none."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    numbers = [value for value in given if not math.isnan(value)]
+    return statistics.median(numbers) if 2 * len(numbers) > len(given) else math.nan
+
+
+def _figure(value: float | None) -> Figure | None:
+    return None if value is None else plain(value)
+
+
+def plain(value: float) -> Figure:
+    """The number to four digits; NaN and infinities by name."""
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return float(f"{value:.{_DIGITS}g}")
+
+
+# ---------------------------------------------------------------------- losses
+
+
+def _validation(trace: Trace) -> tuple[str | None, Points]:
+    """The loss function that most passes over other data than the training's have, and their means.
+
+    Where a place evaluates several sets of data at one step, the first counts: validation, then a test.
+    """
+    passes: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for evaluation in trace.evaluations:
+        if not evaluation.on_training_data:
+            place = passes[evaluation.kind, str(evaluation.site and evaluation.site.key)]
+            for step, value in zip(evaluation.steps, evaluation.values, strict=True):
+                place.setdefault(step, value)
+    if not passes:
+        return None, []
+    kind, site = max(passes, key=lambda key: len(passes[key]))
+    return kind, sorted(passes[kind, site].items())
+
+
+def _train(trace: Trace, kind: str | None) -> tuple[str, Points]:
+    """The training's loss, of the `kind` that the validation's is of if there is one.
+
+    What `backward()` is called on may be that loss, for every step; but it may be scaled, divided by the
+    passes of a step, or have other terms. Then the recorded steps do.
+    """
+    by_kind: dict[str, list[LossTrace]] = defaultdict(list)
+    for objective in trace.objectives:
+        if len(objective.steps) > 1:
+            by_kind[objective.kind].append(objective)
+    losses = _by_step(trace.losses)
+    wanted = kind or (next(iter(by_kind)) if len(by_kind) == 1 else "")
+    if len(by_kind.get(wanted, ())) != 1:
+        return "backward", losses
+    (objective,) = by_kind[wanted]
+    values = _by_step(zip(objective.steps, objective.values, strict=True))
+    if _agree(values, dict(losses)):
+        return wanted, losses
+    return ("backward", losses) if kind is None else (wanted, values)
+
+
+def _agree(values: Points, losses: Mapping[int, float]) -> bool:
+    """Whether the losses are these values, in every step in which there are both."""
+    pairs = [(value, losses[step]) for step, value in values if step in losses]
+    return bool(pairs) and all(
+        math.isclose(one, other, rel_tol=1e-3) or not math.isfinite(one + other)
+        for one, other in pairs
+    )
+
+
+def _by_step(points: Iterable[tuple[int, float]]) -> Points:
+    """The mean of each step's."""
+    sums: dict[int, float] = defaultdict(float)
+    counts: Counter[int] = Counter()
+    for step, value in points:
+        sums[step] += value
+        counts[step] += 1
+    return [(step, sums[step] / counts[step]) for step in sorted(sums)]
+
+
+def _thinned(points: Points) -> list[tuple[int, Figure]]:
+    """Means of neighbours, with the first and the last point as they were. NaN and infinities stay."""
+    if len(points) > MOST_POINTS:
+        inner = points[1:-1]
+        parts = MOST_POINTS - 2
+        cuts = [len(inner) * part // parts for part in range(parts + 1)]
+        means = [
+            (inner[(start + stop) // 2][0], _mean([value for _, value in inner[start:stop]]))
+            for start, stop in itertools.pairwise(cuts)
+        ]
+        points = [points[0], *means, points[-1]]
+    return [(step, plain(value)) for step, value in points]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
