@@ -92,9 +92,10 @@ def plain(value: float) -> Figure:
     """The number to four digits; NaN and infinities by name."""
     if math.isnan(value):
         return "nan"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return float(f"{value:.{_DIGITS}g}")
+    rounded = float(f"{value:.{_DIGITS}g}")  # the very largest are rounded to infinity
+    if math.isinf(rounded):
+        return "inf" if rounded > 0 else "-inf"
+    return rounded
 
 
 # ---------------------------------------------------------------------- losses

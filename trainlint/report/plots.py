@@ -135,7 +135,7 @@ def profile(name: str, figures: Sequence[tuple[str, Any]], width: int, signs: Si
     legend = ""
     if name == "gradients":
         bars, legend = _far_off(bars, signs)
-    what = f"{name.replace('_', ' ')}, measured; output to input, log scale{legend}"
+    what = f"{name.replace('_', ' ')}, measured; output to input, log scale{_said(bars)}{legend}"
     return Picture(what, on_log_scale(bars[::-1], width, signs))
 
 
@@ -166,7 +166,7 @@ def _gradients(
     steps = f"median of {series.recorded} recorded step" + "s" * (series.recorded != 1)
     yield Picture(
         f"{title}norm of the gradient at each {'layer' if by_result else 'weight'}, output to input; "
-        f"{steps}, log scale{legend}",
+        f"{steps}, log scale{_said(bars)}{legend}",
         on_log_scale(bars[::-1], width, signs),
     )
 
@@ -201,7 +201,7 @@ def _dead(
     if any(bar.marked for bar in bars):
         notes += f"; {signs.mark} more than half"
     yield Picture(
-        f"{title}units that are 0 for every sample, output to input{notes}",
+        f"{title}units that are 0 for every sample, output to input{_said(bars)}{notes}",
         as_shares(bars, width, signs),
     )
 
@@ -249,7 +249,7 @@ def on_log_scale(bars: Sequence[Bar], width: int, signs: Signs = BLOCKS) -> list
             return 1.0
         return (math.log10(value) - least) / (most - least) if value > 0 else 0.0
 
-    table = _Table(bars, width, signs, share, lambda value: f"{value:.1e}")
+    table = _Table(bars, width, signs, share, lambda value: f"{value:.1e}" if value else "0")
     rows = table.rows()
     if powers and table.room:
         ticks = [
@@ -274,6 +274,16 @@ def _decade(power: int) -> str:
     return {-1: "0.1", 0: "1", 1: "10", 2: "100"}.get(power, f"1e{power}")
 
 
+def _together(bars: Sequence[Bar]) -> int:
+    """How many layers go into one line."""
+    return max(1, -(-len(bars) // _MOST_ROWS))
+
+
+def _said(bars: Sequence[Bar]) -> str:
+    """The same, for the title."""
+    return "" if _together(bars) == 1 else f", {_together(bars)} layers a line"
+
+
 class _Table:
     """Labels, bars and figures in columns."""
 
@@ -286,8 +296,8 @@ class _Table:
         form: Callable[[float], str],
     ) -> None:
         self._width, self._signs, self._share, self._form = width, signs, share, form
-        size = -(-len(bars) // _MOST_ROWS)
-        self._groups = [bars[start : start + size] for start in range(0, len(bars), size or 1)]
+        size = _together(bars)
+        self._groups = [bars[start : start + size] for start in range(0, len(bars), size)]
         labels = [self._label(group, width) for group in self._groups]
         self._label_room = min(max(map(cell_len, labels), default=0), max(8, width * 2 // 5))
         figures = [self._figures(group) for group in self._groups]
@@ -352,19 +362,13 @@ class _Table:
         return " to ".join(words) or "none"
 
     def _word(self, value: float) -> str:
-        if value == 0:
-            return "0"
         return self._form(value) if math.isfinite(value) else f"{value:.0f}"
 
     def _label(self, group: Sequence[Bar], room: int) -> str:
         first, last = group[0].label, group[-1].label
         if len(group) == 1:
             return self._short(f"layer {first}" if first.isdigit() else first, room)
-        between = " to "
-        if cell_len(first) + cell_len(last) + len(between) > room:
-            half = max(1, (room - len(between)) // 2)
-            first, last = self._short(first, half), self._short(last, half)
-        return first + between + last
+        return self._short(_span(first, last), room)
 
     def _short(self, label: str, room: int) -> str:
         """The end of a path says most."""
@@ -380,15 +384,30 @@ class _Table:
         return self._signs.ellipsis + kept
 
 
+def _span(first: str, last: str) -> str:
+    """`blocks.9 to 6` for `blocks.9.relu` and `blocks.6.relu`: parts of a path that do not differ, once."""
+    one, two = first.split("."), last.split(".")
+    most = min(len(one), len(two)) - 1  # something is left of each
+    above = _alike(one[:most], two[:most])
+    below = _alike(one[::-1][: most - above], two[::-1][: most - above])
+    return f"{'.'.join(one[: len(one) - below])} to {'.'.join(two[above : len(two) - below])}"
+
+
+def _alike(one: Sequence[str], two: Sequence[str]) -> int:
+    """How many parts are the same from the start."""
+    pairs = zip(one, two, strict=True)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
 def _known(group: Sequence[Bar]) -> list[float]:
     return [bar.value for bar in group if bar.value is not None and not math.isnan(bar.value)]
 
 
 def _cropped(row: Text, width: int) -> Text:
     """No wider than the terminal, and without blanks at the end."""
-    row.rstrip()
     if row.cell_len > width:
-        row = row[: len(chop_cells(row.plain, width)[0])] if width > 0 else Text()
+        row = row[: len(chop_cells(row.plain, width)[0])]
+    row.rstrip()
     return row
 
 
