@@ -525,9 +525,16 @@ class _Curves:
     def _steps(self) -> Iterator[Text]:
         """The axis, with what is not finite upon it, and the first and last step below."""
         axis = [self._signs.axis] * self._columns
-        for step, value in (*self._train, *self._validation):
-            if not math.isfinite(value):
-                axis[self._across(step, self._columns)] = self._signs.lost
+        for points in (self._train, self._validation):
+            before: int | None = None
+            for step, value in points:
+                here = self._across(step, self._columns)
+                if math.isfinite(value):
+                    before = None
+                    continue
+                start = here if before is None else before
+                axis[start : here + 1] = self._signs.lost * (here + 1 - start)
+                before = here
         margin = _MARGIN + " " * (self._label_room + 1)
         row = Text()
         row.append(margin + self._signs.corner, style="dim")
