@@ -640,6 +640,29 @@ def test_check_takes_the_option_too(tmp_path: Path) -> None:
     assert "no plots of net.py" in done.stdout
 
 
+PROBED = """\
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+criterion = nn.CrossEntropyLoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+x = torch.randn(64, 8)
+train_loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16)
+"""
+
+
+def test_the_probe_of_a_check_has_pictures_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(PROBED, encoding="utf-8")
+    checked = trainlint.check(path)
+    found = checked.targets[0].series
+    assert found is not None
+    assert [layer.name for layer in found.models[0].layers] == ["0", "1.relu", "2"]
+    assert len(found.train) == found.steps > 10
+    assert "cross_entropy: " in as_text(checked, plots=True)
+
+
 def test_training_and_validation_from_within() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 16)

@@ -27,6 +27,7 @@ from trainlint.errors import InputError
 from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
 from trainlint.loss.uses import Losses, Recipe, losses_of
+from trainlint.observe.series import series_of
 from trainlint.records import TargetResult
 from trainlint.rule import STAGES, Rule, Settings
 from trainlint.sites import owner_of
@@ -190,6 +191,7 @@ class _Check:
                 *_not_measured(self.facts),
                 *([] if probe is None else probe.notes()),
             ],
+            series=series_of(self.facts.get("Trace")) if "probe" in self.stages else None,
         )
         return Analysis(diagnose([f for outcome in outcomes for f in outcome.findings]), result)
 
