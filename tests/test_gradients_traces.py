@@ -340,8 +340,10 @@ def test_a_nan_that_the_backward_made() -> None:
             optimizer.step()
 
     finding = found(loop)["GRD003"]
-    assert finding.evidence["parameters"]
-    assert finding.evidence["first_step"] == 1
+    assert finding.evidence["operation"] == "sqrt"
+    assert "the backward of sqrt makes" in finding.message
+    assert text_at(finding).endswith(".sqrt().mean()")
+    assert finding.evidence["first_step"] == 0
 
 
 def test_a_loss_that_recovers_is_a_warning() -> None:

@@ -67,6 +67,9 @@ CURES["true_divide"] = CURES["div"]
 GROWTH = (
     "smaller weights at this point, or a normalisation before it: the numbers grow without bound"
 )
+DETECT = "torch.autograd.detect_anomaly() around one step names the operation"
+# Steps in a row that a GradScaler leaves out at a scale below 1, where it never has to go.
+LEFT_OUT = 3
 # The largest number of float16 is 65504: above that a product overflows.
 HALF = 65504.0
 
@@ -94,10 +97,12 @@ def non_finite(
     scores are no fault. Where trainlint made the inputs up, an operation right on the input, with no
     weights in between, is not held against the model: log of a made-up negative number says nothing.
 
-    In a training run that is watched, the loss is looked at before each backward pass. At the first NaN
-    or infinity the forward is made once more to find the operation; where the weights or the input were
-    not finite before it, that is said instead. A loss that was finite again afterwards, as mixed
-    precision's skipped steps leave it, is a warning.
+    In a training run that is watched, the loss is looked at before each backward pass, and a gradient
+    before each step. At the first NaN or infinity the pass is made once more to find the operation, of
+    which the forward or the backward makes it; where the weights or the input were not finite before it,
+    that is said instead. Operations of the loop's own, between the model and the loss, are told only
+    in steps that are recorded. A loss that was finite again afterwards is a warning. Steps that a
+    `GradScaler` leaves out are none, unless it goes on to leave them out below a scale of 1.
 
     ## Bad
     ```python
@@ -195,29 +200,56 @@ def _behind_weights(graph: Graph, node: Any) -> bool:
     return False
 
 
+BROKEN = (
+    "not-finite-result", "not-finite-input", "not-finite-weights", "not-finite-loss",
+    "not-finite-output", "not-finite-gradient",
+)  # fmt: skip
+
+
 def _watched(trace: Trace) -> Iterator[Finding]:
-    """What a run's first loss that was not finite came from."""
-    values = [value for _, value in trace.losses]
-    if all(map(isfinite, values)):
-        return
+    """What a run's first loss or gradient that was not finite came from."""
     rows = [step for step, value in trace.losses if not isfinite(value)]
-    recovered = isfinite(values[-1])
-    after = (
-        f"; {len(rows)} of {len(values)} losses were so, the last was finite again"
-        if recovered
-        else f"; from step {rows[0]} on nothing is learnt, and the weights may be lost"
-    )
-    incidents = list(
-        trace.of("not-finite-result", "not-finite-input", "not-finite-weights", "not-finite-loss")
-    )
-    first = min(incidents, key=lambda incident: incident.step, default=None)
+    first = min(trace.of(*BROKEN), key=lambda incident: incident.step, default=None)
+    left_out = next((i for i in trace.of("steps-left-out") if i.facts["scale"] < 1), None)
+    if left_out is not None and left_out.count >= LEFT_OUT:
+        yield _left_out(left_out, first)
+        return
+    if not rows and first is None:
+        return
     said, cure, evidence = _said(first)
+    recovered = bool(rows) and isfinite(trace.losses[-1][1])
+    step = first.step if first is not None else rows[0]
+    if recovered:
+        after = f"; {len(rows)} of {len(trace.losses)} losses were so, the last was finite again"
+    elif first is not None and _is_of_gradient(first):
+        after = f"; step {step} makes every weight that it reaches NaN, for good"
+    else:
+        after = f"; from step {rows[0] if rows else step} on nothing is learnt, and the weights may be lost"
     yield Finding(
         said + after,
         where=first.site if first is not None else _broken_loss(trace),
-        evidence={"first_step": rows[0], "losses": len(rows), **evidence},
+        evidence={"first_step": step, "losses": len(rows), **evidence},
         fixes=[Fix(cure)],
         severity=Severity.WARNING if recovered else Severity.ERROR,
+    )
+
+
+def _is_of_gradient(incident: Incident) -> bool:
+    return incident.kind == "not-finite-gradient" or bool(incident.facts.get("backward"))
+
+
+def _left_out(incident: Incident, first: Incident | None) -> Finding:
+    """A `GradScaler` that finds no scale at which gradients are finite."""
+    facts = incident.facts
+    said, cure, evidence = _said(first)
+    if first is None:
+        said, cure, evidence = "gradients are not finite whatever the scale", DETECT, {}
+    return Finding(
+        f"the GradScaler left out the last {incident.count} of {facts['steps']} steps of "
+        f"{facts['optimizer']}, down to a scale of {facts['scale']:.2g}: {said}",
+        where=incident.site if first is None else first.site,
+        evidence={"left_out": incident.count, "steps": facts["steps"], **evidence},
+        fixes=[Fix(cure)],
     )
 
 
@@ -232,7 +264,10 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
         reason, cure = CURES.get(name, ("", ""))
         if max(abs(least), abs(largest)) > HALF:
             cure = GROWTH
-        said = f"{name} makes {what} from values between {least:.4g} and {largest:.4g}"
+        made = f"the backward of {name}" if facts["backward"] else name
+        said = f"{made} makes {what}"
+        if least <= largest:
+            said += f" from values between {least:.4g} and {largest:.4g}"
         return (
             said + (f" ({reason})" if reason else ""),
             cure or "an ε where it divides, takes a root or a logarithm, or clamp its argument",
@@ -257,6 +292,19 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
                 "assert torch.isfinite(x).all() where the data are made, and a look at missing values and "
                 "at divisions by a deviation of 0"
             ),
+            {"value": facts["value"]},
+        )
+    if incident.kind == "not-finite-gradient":
+        names = list(facts["parameters"])
+        whose = f"the gradient of {names[0]}" if names else "a gradient"
+        said = (
+            f"{whose} is {what} though the loss is finite: the backward of some operation makes it"
+        )
+        return said, DETECT, {"value": facts["value"], "parameters": names}
+    if incident.kind == "not-finite-output":
+        return (
+            f"the result of {facts['model']} is {what}, of finite weights and inputs",
+            "an ε where it divides, takes a root or a logarithm",
             {"value": facts["value"]},
         )
     return (

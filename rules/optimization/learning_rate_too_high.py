@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from math import isfinite
 from statistics import median
 
-from trainlint.rule import Confidence, Finding, Fix, ModelTrace, Severity, Trace, rule
+from trainlint.rule import Confidence, Finding, Fix, Incident, ModelTrace, Severity, Trace, rule
 
 # An update of so much of the weights is quick, and learns.
 SOUND_PACE = 0.01
 # Below, no loss grows because of the steps.
 SLOW = 0.03
+# Numbers of this size have not been blown up by steps.
+ORDINARY = 1e3
 
 
 @rule(
@@ -117,6 +119,8 @@ def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[s
     first = next((step for step, value in trace.losses if not isfinite(value)), None)
     if first is None or any(trace.of("not-finite-input")):
         return None
+    if any(_is_ordinary(incident) for incident in trace.of("not-finite-result")):
+        return None  # whatever the rate: the operation cannot take such values
     before = [pace for step, pace in paces.items() if step <= first]
     if not before or max(before) <= update or isfinite(trace.losses[-1][1]):
         return None
@@ -127,6 +131,11 @@ def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[s
         ),
         True,
     )
+
+
+def _is_ordinary(incident: Incident) -> bool:
+    """Whether the operation that made a NaN was given numbers that have not grown."""
+    return max(abs(incident.facts["least"]), abs(incident.facts["largest"])) < ORDINARY
 
 
 def _leapt(trace: Trace, growth: float) -> float | None:

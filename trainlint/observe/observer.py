@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from trainlint.observe.autograd import Sentinel, sequence, walk
 from trainlint.observe.evaluations import Evaluations
+from trainlint.observe.expressions import Expressions
 from trainlint.observe.failures import failure_in
 from trainlint.observe.objectives import Objectives
-from trainlint.observe.origin import origin_in
+from trainlint.observe.origin import Call, Origin, backward_origin_in, origin_in
 from trainlint.observe.parameters import ParameterRecorder
 from trainlint.observe.recorder import Recorder
 from trainlint.observe.roots import (
@@ -56,6 +57,8 @@ MOST_SCHEDULES: Final = 64
 MOST_LOADERS: Final = 64
 # Forwards of one step beyond this are not looked into; nor are those of a loop without steps.
 MOST_FORWARDS: Final = 128
+# A `GradScaler` that has left out so many steps in a row, below a scale of 1, is not finding its scale.
+MOST_SKIPPED: Final = 3
 WINDOW: Final = 5
 _SURE_AFTER: Final = 3
 _MOST_WALKS: Final = 256
@@ -113,6 +116,9 @@ class TrainingObserver:
         self._compiled = False
         # Until the first NaN or infinity.
         self._is_sound = True
+        self._expressions = Expressions()
+        self.recorder.outside = self._outside
+        self._backward_site: Site | None = None
         self._graphs: deque[tuple[int, weakref.ref[Sentinel], Site | None]] = deque(maxlen=256)
 
     # ------------------------------------------------------------------ forwards
@@ -130,6 +136,7 @@ class TrainingObserver:
             self._is_recording = True
         self._forwards += 1
         if self._is_recording and self._forwards <= MOST_FORWARDS and self.recorder.enter():
+            root.random_state = torch.get_rng_state() if self._is_sound else None
             self.recorder.begin_forward(root.number, root.paths, root.names)
             self.recorder.enter_module(unwrapped(module))
 
@@ -152,6 +159,7 @@ class TrainingObserver:
             return
         training = unwrapped(module).training
         root.inputs = inputs if self._is_sound else None
+        root.autocast = _autocast()
         ends = frozenset(sequence(t.grad_fn) for _, t in tensors(output) if t.grad_fn is not None)
         given = next((weakref.ref(t) for _, t in tensors(inputs)), None)
         if not ends:
@@ -160,6 +168,8 @@ class TrainingObserver:
                 self._evaluations.forward(root.number, output, self.step, site)
             return
         self._evaluations.trained_forward(root.number, output)
+        if self._is_recording:
+            self._expressions.begin(ends)
         if len(self._pending) == self._pending.maxlen:
             self._unused(self._pending.popleft())
         self._pending.append(Forward(root, ends, site, training, self.step, given, root.is_asked))
@@ -234,6 +244,7 @@ class TrainingObserver:
         self.recorder.leave()
 
     def backward_begins(self, losses: list[Tensor], site: Site | None) -> None:
+        self._backward_site = site
         self._evaluations.trains()
         reached, stepped = self._made_of(losses, site)
         waiting: deque[Forward] = deque(maxlen=self._pending.maxlen)
@@ -356,12 +367,61 @@ class TrainingObserver:
         if not all(bool(t.detach().isfinite().all()) for t in given):
             self._incident("not-finite-input", root.site, **facts, model=root.name)
             return
-        found = None if root.inputs is None else origin_in(module, *root.inputs)
+        found, is_finite = self._run_again(module, root, origin_in) or (None, True)
+        if is_finite:
+            found = self._expressions.origin(backward=False)
         if found is not None:
-            self._incident("not-finite-result", found.site, value=found.value, operation=found.operation,
-                           least=found.least, largest=found.largest, model=root.name)  # fmt: skip
+            self._broke(found, root.name if not is_finite else None)
         else:
-            self._incident("not-finite-loss", site, **facts, model=root.name)
+            kind = "not-finite-loss" if is_finite else "not-finite-output"
+            self._incident(kind, site if is_finite else root.site, **facts, model=root.name)
+
+    @staticmethod
+    def _run_again(module: nn.Module, root: Root, search: Callable[[nn.Module, Call], Any]) -> Any:
+        """What the search finds in a forward like the last. Of several processes, one alone would wait."""
+        if root.inputs is None or _is_one_of_several():
+            return None
+        args, kwargs = root.inputs
+        return search(module, Call(args, kwargs, root.autocast, root.random_state))
+
+    def _broke(self, origin: Origin, model: str | None) -> None:
+        self._incident("not-finite-result", origin.site, value=origin.value, operation=origin.operation,
+                       least=origin.least, largest=origin.largest, backward=origin.backward,
+                       model=model)  # fmt: skip
+
+    def _outside(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if self._is_recording and self._is_sound:
+            self._expressions.look_at(func, args, kwargs, result)
+
+    def _look_at_gradients(self, known: KnownOptimizer, parameters: list[Tensor]) -> None:
+        """The step is about to make weights NaN, for good: what the gradient is NaN of."""
+        scaler = None if self._scaler is None else self._scaler()
+        if not self._is_sound or (scaler is not None and scaler.is_enabled()):
+            return  # a scaler looks for itself
+        guard = None if known.guard is None else known.guard()
+        few = parameters if known.steps < FIRST_STEPS else [] if guard is None else [guard]
+        if not all(map(_has_finite_gradient, few)):
+            self._find_gradient_origin(parameters)
+
+    def _find_gradient_origin(self, parameters: list[Tensor]) -> None:
+        self._is_sound = False
+        broken = {id(p): p for p in parameters if not _has_finite_gradient(p)}
+        origin = self._expressions.origin(backward=True)
+        if origin is not None:
+            self._broke(origin, None)
+            return
+        roots = [root for root in self._roots.values() if not broken.keys().isdisjoint(root.names)]
+        for root in roots:
+            module = root.module()
+            if module is not None:
+                origin = self._run_again(module, root, backward_origin_in)
+                if origin is not None:
+                    self._broke(origin, root.name)
+                    return
+        names = [root.names[key] for root in roots for key in broken if key in root.names]
+        is_nan = any(bool(p.grad.isnan().any()) for p in broken.values() if p.grad is not None)
+        self._incident("not-finite-gradient", self._backward_site, value="nan" if is_nan else "inf",
+                       parameters=names[:3], model=roots[0].name if roots else None)  # fmt: skip
 
     def _latest(self) -> Root | None:
         return next((r for r in reversed(self._roots.values()) if r.inputs is not None), None)
@@ -401,6 +461,7 @@ class TrainingObserver:
         if known.steps and known.pending and not known.was_reset:
             self._incident("gradients-left", site, optimizer=known.kind)
         parameters = list(known.parameters())
+        self._look_at_gradients(known, parameters)
         if known.steps < FIRST_STEPS or self._is_recording:
             self._look_at(known, parameters, site)
         self._look_at_modes(known, site)
@@ -480,6 +541,8 @@ class TrainingObserver:
                 (p for p in known.parameters() if p.grad is not None), key=lambda p: p.numel()
             )
             known.probes = tuple(weakref.ref(p) for p in candidates[:2])
+            first = next((p for p in known.parameters() if p.grad is not None), None)
+            known.guard = None if first is None else weakref.ref(_guard(first, candidates))
         if known.steps > self.step:
             self._iteration_ends()
 
@@ -497,6 +560,7 @@ class TrainingObserver:
         if self._is_recording:
             self.recorder.leave()
             self.recorder.close(self.step)
+            self._expressions.close(self.step)
             self._recorded.append(self.step)
             if len(self._recorded) % WINDOW == 0:
                 self.recorder.close_window()
@@ -534,6 +598,10 @@ class TrainingObserver:
 
     def _drain(self) -> None:
         self.recorder.drain()
+        late = self._expressions.drain()
+        if late is not None and self._is_sound:
+            self._is_sound = False
+            self._broke(late[1], None)
         self._parameters.drain()
         self._objectives.drain()
         if len(self._recorded) > MOST_RECORDED:
@@ -573,14 +641,31 @@ class TrainingObserver:
     def scaler_steps(self, scaler: Any, optimizer: Any, site: Site | None) -> None:
         known = self._known(optimizer)
         known.scaler_steps += 1
+        known.scaler_site, known.scale = site, scaler._scale
         self._scaled.clear()
         if known.steps > known.steps_before:
-            known.steps_before, known.skipped_in_row = known.steps, 0
+            known.steps_before = known.steps
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                self._look_within(known, scaler)  # its own code may have left the step out
+            else:
+                known.skipped_in_row = 0
             return
         # Its step was left out, for which the scaler has waited: it costs no more to ask.
         known.skipped_in_row += 1
         known.pending = 0
-        known.scale = (site, float(scaler.get_scale()))
+        if scaler.get_scale() < 1 and self._is_sound:
+            if self._is_recording and known.skipped_in_row >= MOST_SKIPPED:
+                self._find_gradient_origin(list(known.parameters()))
+            self._next = self.step
+        self._expressions.close(self.step)
+
+    @staticmethod
+    def _look_within(known: KnownOptimizer, scaler: Any) -> None:
+        """Count on the device, without waiting, what the scaler told the optimizer's own code."""
+        state = scaler._per_optimizer_states.get(id(known.held())) or {}
+        flags = list(state.get("found_inf_per_device", {}).values())
+        if flags:
+            known.skipped_in_row = (known.skipped_in_row + 1) * (flags[0].detach() > 0)
 
     def _is_still_scaled(self, known: KnownOptimizer) -> bool:
         """Whether a `GradScaler` has multiplied the optimizer's gradients, and not yet divided them."""
@@ -698,10 +783,12 @@ class TrainingObserver:
     def _left_out(self) -> Iterator[Incident]:
         """Steps that a `GradScaler` left out, up to the last."""
         for known in self._optimizers.values():
-            if known.skipped_in_row and known.scale is not None:
-                site, scale = known.scale
-                facts = {"optimizer": known.kind, "steps": known.scaler_steps, "scale": scale}
-                yield Incident("steps-left-out", site, known.skipped_in_row, known.steps, facts)
+            row = int(known.skipped_in_row)
+            if row and known.scale is not None:
+                facts = {
+                    "optimizer": known.kind, "steps": known.scaler_steps, "scale": float(known.scale),
+                }  # fmt: skip
+                yield Incident("steps-left-out", known.scaler_site, row, known.steps, facts)
 
     def _place_of(self, known: KnownOptimizer | None) -> int | None:
         """The optimizer's place in the trace."""
@@ -802,6 +889,36 @@ def _has_arrived(parameters: Iterable[Tensor]) -> bool:
     if any(g.device.type != "cpu" or g.is_sparse for g in given):
         return True
     return any(bool(g.any()) for g in given)
+
+
+def _guard(first: Tensor, others: list[Tensor]) -> Tensor:
+    """The first parameter, or where that is large the smallest with a gradient."""
+    return first if first.numel() <= 4096 or not others else others[0]
+
+
+def _has_finite_gradient(parameter: Tensor) -> bool:
+    """Or none, or one on a device, which is not waited for."""
+    gradient = parameter.grad
+    if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
+        return True
+    return math.isfinite(abs(gradient.sum().item())) or bool(gradient.isfinite().all())
+
+
+def _is_one_of_several() -> bool:
+    """Whether other processes take part in what this one computes."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def _autocast() -> tuple[str, Any] | None:
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            return device, torch.get_autocast_dtype(device)
+    return None
 
 
 def _few(parameter: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ class Recorder(TorchFunctionMode):
         self.refused = 0
         self.transformed = False
         self.problem: BaseException | None = None
+        # Told of every operation that is called while no root's forward is.
+        self.outside: Callable[[Any, Any, Any, Any], None] = lambda *_: None
         self.sites: dict[Key, SiteRecord] = {}
         self._samples: dict[Key, _Sample] = {}
         self._counts: dict[tuple[str, str], int] = defaultdict(int)
@@ -166,10 +168,13 @@ class Recorder(TorchFunctionMode):
         name = _NAMES.get(func)
         if name is None:
             name = _name(func)
-        if name and self.problem is None:
+        if (name or self._root is None) and self.problem is None:
             try:
                 with torch._C.DisableTorchFunction():
-                    self._note(name, args, kwargs, result)
+                    if self._root is None:
+                        self.outside(func, args, kwargs, result)
+                    if name:
+                        self._note(name, args, kwargs, result)
             except Exception as error:  # the user's loop must not hear of it
                 self.problem = error
         return result

@@ -38,6 +38,9 @@ class Root:
     neglected: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, tuple[KnownOptimizer, int]] = field(default_factory=dict)
     inputs: Any = None
+    # What was around the last forward: autocast, and, in recorded steps, the state of the generator.
+    autocast: tuple[str, Any] | None = None
+    random_state: Tensor | None = None
     forwards: Counter[tuple[str, bool]] = field(default_factory=Counter)
     trained_in: Counter[bool] = field(default_factory=Counter)
     trained_at: set[Any] = field(default_factory=set)
@@ -102,16 +105,19 @@ class KnownOptimizer:
     rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     was_reset: bool = True
     closure: bool = False
-    # Steps of a `GradScaler`: how many, and how many of the last left this one's out.
+    # Steps of a `GradScaler`: how many, how many of the last left this one's out, and its scale.
     scaler_steps: int = 0
-    skipped_in_row: int = 0
+    skipped_in_row: Any = 0
     steps_before: int = 0
-    scale: tuple[Site | None, float] | None = None
+    scaler_site: Site | None = None
+    scale: Tensor | None = None
     # Parameters that had no gradient at any step, by `id`.
     unreached: dict[int, weakref.ref[Tensor]] | None = None
     # Whether the last backward pass was seen to leave it a gradient that is not zero.
     arrived: bool = False
     probes: tuple[weakref.ref[Tensor], ...] = ()
+    # A small one of the first: what is not finite in a gradient comes down to it.
+    guard: weakref.ref[Tensor] | None = None
     roots: set[int] = field(default_factory=set)
 
     def parameters(self) -> Iterator[Tensor]:

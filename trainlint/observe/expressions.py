@@ -1,0 +1,146 @@
+"""The loop's own operations in a recorded step, from the model's result to the loss: which made a NaN.
+
+Nobody but the loop can run them again, so they are looked at while they run. Each leaves a few sums on
+its device, of what it was given and made, forwards and backwards: a sum is not finite where one of its
+terms is not. They are read only once something is known to be wrong, or with all other figures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainlint import ops
+from trainlint.observe.autograd import sequence
+from trainlint.observe.origin import Origin, value_of
+from trainlint.sites import Site, calling_site
+from trainlint.tree import tensors
+
+_MOST_OPERATIONS: Final = 128
+# Nodes that one operation may make: `normalize` makes five.
+_MOST_NODES: Final = 16
+# Scores over a vocabulary are not added up.
+_LARGEST: Final = 1 << 18
+
+
+@dataclass
+class _Operation:
+    """Sums: of the operands and the result, and of gradients by the result and the operands."""
+
+    name: str
+    site: Site | None
+    given: list[Tensor]
+    made: Tensor
+    bounds: list[Tensor]
+    gradients: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
+
+    def note(self, by_operands: Any, by_result: Any) -> None:
+        """A node of the operation ran backwards."""
+        given, made = _sum(by_result), _sum(by_operands)
+        if made is not None:
+            self.gradients.append((given, made))
+
+    def broke(self, *, backward: bool) -> Origin | None:
+        """What it made of finite values, if that was not finite."""
+        pairs = (
+            [(given, made) for given, made in self.gradients] if backward else [(None, self.made)]
+        )
+        before = [] if backward else self.given
+        for given, made in pairs:
+            sources = [*before, *([] if given is None else [given])]
+            if all(map(_is_finite, sources)) and not _is_finite(made):
+                least, largest = map(float, self.bounds or (math.nan, math.nan))
+                return Origin(self.name, self.site, value_of(made), least, largest, backward)
+        return None
+
+
+class Expressions:
+    """The operations outside of models in the step that is being recorded."""
+
+    def __init__(self) -> None:
+        self._operations: list[_Operation] = []
+        self._number = -1
+        self._waiting: list[tuple[int, list[_Operation]]] = []
+
+    def begin(self, ends: frozenset[int]) -> None:
+        """A model's forward ended in nodes of these numbers: what follows is the loop's."""
+        self._number = max(self._number, *ends)
+
+    def look_at(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """An operation outside of all models was called."""
+        made = next((t for _, t in tensors(result)), None)
+        if made is None or made.grad_fn is None or not _is_small(made):
+            return
+        before, number = self._number, sequence(made.grad_fn)
+        if number <= before or len(self._operations) >= _MOST_OPERATIONS:
+            return
+        self._number = number
+        operands = [t.detach() for _, t in tensors((args, kwargs)) if t.is_floating_point()]
+        if not operands or not all(map(_is_small, operands)):
+            return
+        total = _sum([made.detach()])
+        if total is None:
+            return
+        sums = [s for s in (_sum([operand]) for operand in operands) if s is not None]
+        bounds = list(torch.aminmax(operands[0])) if operands[0].numel() else []
+        operation = _Operation(ops.canonical_name(func), calling_site(3), sums, total, bounds)
+        self._operations.append(operation)
+        stack: list[Any] = [made.grad_fn]
+        for _ in range(_MOST_NODES):
+            if not stack:
+                break
+            node = stack.pop()
+            node.register_hook(operation.note)
+            stack += [
+                below
+                for below, _ in node.next_functions
+                if below is not None and not hasattr(below, "variable") and sequence(below) > before
+            ]
+
+    def origin(self, *, backward: bool) -> Origin | None:
+        """The first of this step's operations that made what is not finite. Waits for the device."""
+        return _first(self._operations, backward=backward)
+
+    def close(self, step: int) -> None:
+        """The step is over. What lies on another device than the CPU is looked at later."""
+        if any(operation.made.device.type != "cpu" for operation in self._operations):
+            self._waiting.append((step, self._operations))
+        self._operations, self._number = [], -1
+
+    def drain(self) -> tuple[int, Origin] | None:
+        """The first of the closed steps with such an operation."""
+        waiting, self._waiting = self._waiting, []
+        for step, operations in waiting:
+            for backward in (False, True):
+                origin = _first(operations, backward=backward)
+                if origin is not None:
+                    return step, origin
+        return None
+
+
+def _first(operations: list[_Operation], *, backward: bool) -> Origin | None:
+    ordered = reversed(operations) if backward else operations
+    return next((o for o in (each.broke(backward=backward) for each in ordered) if o), None)
+
+
+def _sum(values: Any) -> Tensor | None:
+    """Of all that are floating-point numbers; 0-dimensional."""
+    given = [v.detach() for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    if not given or not all(map(_is_small, given)):
+        return None
+    total = given[0].sum(dtype=torch.float32)
+    for other in given[1:]:
+        total = total + other.sum(dtype=torch.float32)
+    return total
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.numel() <= _LARGEST and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _is_finite(total: Tensor) -> bool:
+    return math.isfinite(float(total))
