@@ -96,7 +96,7 @@ def check_lines(rows: list[Any], width: int) -> None:
 
 
 @given(BARS, WIDTHS, SIGNS, st.sampled_from([on_log_scale, as_shares]))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_bars_of_anything_fit_any_terminal(
     bars: list[Bar], width: int, signs: Signs, draw: Any
 ) -> None:
@@ -106,12 +106,12 @@ def test_bars_of_anything_fit_any_terminal(
     assert len(rows) >= min(len(bars), 8)
 
 
-@given(POINTS, POINTS, WIDTHS, SIGNS)
-@settings(deadline=None, max_examples=300)
+@given(POINTS, POINTS, st.none() | FIGURES, WIDTHS, SIGNS)
+@settings(deadline=None, max_examples=200)
 def test_curves_of_anything_fit_any_terminal(
-    train: Points, validation: Points, width: int, signs: Signs
+    train: Points, validation: Points, guess: Figure | None, width: int, signs: Signs
 ) -> None:
-    series = Series(1, 1, "mse_loss", [], train, validation)
+    series = Series(1, 1, "mse_loss", guess, [], train, validation)
     drawn = list(pictures(series, width, signs))
     assert len(drawn) == bool(train or validation)
     for picture in drawn:
@@ -223,7 +223,7 @@ VALIDATION: Points = [(step, 0.6 + abs(step - 240) / 600) for step in range(60, 
 
 def training(**changes: Any) -> Series:
     values: dict[str, Any] = {
-        "steps": 600, "recorded": 41, "loss": "cross_entropy", "train": losses(),
+        "steps": 600, "recorded": 41, "loss": "cross_entropy", "guess": 2.3026, "train": losses(),
         "validation": VALIDATION, "models": [ModelSeries("Net", [*VANISHING, *RELUS])],
     }  # fmt: skip
     return Series(**{**values, **changes})
@@ -241,6 +241,7 @@ BROKEN = training(
 PAIR = training(
     models=[ModelSeries("Generator", layers(1e-3, 2e-3)), ModelSeries("Critic", layers(1.0, 2.0))],
     loss="backward",
+    guess=None,
     validation=[],
 )
 
@@ -474,6 +475,16 @@ def test_training_and_validation_are_of_the_same_loss() -> None:
     assert found.validation == [(50, 0.03), (100, 0.02)]
 
 
+def test_a_guess_goes_with_the_loss_that_it_is_of() -> None:
+    guessed = LossTrace("cross_entropy", None, [0, 50], [2.0, 1.5], guess=1.1)
+    assert series(objectives=[guessed]).guess == 1.1
+    scaled = LossTrace("cross_entropy", None, [0, 50], [4.0, 3.0], guess=1.1)
+    assert series(objectives=[scaled]).guess is None
+    (drawn,) = pictures(training(guess=0.9), 100, kinds=["losses"])
+    assert "┄ best constant answer" in drawn.title
+    assert sum("┄┄" in row.plain for row in drawn.rows) == 1
+
+
 def test_losses_of_one_step_are_averaged() -> None:
     assert series(losses=[(0, 1.0), (0, 3.0), (1, 2.0)]).train == [(0, 2.0), (1, 2.0)]
 
@@ -621,7 +632,15 @@ def test_the_series_in_the_json_of_a_run(tmp_path: Path) -> None:
     done = run(tmp_path, "--every=1", "--format=json")
     (found,) = json.loads(done.stderr)["targets"]
     read = msgspec.convert(found["series"], Series)
-    assert list(found["series"]) == ["steps", "recorded", "loss", "models", "train", "validation"]
+    assert list(found["series"]) == [
+        "steps",
+        "recorded",
+        "loss",
+        "guess",
+        "models",
+        "train",
+        "validation",
+    ]
     printed = [float(line) for line in done.stdout.splitlines()]
     assert [step for step, _ in read.validation] == [8 * epoch for epoch in range(1, 9)]
     assert [float(value) for _, value in read.validation] == pytest.approx(printed, rel=1e-3)

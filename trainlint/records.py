@@ -84,13 +84,15 @@ class Series(msgspec.Struct, frozen=True):
 
     `train` and `validation` are at most 200 points (optimizer steps before, loss) each. `loss` names the
     loss function that both are of; it is `backward` where `train` is what `backward()` was called on,
-    which other factors and terms may be part of. A point of `train` is a mean over several steps where
+    which other factors and terms may be part of. `guess` is the loss of the best constant answer to the
+    training's targets, where it is known. A point of `train` is a mean over several steps where
     there were more; one of `validation` is a mean over a pass.
     """
 
     steps: int
     recorded: int
     loss: str
+    guess: Figure | None = None
     models: list[ModelSeries] = []
     train: list[tuple[int, Figure]] = []
     validation: list[tuple[int, Figure]] = []

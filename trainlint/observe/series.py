@@ -24,11 +24,12 @@ def series_of(trace: Trace) -> Series | None:
     if not trace.steps and not trace.losses:
         return None
     kind, validation = _validation(trace)
-    loss, train = _train(trace, kind)
+    loss, train, guess = _train(trace, kind)
     return Series(
         trace.steps,
         len(trace.recorded),
         loss,
+        _figure(guess),
         [ModelSeries(model.name, list(_layers(model))) for model in trace.trained],
         _thinned(train),
         _thinned(validation),
@@ -118,8 +119,8 @@ def _validation(trace: Trace) -> tuple[str | None, Points]:
     return kind, sorted(passes[kind, site].items())
 
 
-def _train(trace: Trace, kind: str | None) -> tuple[str, Points]:
-    """The training's loss, of the `kind` that the validation's is of if there is one.
+def _train(trace: Trace, kind: str | None) -> tuple[str, Points, float | None]:
+    """The training's loss, of the `kind` that the validation's is of if there is one; and a guess's.
 
     What `backward()` is called on may be that loss, for every step; but it may be scaled, divided by the
     passes of a step, or have other terms. Then the recorded steps do.
@@ -131,12 +132,12 @@ def _train(trace: Trace, kind: str | None) -> tuple[str, Points]:
     losses = _by_step(trace.losses)
     wanted = kind or (next(iter(by_kind)) if len(by_kind) == 1 else "")
     if len(by_kind.get(wanted, ())) != 1:
-        return "backward", losses
+        return "backward", losses, None
     (objective,) = by_kind[wanted]
     values = _by_step(zip(objective.steps, objective.values, strict=True))
     if _agree(values, dict(losses)):
-        return wanted, losses
-    return ("backward", losses) if kind is None else (wanted, values)
+        return wanted, losses, objective.guess
+    return ("backward", losses, None) if kind is None else (wanted, values, objective.guess)
 
 
 def _agree(values: Points, losses: Mapping[int, float]) -> bool:

@@ -58,6 +58,7 @@ class Signs:
     ellipsis: str
     train: str
     validation: str
+    guess: str
     lost: str
     axis: str
     corner: str
@@ -69,8 +70,8 @@ class Signs:
         return "".join(str(value) for value in vars(self).values() if value is not True) + dots
 
 
-BLOCKS: Final = Signs("▏▎▍▌▋▊▉█", "░", "╵", "◂", "…", "⠒⠢⠤", "●", "×", "─", "└", dots=True)
-PLAIN: Final = Signs("#", "-", "'", "<", "..", "*", "o", "x", "-", "+", dots=False)
+BLOCKS: Final = Signs("▏▎▍▌▋▊▉█", "░", "╵", "◂", "…", "⠒⠢⠤", "●", "┄", "×", "─", "└", dots=True)
+PLAIN: Final = Signs("#", "-", "'", "<", "..", "*", "o", ".", "x", "-", "+", dots=False)
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,17 @@ def _losses(series: Series, width: int, signs: Signs) -> Iterator[Picture]:
     validation = [(step, float(value)) for step, value in series.validation]
     if not train and not validation:
         return
-    drawing = _Curves(width, signs, train, validation)
+    guess = _number(series.guess)
+    if guess is None or not math.isfinite(guess):
+        guess = None
+    drawing = _Curves(width, signs, train, validation, guess)
     legend = []
     if train:
         legend.append(f"{signs.train} train")
     if validation:
         legend.append(f"{signs.validation} validation")
+    if guess is not None:
+        legend.append(f"{signs.guess} best constant answer")
     if drawing.is_lost:
         legend.append(f"{signs.lost} NaN or infinite")
     what = "loss that backward() was called on" if series.loss == "backward" else series.loss
@@ -423,12 +429,15 @@ class _Curves:
         signs: Signs,
         train: Sequence[tuple[int, float]],
         validation: Sequence[tuple[int, float]],
+        guess: float | None,
     ) -> None:
         self._width, self._signs = width, signs
-        self._train, self._validation = train, validation
+        self._train, self._validation, self._guess = train, validation, guess
         points = [*train, *validation]
         known = [value for _, value in points if math.isfinite(value)]
         self.is_lost = len(known) < len(points)
+        if guess is not None:
+            known.append(guess)
         least, most = min(known, default=0.0), max(known, default=0.0)
         self.is_log = least > 0 and most / least > _WIDE_RANGE
         if not self.is_log:
@@ -446,17 +455,20 @@ class _Curves:
 
     def rows(self) -> list[Text]:
         """The drawing, with its scales at the left and below."""
-        lines = self._with_validation(self._line()) if self._is_known else []
+        lines = self._with_points(self._line()) if self._is_known else []
         rows = []
         for number, line in enumerate(lines):
             label = self._labels.get(number, "")
             bar = "│" if self._signs.dots else "|"
             row = Text()
             row.append(f"{_MARGIN}{label:>{self._label_room}} {bar}", style="dim")
-            for is_validation, run in itertools.groupby(line, self._signs.validation.__eq__):
-                row.append("".join(run), style="yellow" if is_validation else "cyan")
+            for style, run in itertools.groupby(line, self._style):
+                row.append("".join(run), style=style)
             rows.append(_cropped(row, self._width))
         return [*rows, *self._steps()]
+
+    def _style(self, sign: str) -> str:
+        return {self._signs.validation: "yellow", self._signs.guess: "dim"}.get(sign, "cyan")
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
@@ -515,7 +527,11 @@ class _Curves:
             return " "
         return chr(0x2800 + bits) if self._signs.dots else self._signs.train
 
-    def _with_validation(self, lines: list[list[str]]) -> list[list[str]]:
+    def _with_points(self, lines: list[list[str]]) -> list[list[str]]:
+        """The validation's upon the line, and a guess's loss where there is room for it."""
+        if self._guess is not None:
+            row = self._down(self._guess, _CURVE_ROWS)
+            lines[row] = [self._signs.guess if sign == " " else sign for sign in lines[row]]
         for step, value in self._validation:
             if math.isfinite(value):
                 row, column = self._down(value, _CURVE_ROWS), self._across(step, self._columns)
@@ -570,7 +586,7 @@ def _demo() -> None:
     train: Points = [(step, 2.3 * 0.99**step + 0.1 * (step % 7) / 7) for step in range(0, 300, 2)]
     validation: Points = [(step, 2.5 * 0.99**step + step / 600) for step in range(30, 300, 30)]
     series = Series(
-        300, 31, "cross_entropy", [ModelSeries("Net", [*layers, *relus])], train, validation
+        300, 31, "cross_entropy", 2.3, [ModelSeries("Net", [*layers, *relus])], train, validation
     )
     for picture in pictures(
         series, console.width, signs_for(console.encoding), accused=["gradients"]
