@@ -35,6 +35,7 @@ from trainlint.observe.roots import (
     note_unused,
     unwrapped,
 )
+from trainlint.observe.sharding import has_others, here, is_spread
 from trainlint.observe.trace import (
     ClipTrace,
     Incident,
@@ -119,6 +120,8 @@ class TrainingObserver:
         self._expressions = Expressions()
         self.recorder.outside = self._outside
         self._backward_site: Site | None = None
+        # Whether other processes hold parts of parameters.
+        self._is_spread = False
         self._graphs: deque[tuple[int, weakref.ref[Sentinel], Site | None]] = deque(maxlen=256)
 
     # ------------------------------------------------------------------ forwards
@@ -357,7 +360,9 @@ class TrainingObserver:
         if root is None or module is None:
             self._incident("not-finite-loss", site, **facts)
             return
-        broken = [n for n, p in module.named_parameters() if not bool(p.detach().isfinite().all())]
+        broken = [
+            n for n, p in module.named_parameters() if not bool(here(p.detach()).isfinite().all())
+        ]
         if broken:
             self._incident(
                 "not-finite-weights", site, **facts, parameters=broken[:3], model=root.name
@@ -379,7 +384,7 @@ class TrainingObserver:
     @staticmethod
     def _run_again(module: nn.Module, root: Root, search: Callable[[nn.Module, Call], Any]) -> Any:
         """What the search finds in a forward like the last. Of several processes, one alone would wait."""
-        if root.inputs is None or _is_one_of_several():
+        if root.inputs is None or has_others():
             return None
         args, kwargs = root.inputs
         return search(module, Call(args, kwargs, root.autocast, root.random_state))
@@ -419,7 +424,8 @@ class TrainingObserver:
                     self._broke(origin, root.name)
                     return
         names = [root.names[key] for root in roots for key in broken if key in root.names]
-        is_nan = any(bool(p.grad.isnan().any()) for p in broken.values() if p.grad is not None)
+        grads = [here(p.grad) for p in broken.values() if p.grad is not None]
+        is_nan = any(bool(g.isnan().any()) for g in grads)
         self._incident("not-finite-gradient", self._backward_site, value="nan" if is_nan else "inf",
                        parameters=names[:3], model=roots[0].name if roots else None)  # fmt: skip
 
@@ -466,7 +472,9 @@ class TrainingObserver:
             self._look_at(known, parameters, site)
         self._look_at_modes(known, site)
         if self._is_recording:
-            self._parameters.begin(parameters)
+            whole = [p for p in parameters if not is_spread(p)]
+            self._is_spread = self._is_spread or len(whole) < len(parameters)
+            self._parameters.begin(whole)
 
     def _look_at(self, known: KnownOptimizer, parameters: list[Tensor], site: Site | None) -> None:
         held = {id(p) for p in parameters}
@@ -507,7 +515,7 @@ class TrainingObserver:
     @staticmethod
     def _are_zero(parameters: list[Tensor]) -> bool:
         """Whether all gradients are there and exactly zero. Looked at on the CPU alone: it waits."""
-        given = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        given = [here(p.grad) for p in parameters if p.grad is not None and not p.grad.is_sparse]
         return bool(given) and all(g.device.type == "cpu" and not bool(g.any()) for g in given)
 
     def step_ends(self, optimizer: Any) -> None:
@@ -630,6 +638,8 @@ class TrainingObserver:
         key = None if site is None else site.key
         _, _, norms, kinds = self._clips.setdefault(key, (site, limit, [], set()))
         kinds.update(known.kind for known in owners)
+        if isinstance(norm, Tensor) and is_spread(norm):
+            return  # the norm of a part
         if norm is not None and len(norms) < MOST_LOSSES:
             norms.append(norm.detach() if isinstance(norm, Tensor) else norm)
 
@@ -820,6 +830,8 @@ class TrainingObserver:
             yield "compiled code is not looked into: only losses, steps and gradients of parameters"
             if any(known.pending and not known.steps for known in self._optimizers.values()):
                 yield "no optimizer step was seen: those within compiled code cannot be"
+        if self._is_spread:
+            yield "other processes hold parts of the parameters: there are no figures of those"
         if self.recorder.refused:
             yield "results were not recorded where another torch function mode was active"
         if self.recorder.transformed:
@@ -876,14 +888,14 @@ def _is_reset(optimizer: KnownOptimizer) -> bool:
     """Whether the gradients are gone, or zero, before a backward pass adds to them."""
     probes = [probe() for probe in optimizer.probes]
     return not probes or any(
-        p is None or p.grad is None or (p.device.type == "cpu" and not bool(p.grad.any()))
+        p is None or p.grad is None or (p.device.type == "cpu" and not bool(here(p.grad).any()))
         for p in probes
     )
 
 
 def _has_arrived(parameters: Iterable[Tensor]) -> bool:
     """Whether one of them has a gradient; on the CPU, where it costs no waiting, one that is not zero."""
-    given = [p.grad for p in parameters if p.grad is not None]
+    given = [here(p.grad) for p in parameters if p.grad is not None]
     if not given:
         return False
     if any(g.device.type != "cpu" or g.is_sparse for g in given):
@@ -901,17 +913,8 @@ def _has_finite_gradient(parameter: Tensor) -> bool:
     gradient = parameter.grad
     if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
         return True
+    gradient = here(gradient)
     return math.isfinite(abs(gradient.sum().item())) or bool(gradient.isfinite().all())
-
-
-def _is_one_of_several() -> bool:
-    """Whether other processes take part in what this one computes."""
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
 
 
 def _autocast() -> tuple[str, Any] | None:
@@ -923,7 +926,7 @@ def _autocast() -> tuple[str, Any] | None:
 
 def _few(parameter: Tensor) -> Tensor:
     """Some elements of it, copied."""
-    return parameter.detach().reshape(-1)[:16].clone()
+    return here(parameter.detach()).reshape(-1)[:16].clone()
 
 
 def _has_gradients(root: Root) -> bool:

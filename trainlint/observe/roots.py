@@ -133,7 +133,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and type(module).__name__ in _WRAPPERS:
-            inner = module._modules.get("module") or module._modules.get("_original_module")
+            names = ("module", "_original_module", "_fsdp_wrapped_module")
+            inner = next((m for name in names if (m := module._modules.get(name))), None)
         if inner is None:
             return module
         module = inner
