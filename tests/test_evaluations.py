@@ -105,6 +105,41 @@ def test_validation_in_the_middle_of_an_epoch() -> None:
     assert not found.on_training_data
 
 
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (functional.cross_entropy, lambda y: y),
+        (functional.cross_entropy, lambda y: y.where(torch.arange(len(y)) % 3 > 0, -100)),
+        (functional.cross_entropy, lambda y: functional.one_hot(y, 2).float()),
+        (functional.mse_loss, lambda y: functional.one_hot(y, 2).float()),
+        (nn.CrossEntropyLoss, lambda y: y),
+    ],
+)
+def test_a_sum_over_the_batch_counts_as_its_mean(loss: Any, targets: Any) -> None:
+    """Many scripts add up sums, and divide by the number of samples at the end."""
+    training = Training()
+    seen = []
+
+    def of(scores: Tensor, y: Tensor, reduction: str) -> Tensor:
+        if isinstance(loss, type):
+            found: Tensor = loss(reduction=reduction)(scores, targets(y))
+        else:
+            found = loss(scores, targets(y), reduction=reduction)
+        return found
+
+    with trainlint.watch() as w:
+        training.epoch()
+        training.model.eval()
+        with torch.no_grad():
+            for x, y in training.val_loader:
+                of(training.model(x), y, "sum")
+    with torch.no_grad():
+        for x, y in training.val_loader:
+            seen.append(of(training.model(x), y, "mean").item())
+    (found,) = w.trace.evaluations
+    assert list(found.values) == pytest.approx([mean(seen)])
+
+
 class ReturnsLoss(nn.Module):
     """A model that computes its loss itself, as language models do."""
 

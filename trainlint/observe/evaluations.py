@@ -8,6 +8,7 @@ batches are looked at, and each then counts for more. Sums stay on the device un
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -119,14 +120,19 @@ class Evaluations:
         """Whether the function mode is on for what follows a forward without a graph."""
         return self._is_listening
 
-    def look_at(self, step: int, name: str, result: Any) -> None:
-        """A loss function was called while `is_listening`."""
+    def look_at(
+        self, step: int, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        """A loss function was called while `is_listening`. A sum is divided by what it is the sum of."""
         if name not in LOSS_FUNCTIONS or not isinstance(result, Tensor):
             return
         if result.requires_grad or result.numel() != 1:
             return
         self._in_vain[self._forward] = 0
-        self._add(name, calling_site(), step, result, self._weight)
+        loss = result.detach()
+        if kwargs.get("reduction") == "sum":
+            loss = loss / _terms(name, args, kwargs)
+        self._add(name, calling_site(), step, loss, self._weight)
 
     def _add(self, kind: str, site: Site | None, step: int, loss: Tensor, weight: int) -> None:
         value: Any = loss.detach()
@@ -159,3 +165,16 @@ class Evaluations:
             )
             for place in self._places.values()
         ]
+
+
+def _terms(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Over how many terms the mean of this loss goes: targets that are not ignored, else elements."""
+    scores = args[0] if args else kwargs.get("input")
+    targets = args[1] if len(args) > 1 else kwargs.get("target")
+    if not isinstance(scores, Tensor) or not isinstance(targets, Tensor):
+        return 1
+    if name not in ("cross_entropy", "nll_loss"):
+        return max(1, scores.numel())
+    if targets.is_floating_point():
+        return max(1, targets.numel() // (scores.shape[1] if scores.dim() > 1 else scores.numel()))
+    return (targets != kwargs.get("ignore_index", -100)).sum().clamp(min=1)

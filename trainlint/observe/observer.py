@@ -728,7 +728,7 @@ class TrainingObserver:
         self, name: str, args: Any, kwargs: Any, result: Any, root: int | None
     ) -> None:
         if self._evaluations.is_listening:
-            self._evaluations.look_at(self.step, name, result)
+            self._evaluations.look_at(self.step, name, args, kwargs, result)
         else:
             self._objectives.look_at(self.step, name, args, kwargs, result, root)
 
