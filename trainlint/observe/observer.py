@@ -140,7 +140,7 @@ class TrainingObserver:
         self._forwards += 1
         if self._is_recording and self._forwards <= MOST_FORWARDS and self.recorder.enter():
             root.random_state = torch.get_rng_state() if self._is_sound else None
-            self.recorder.begin_forward(root.number, root.paths, root.names)
+            self.recorder.begin_forward(root.number, root.paths, root.names, root.made)
             self.recorder.enter_module(unwrapped(module))
 
     def module_begins(self, module: nn.Module) -> None:
@@ -229,6 +229,11 @@ class TrainingObserver:
             any(is_sensitive(m) for m in module.modules()),
             {path: construction_site(m) for path, m in module.named_modules()},
             {n: (p.numel(), p.dim(), p.requires_grad) for n, p in module.named_parameters()},
+            {
+                path: construction_site(m)
+                for path, m in module.named_modules()
+                if type(m).__module__.startswith("torch.nn.")
+            },
         )
         self._roots[id(module)] = root
         return root

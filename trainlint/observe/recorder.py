@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -117,6 +117,7 @@ class Recorder(TorchFunctionMode):
         self._root: int | None = None
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._made: Mapping[str, Site | None] = {}
         self._stack: list[str] = []
         self._handles: list[Any] = []
         # Sites of this forward by the numbers of their autograd nodes; sigmoids and tanhs once more.
@@ -181,9 +182,18 @@ class Recorder(TorchFunctionMode):
 
     # ------------------------------------------------------------------ one step
 
-    def begin_forward(self, root: int, paths: dict[int, str], names: dict[int, str]) -> None:
-        """A root's forward begins. `paths` of its modules and `names` of its parameters go by `id`."""
-        self._root, self._paths, self._names = root, paths, names
+    def begin_forward(
+        self,
+        root: int,
+        paths: dict[int, str],
+        names: dict[int, str],
+        made: Mapping[str, Site | None],
+    ) -> None:
+        """A root's forward begins. `paths` of its modules and `names` of its parameters go by `id`.
+
+        `made` says where those of its layers were constructed that are torch's own, by path.
+        """
+        self._root, self._paths, self._names, self._made = root, paths, names, made
         self._counts.clear()
         self._stack.clear()
         self._nodes.clear()
@@ -240,7 +250,8 @@ class Recorder(TorchFunctionMode):
             if len(self.sites) >= MOST_SITES:
                 return
             weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
-            record = SiteRecord(*key, calling_site(3), weight)
+            # What a layer of torch's calls, in a Sequential at that, is wrong where the layer is made.
+            record = SiteRecord(*key, self._made.get(path) or calling_site(3), weight)
             self.sites[key] = record
         self._look_at_data(name, record, args, tensor)
         sample = _Sample(_sampled(tensor), self._particulars(name, record, args, kwargs, tensor))

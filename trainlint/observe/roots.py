@@ -32,6 +32,8 @@ class Root:
     sensitive: bool
     layers: dict[str, Site | None]
     shapes: dict[str, tuple[int, int, bool]]
+    # Those of the layers whose classes are torch's own.
+    made: dict[str, Site | None]
     # Names of parameters that an optimizer holds; others that had a gradient at a step, with some of
     # their elements then.
     held: set[str] = field(default_factory=set)
