@@ -101,7 +101,7 @@ def _spans(optimizer: OptimizerTrace, steps: int) -> list[tuple[int, int, float]
     if not optimizer.rates:
         return []
     starts = [since for since, rates in optimizer.rates if rates]
-    ends = [*starts[1:], steps]
+    ends = [*starts[1:], steps] if starts else []
     largest = [max(rates) for _, rates in optimizer.rates if rates]
     return [
         (start, max(0, end - start), rate)
