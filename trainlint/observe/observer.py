@@ -71,8 +71,9 @@ class TrainingObserver:
     """Follows a training loop. Give it to `hooks.observed`; `trace()` says what it saw.
 
     `models` restricts it to these roots. `period` records each so many steps after the first five; 0
-    adapts it, so that recording costs about 5% on average. `after_step` is called with the number of
-    steps after each; what it raises goes into the loop.
+    adapts it, so that recording costs about 5% on average, and so many `free` seconds besides: short runs
+    of small models would show too little else. `after_step` is called with the number of steps after each;
+    what it raises goes into the loop.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class TrainingObserver:
         models: Iterable[nn.Module] | None = None,
         *,
         period: int = 0,
+        free: float = 0.0,
         after_step: Callable[[int], None] | None = None,
     ) -> None:
         self.after_step = after_step
         self._only = None if models is None else [weakref.ref(model) for model in models]
         self._period = period
         self._adaptive = period == 0
+        self._free = free
         self.recorder = Recorder(self._loss_called)
         self._objectives = Objectives(
             self._incident, self.recorder.maker_of, self._latest_inputs, self._latest_loader
@@ -568,6 +571,8 @@ class TrainingObserver:
 
     def _iteration_ends(self) -> None:
         now = time.perf_counter()
+        if self._is_recording and len(self._costs[False]) >= 3:
+            self._free -= max(0.0, now - self._clock - _low(self._costs[False]))
         self._costs[self._is_recording].append(now - self._clock)
         self._clock = now
         if self._is_recording:
@@ -603,7 +608,7 @@ class TrainingObserver:
         if not self._adaptive:
             return self._period
         recorded, bare = self._costs[True], self._costs[False]
-        if len(recorded) < 3 or len(bare) < 3:
+        if len(recorded) < 3 or len(bare) < 3 or self._free > 0:
             return 3
         extra = _low(recorded) / max(_low(bare), 1e-9) - 1
         # Some steps stay bare, to compare with. Odd: models that take turns are then each recorded.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _FIRST_REPORT: Final = 10.0
 _BETWEEN_REPORTS: Final = 60.0
+# Seconds of recording that no one will miss, beside what Python needs to start and to import torch.
+_FREE: Final = 1.0
 
 
 class RunJob(msgspec.Struct, frozen=True):
@@ -79,7 +81,9 @@ class _Watch:
         from trainlint.observe.observer import TrainingObserver
         from trainlint.sites import construction_sites
 
-        self._observer = TrainingObserver(period=self._job.every, after_step=self._after_step)
+        self._observer = TrainingObserver(
+            period=self._job.every, free=_FREE, after_step=self._after_step
+        )
         self._stack.enter_context(construction_sites())
         self._problem = self._stack.enter_context(observed(self._observer))
 
