@@ -19,8 +19,6 @@ from trainlint.rule import (
 
 # They divide the decay by the size of the gradients, as all that is in the gradient.
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta"})
-# Norms are taken of so many elements at most.
-SAMPLE = 8192
 
 
 @rule(
@@ -125,7 +123,7 @@ def _judged(
     group = optimizer.groups[number]
     if optimizer.kind in COUPLED and not group.get("decoupled_weight_decay"):
         ratios = [
-            decay * norm * max(1.0, p.elements / SAMPLE) ** 0.5 / gradient
+            decay * norm / gradient
             for p in weights
             if (norm := p.median("weight")) and (gradient := p.median("gradient"))
         ]

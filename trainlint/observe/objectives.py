@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from trainlint.sites import Site, calling_site
 from trainlint.tree import tensors
 
 MOST_VALUES: Final = 4096
+_MOST_WAITING: Final = 2**16
 # What may not stand before a loss function, and how that is called.
 _WRONG_BEFORE: Final = {
     ("cross_entropy", "Softmax"): "softmax-twice",
@@ -28,9 +29,24 @@ _WRONG_BEFORE: Final = {
 }
 
 
+class _Kind(NamedTuple):
+    """What targets have in common that are looked at together; `classes` is 0 where they are no classes."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    ignore: int
+    classes: int
+    squared: bool
+
+
 @dataclass
 class Objective:
-    """A loss function at one place, its values and what the targets are like. On the device."""
+    """A loss function at one place, its values and what the targets are like. On the device.
+
+    The targets of several calls wait until they are looked at together, which takes as many operations
+    as one alone.
+    """
 
     kind: str
     site: Site | None
@@ -41,41 +57,69 @@ class Objective:
     made_by: str = ""
     largest: Tensor | None = None
     seen: SeenTargets = field(default_factory=SeenTargets)
+    waiting: dict[_Kind, list[tuple[int, Tensor]]] = field(default_factory=dict)
+    elements: int = 0
 
-    def look_at(self, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any]) -> None:
-        """Add up what the best constant answer depends on."""
+    def look_at(
+        self, step: int, scores: Tensor, targets: Tensor, kwargs: Mapping[str, Any]
+    ) -> None:
+        """Add a call. What its targets are is copied, and added up later."""
         if self.kind in ("nll_loss", "kl_div") and scores.numel():
             largest = scores.amax()
             self.largest = largest if self.largest is None else self.largest.maximum(largest)
-        self.is_plain = self.is_plain and not any(
-            kwargs.get(option) is not None for option in ("weight", "pos_weight")
-        )
-        if kwargs.get("label_smoothing") or kwargs.get("reduction", "mean") != "mean":
+        if (
+            kwargs.get("weight") is not None
+            or kwargs.get("pos_weight") is not None
+            or kwargs.get("label_smoothing")
+            or kwargs.get("reduction", "mean") != "mean"
+        ):
             self.is_plain = False
+        classes = 0
         if self.kind in ("cross_entropy", "nll_loss") and not targets.is_floating_point():
             classes = scores.shape[1] if scores.dim() > 1 else scores.shape[0]
-            flat = targets.reshape(-1)
-            # `bincount` and a mask would wait for the device.
-            index = torch.where((flat >= 0) & (flat < classes), flat, classes).long()
-            ones = torch.ones_like(index)
-            counts = ones.new_zeros(classes + 1).scatter_add_(0, index, ones)[:classes]
-            if self.counts is not None and self.counts.shape != counts.shape:
-                self.is_plain = False  # heads with different classes take turns at this place
-                return
-            self.counts = counts if self.counts is None else self.counts + counts
-        elif self.kind == "mse_loss" and scores.shape == targets.shape:
-            wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
-            # One constant for each output: a constant answer may differ from output to output.
-            count = torch.full_like(wide[0], len(wide)) if wide.dim() else torch.ones_like(wide)
-            squares = wide.square()
-            sums = [
-                count,
-                wide.sum(0) if wide.dim() else wide,
-                squares.sum(0) if wide.dim() else squares,
-            ]
-            if self.sums is not None and self.sums[0].shape == sums[0].shape:
-                sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
-            self.sums = sums
+        kind = _Kind(
+            targets.shape, targets.dtype, targets.device, int(kwargs.get("ignore_index", -100)),
+            classes, self.kind == "mse_loss" and scores.shape == targets.shape,
+        )  # fmt: skip
+        self.elements += targets.numel()
+        is_full = self.elements > _MOST_WAITING
+        # A loop may fill the same tensor again.
+        copy = targets if is_full else targets.clone()
+        self.waiting.setdefault(kind, []).append((step, copy))
+        if is_full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add up what waits."""
+        for kind, calls in self.waiting.items():
+            steps = [step for step, _ in calls]
+            stacked = calls[0][1][None] if len(calls) == 1 else torch.stack([t for _, t in calls])
+            self.seen.add(steps, stacked, kind.ignore)
+            if kind.classes:
+                self._add_classes(stacked.reshape(-1), kind.classes)
+            elif kind.squared:
+                self._add_squares(stacked)
+        self.waiting.clear()
+        self.elements = 0
+
+    def _add_classes(self, targets: Tensor, classes: int) -> None:
+        # `bincount` and a mask would wait for the device.
+        index = torch.where((targets >= 0) & (targets < classes), targets, classes).long()
+        ones = torch.ones_like(index)
+        counts = ones.new_zeros(classes + 1).scatter_add_(0, index, ones)[:classes]
+        if self.counts is not None and self.counts.shape != counts.shape:
+            self.is_plain = False  # heads with different classes take turns at this place
+            return
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def _add_squares(self, targets: Tensor) -> None:
+        """Takes (calls, samples, …). One constant for each output: a constant answer may differ there."""
+        wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
+        wide = wide.flatten(0, 1) if wide.dim() > 1 else wide
+        sums = [torch.full_like(wide[0], len(wide)), wide.sum(0), wide.square().sum(0)]
+        if self.sums is not None and self.sums[0].shape == sums[0].shape:
+            sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
+        self.sums = sums
 
     def guess(self) -> float | None:
         """The loss of the best constant answer."""
@@ -91,6 +135,7 @@ class Objective:
 
     def trace(self) -> LossTrace:
         """The figures, fetched from the device."""
+        self.flush()
         return LossTrace(
             self.kind,
             self.site,
@@ -180,12 +225,12 @@ class Objectives:
         if loss.numel() == 1:
             known.values.append((step, loss.detach()))
         known.made_by = made_by
-        known.look_at(scores.detach(), targets.detach(), kwargs)
+        if not targets.numel() or targets.is_complex() or targets.is_meta:
+            return
+        known.look_at(step, scores.detach(), targets.detach(), kwargs)
         given = [t for _, t in tensors(self._inputs()) if t.numel()]
         known.seen.look_at(
-            step,
-            targets.detach(),
-            kwargs,
+            targets,
             inputs=targets.data_ptr() in [t.data_ptr() for t in given],
             samples=targets.dim() > 0 and len(targets) in [len(t) for t in given if t.dim() > 1],
             loader=self._loader(),
@@ -213,6 +258,7 @@ class Objectives:
     def drain(self) -> None:
         """Move values to the host, and keep no more than can be used."""
         for objective in self._by_place.values():
+            objective.flush()
             objective.values = [(step, float(value)) for step, value in objective.values]
             if len(objective.values) > MOST_VALUES:
                 del objective.values[1::2]

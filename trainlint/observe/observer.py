@@ -10,7 +10,7 @@ import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -63,6 +63,8 @@ MOST_SKIPPED: Final = 3
 WINDOW: Final = 5
 _SURE_AFTER: Final = 3
 _MOST_WALKS: Final = 256
+# What has come out alike in the first steps, is looked at in every so many recorded ones.
+_LOOK_AGAIN: Final = 8
 # A recorded step may cost so much more than a bare one, on average over all steps.
 OVERHEAD: Final = 0.05
 
@@ -98,6 +100,7 @@ class TrainingObserver:
         self._loader: int | None = None
         self._parameters = ParameterRecorder()
         self._roots: dict[int, Root] = {}
+        self._known_owners: dict[int, tuple[int, str]] | None = None
         self._optimizers: dict[int, KnownOptimizer] = {}
         self._pending: deque[Forward] = deque(maxlen=512)
         self._incidents: dict[tuple[str, Any], Incident] = {}
@@ -239,6 +242,7 @@ class TrainingObserver:
             },
         )
         self._roots[id(module)] = root
+        self._known_owners = None
         return root
 
     def switches(self, module: nn.Module, training: bool, site: Site | None) -> None:
@@ -288,14 +292,15 @@ class TrainingObserver:
         """Places of the pending forwards, and keys of the optimizers, that the losses reach.
 
         The walk through the graph is left out where the same line, behind forwards at the same lines,
-        has come to the same result three times, but for steps that are recorded.
+        has come to the same result three times, but for every eighth recorded step.
         """
         key = (
             None if site is None else site.key,
             tuple((f.root.number, None if f.site is None else f.site.key) for f in self._pending),
         )
         known, times = self._walks.get(key, (None, 0))
-        if known is not None and times >= _SURE_AFTER and not self._is_recording:
+        is_asked_again = self._is_recording and not len(self._recorded) % _LOOK_AGAIN
+        if known is not None and times >= _SURE_AFTER and not is_asked_again:
             return known
         reached, parameters = walk(losses, {end for f in self._pending for end in f.ends})
         found = (
@@ -443,7 +448,7 @@ class TrainingObserver:
     def backward_ends(self, losses: list[Tensor], error: BaseException | None) -> None:
         for known in self._optimizers.values():
             if known.pending and (known.steps < FIRST_STEPS or self._is_recording):
-                known.arrived = _has_arrived(known.parameters())
+                known.arrived = _has_arrived(known)
         if error is not None and "a second time" in str(error):
             self._incident("graph-used-twice", calling_site())
 
@@ -482,21 +487,18 @@ class TrainingObserver:
         if self._is_recording:
             whole = [p for p in parameters if not is_spread(p)]
             self._is_spread = self._is_spread or len(whole) < len(parameters)
-            self._parameters.begin(whole)
+            self._parameters.begin(whole, self._owners())
 
     def _look_at(self, known: KnownOptimizer, parameters: list[Tensor], site: Site | None) -> None:
-        held = {id(p) for p in parameters}
-        self._note_held(known)
-        for root in self._roots.values():
-            module = root.module()
-            if root.held and module is not None:
-                for name, p in module.named_parameters():
-                    if name not in root.held and p.requires_grad and p.grad is not None:
-                        root.neglected.setdefault(name, _few(p))
+        is_asked_again = not len(self._recorded) % _LOOK_AGAIN
+        if known.steps < FIRST_STEPS or known.among != len(self._roots) or is_asked_again:
+            self._note_held(known)
+            self._note_neglected()
         are_gone = bool(parameters) and all(p.grad is None for p in parameters)
         if known.pending and known.arrived and (are_gone or self._are_zero(parameters)):
             self._incident("zeroed-before-step", site, optimizer=known.kind)
         elif are_gone:
+            held = {id(p) for p in parameters}
             others = [
                 root.name
                 for root in self._roots.values()
@@ -510,6 +512,7 @@ class TrainingObserver:
         optimizer = known.held()
         if optimizer is None:
             return
+        known.among = len(self._roots)
         groups = {
             id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]
         }
@@ -520,11 +523,20 @@ class TrainingObserver:
                     known.roots.add(root.number)
                     root.groups[name] = (known, groups[id_])
 
+    def _note_neglected(self) -> None:
+        """Which parameters have a gradient that no optimizer is known to hold."""
+        for root in self._roots.values():
+            module = root.module()
+            if root.held and module is not None:
+                for name, p in module.named_parameters():
+                    if name not in root.held and p.requires_grad and p.grad is not None:
+                        root.neglected.setdefault(name, _few(p))
+
     @staticmethod
     def _are_zero(parameters: list[Tensor]) -> bool:
         """Whether all gradients are there and exactly zero. Looked at on the CPU alone: it waits."""
         given = [here(p.grad) for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        return bool(given) and all(g.device.type == "cpu" and not bool(g.any()) for g in given)
+        return bool(given) and all(g.is_cpu for g in given) and not _is_some_not_zero(given)
 
     def step_ends(self, optimizer: Any) -> None:
         known = self._known(optimizer)
@@ -537,7 +549,7 @@ class TrainingObserver:
                 if (p := ref()) is not None and p.grad is None
             }
         if self._is_recording:
-            self._parameters.end(self.step, self._owners())
+            self._parameters.end(self.step)
         rates = tuple(
             _plain(group["lr"])
             for group in optimizer.param_groups
@@ -563,11 +575,14 @@ class TrainingObserver:
             self._iteration_ends()
 
     def _owners(self) -> dict[int, tuple[int, str]]:
-        return {
-            id_: (root.number, name)
-            for root in self._roots.values()
-            for id_, name in root.names.items()
-        }
+        """The root and the name of each parameter, by `id`."""
+        if self._known_owners is None:
+            self._known_owners = {
+                id_: (root.number, name)
+                for root in self._roots.values()
+                for id_, name in root.names.items()
+            }
+        return self._known_owners
 
     def _iteration_ends(self) -> None:
         now = time.perf_counter()
@@ -851,9 +866,9 @@ class TrainingObserver:
 
     def _model(self, root: Root) -> ModelTrace:
         sites = []
-        for key, record in self.recorder.sites.items():
+        for record in self.recorder.sites.values():
             if record.root == root.number:
-                steps, columns = self.recorder.series(key)
+                steps, columns = self.recorder.series(record)
                 means, squares = columns["mean"], columns["rms"]
                 columns["std"] = [
                     None if m is None or r is None else math.sqrt(max(0.0, r * r - m * m))
@@ -898,19 +913,29 @@ def _is_reset(optimizer: KnownOptimizer) -> bool:
     """Whether the gradients are gone, or zero, before a backward pass adds to them."""
     probes = [probe() for probe in optimizer.probes]
     return not probes or any(
-        p is None or p.grad is None or (p.device.type == "cpu" and not bool(here(p.grad).any()))
-        for p in probes
+        p is None or p.grad is None or (p.is_cpu and not bool(here(p.grad).any())) for p in probes
     )
 
 
-def _has_arrived(parameters: Iterable[Tensor]) -> bool:
-    """Whether one of them has a gradient; on the CPU, where it costs no waiting, one that is not zero."""
-    given = [here(p.grad) for p in parameters if p.grad is not None]
-    if not given:
-        return False
-    if any(g.device.type != "cpu" or g.is_sparse for g in given):
+def _has_arrived(optimizer: KnownOptimizer) -> bool:
+    """Whether a parameter has a gradient; on the CPU, where it costs no waiting, one that is not zero."""
+    probes = [
+        here(g)
+        for probe in optimizer.probes
+        if (p := probe()) is not None and (g := p.grad) is not None
+    ]
+    if any(not g.is_cpu or (not g.is_sparse and bool(g.any())) for g in probes):
         return True
-    return any(bool(g.any()) for g in given)
+    given = [here(p.grad) for p in optimizer.parameters() if p.grad is not None]
+    if any(not g.is_cpu or g.is_sparse for g in given):
+        return True
+    return _is_some_not_zero(given)
+
+
+def _is_some_not_zero(gradients: Sequence[Tensor]) -> bool:
+    """Whether there is anything but zeros. A row of each is looked at first, which is mostly enough."""
+    rows = (gradient[(0,) * (gradient.dim() - 1)] for gradient in gradients if gradient.numel())
+    return any(bool(row.any()) for row in rows) or any(bool(g.any()) for g in gradients)
 
 
 def _guard(first: Tensor, others: list[Tensor]) -> Tensor:

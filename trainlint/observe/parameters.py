@@ -5,21 +5,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
 from torch import Tensor
 
 Owner = tuple[int, str]
-_LARGEST_SAMPLE: Final = 8192
+LARGEST_SAMPLE: Final = 4096
 
 
-@dataclass
+@dataclass(slots=True)
+class _Before:
+    """Parameters of one device before a step, with copies of their parts; norms of gradients and parts."""
+
+    parameters: list[Tensor]
+    owners: list[Owner]
+    copies: tuple[Tensor, ...]
+    norms: list[Tensor]
+
+
+@dataclass(slots=True)
 class _Step:
-    """(parameters, 3): the norms of gradient, weight and change; -1 for a gradient that is not there."""
+    """(3, parameters): the norms of gradient, weight and change; -1 for a gradient that is not there."""
 
     step: int
     owners: list[Owner]
+    scales: list[float]
     figures: Tensor
 
 
@@ -27,49 +39,58 @@ class ParameterRecorder:
     """Brackets optimizer steps: `begin` before one, `end` behind it."""
 
     def __init__(self) -> None:
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._before: list[_Before] = []
         self._closed: list[_Step] = []
         self._figures: dict[Owner, dict[int, tuple[float | None, ...]]] = defaultdict(dict)
 
-    def begin(self, parameters: Sequence[Tensor]) -> None:
-        """Copy a part of each, all of one device and type at once."""
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            by_kind[parameter.device, parameter.dtype].append(parameter)
-        self._before = [
-            (parameter, copy)
-            for group in by_kind.values()
-            for parameter, copy in zip(group, _parts(group), strict=True)
-        ]
+    def begin(self, parameters: Sequence[Tensor], owners: Mapping[int, Owner]) -> None:
+        """Note the gradients, and copy a part of each parameter, of those whose `id` has an owner.
 
-    def end(self, step: int, owners: Mapping[int, Owner]) -> None:
-        """Note the step's figures of those parameters whose `id` has an owner."""
-        by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for parameter, before in self._before:
+        All at once, and the gradients before the optimizer reads them: so they come into the cache once.
+        """
+        self._before = []
+        by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+        for parameter in parameters:
             if id(parameter) in owners:
-                by_device[before.device].append((parameter, before))
-        for pairs in by_device.values():
-            parameters = [parameter for parameter, _ in pairs]
-            copies = [copy for _, copy in pairs]
-            changes = list(torch._foreach_sub(_parts(parameters), copies))
-            columns = [
-                torch.stack(_gradient_norms(parameters, copies[0])),
-                torch.stack(list(torch._foreach_norm(copies))),
-                torch.stack(list(torch._foreach_norm(changes))),
-            ]
-            names = [owners[id(parameter)] for parameter in parameters]
-            self._closed.append(_Step(step, names, torch.stack(columns, dim=1)))
+                by_device[parameter.device].append(parameter)
+        with torch.no_grad():
+            for group in by_device.values():
+                copies = tuple(torch._foreach_mul([_part(parameter) for parameter in group], 1.0))
+                gradients = [_gradient(parameter) for parameter in group]
+                given = [gradient for gradient in gradients if gradient is not None]
+                norms = torch._foreach_norm([*given, *copies], dtype=torch.float32)
+                there = iter(norms)
+                missing = copies[0].new_full((), -1.0, dtype=torch.float32)
+                of_gradients = [missing if g is None else next(there) for g in gradients]
+                names = [owners[id(parameter)] for parameter in group]
+                self._before.append(
+                    _Before(group, names, copies, [*of_gradients, *norms[len(given) :]])
+                )
+
+    def end(self, step: int) -> None:
+        """Note the changes, and with them the figures of the step."""
+        with torch.no_grad():
+            for group in self._before:
+                now = [_part(parameter) for parameter in group.parameters]
+                changes = torch._foreach_sub(now, group.copies)
+                norms = torch._foreach_norm(changes, dtype=torch.float32)
+                scales = [
+                    (parameter.numel() * (1 + parameter.is_complex()) / max(1, copy.numel())) ** 0.5
+                    for parameter, copy in zip(group.parameters, group.copies, strict=True)
+                ]
+                figures = torch.stack([*group.norms, *norms])
+                self._closed.append(_Step(step, group.owners, scales, figures.view(3, -1)))
         self._before = []
 
     def drain(self) -> None:
         """Move what was noted to the host."""
         for noted in self._closed:
-            for owner, (gradient, weight, change) in zip(
-                noted.owners, noted.figures.tolist(), strict=True
+            for owner, scale, gradient, weight, change in zip(
+                noted.owners, noted.scales, *noted.figures.tolist(), strict=True
             ):
                 self._figures[owner][noted.step] = (
                     gradient if gradient >= 0 or gradient != gradient else None,
-                    weight,
+                    weight * scale,
                     change / weight if weight else None,
                 )
         self._closed.clear()
@@ -86,39 +107,44 @@ class ParameterRecorder:
             self._figures[owner] = {step: by_step[step] for step in sorted(by_step)[::2]}
 
 
-def _parts(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """At most about 8192 elements of each, copied as single-precision numbers by a single operation.
-
-    Whole rows, the weights of every so many units: they lie together in memory.
-    """
-    some = []
-    for parameter in parameters:
-        stride = -(-parameter.numel() // _LARGEST_SAMPLE) | 1
-        is_tall = parameter.dim() > 1 and parameter.shape[0] >= 8 * stride
-        rows = parameter.detach().flatten(1) if is_tall else parameter.detach().reshape(-1)
-        some.append(_as_real(rows[::stride].reshape(-1)))
-    return list(torch.split(torch.cat(some).float(), [len(part) for part in some]))
+def _part(parameter: Tensor) -> Tensor:
+    """A view of at most 4096 elements."""
+    view = _view_of_part(parameter.shape, parameter.stride())
+    if view is None:
+        return _as_real(parameter.reshape(-1)[:: -(-parameter.numel() // LARGEST_SAMPLE) | 1])
+    return _as_real(parameter.as_strided(*view))
 
 
 def _as_real(values: Tensor) -> Tensor:
     """A complex number as its two parts: the norm is the same."""
-    return torch.view_as_real(values).flatten(-2) if values.is_complex() else values
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
-def _gradient_norms(parameters: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """The norm of each gradient, -1 where there is none."""
-    norms = [like.new_full((), -1.0)] * len(parameters)
-    dense: list[tuple[int, Tensor]] = []
-    for place, parameter in enumerate(parameters):
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        gradient = gradient.detach()
-        if gradient.is_sparse:
-            gradient = gradient.coalesce().values()
-        dense.append((place, _as_real(gradient)))
-    if dense:
-        found = torch._foreach_norm([gradient for _, gradient in dense], dtype=torch.float32)
-        for (place, _), norm in zip(dense, found, strict=True):
-            norms[place] = norm.to(like.device)
-    return norms
+@lru_cache(maxsize=4096)
+def _view_of_part(
+    shape: torch.Size, strides: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Its sizes and strides; None for a parameter that does not lie together in memory.
+
+    Whole rows, the weights of every so many units: they lie together, too.
+    """
+    elements = shape.numel()
+    if elements <= LARGEST_SAMPLE:
+        return tuple(shape), strides
+    together = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1 and stride != together:
+            return None
+        together *= size
+    step = -(-elements // LARGEST_SAMPLE) | 1
+    if len(shape) > 1 and shape[0] >= 8 * step and strides[0] == elements // shape[0]:
+        return (-(-shape[0] // step), strides[0]), (step * strides[0], 1)
+    return (-(-elements // step),), (step,)
+
+
+def _gradient(parameter: Tensor) -> Tensor | None:
+    """The gradient as a dense tensor beside the parameter."""
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    return _as_real(gradient.coalesce().values() if gradient.is_sparse else gradient)

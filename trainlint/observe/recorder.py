@@ -1,8 +1,9 @@
 """Record one step of a training loop in full, and keep the figures on the device until they are asked for.
 
 A `TorchFunctionMode` is on while a recorded step runs: it takes a sample of each result, hangs a hook for
-the gradient on it, and looks at the losses. `close` turns the samples of a step into one small tensor;
-`drain` moves them all to the host at once, which is the only time that the device is waited for.
+the gradient on it, and looks at the losses. Samples of one shape, also those of several steps, are turned
+into figures at once, since the operations cost more than the numbers; `drain` moves what was made so far to
+the host, which is the only time that the device is waited for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -29,7 +31,18 @@ from trainlint.observe.trace import Place
 from trainlint.sites import Site, calling_site
 from trainlint.tree import tensors
 
-LARGEST_SAMPLE: Final = 8192
+LARGEST_SAMPLE: Final = 2048
+MOST_ROWS: Final = 32
+# Samples, and figures, that wait to be looked at together.
+_MOST_WAITING: Final = 2**17
+_MOST_SCALARS: Final = 512
+# Gradients that are smaller wait for the end of the step, and have their norms taken all at once.
+_LARGEST_HELD: Final = 2**16
+_MOST_HELD: Final = 2**22
+MOST_WINDOWS: Final = 256
+# After so many windows, dead units are looked for in every fourth: they stay dead.
+_FIRST_WINDOWS: Final = 8
+_SOME_WINDOWS: Final = 4
 MOST_SITES: Final = 2048
 # Calls of one operation in one module beyond this are steps of a loop through time: one more tells no more.
 MOST_CALLS: Final = 32
@@ -45,9 +58,11 @@ RECORDED: Final = (
 RECTIFIERS: Final = frozenset({"relu", "relu6", "threshold", "clamp", "clamp_min", "hardtanh"})
 # |z| beyond which the slope is below 7% of its largest: σ'(4) = 0.018 of 0.25, tanh'(2) = 0.071 of 1.
 FLAT_BEYOND: Final = {"sigmoid": 4.0, "tanh": 2.0}
+_PARTICULAR: Final = RECTIFIERS | FLAT_BEYOND.keys() | {"batch_norm"}
 # Behind these the channels are the second axis; behind all others the last.
 _CHANNELS_SECOND: Final = ops.CONVOLUTIONS | {"batch_norm", "group_norm", "instance_norm"}
 _LAYERS: Final = ops.WEIGHTED | ops.NORMALIZATIONS
+_FED: Final = ops.WEIGHTED | ops.RECURRENT
 _USES: Final = ops.WEIGHTED | {"mul", "matmul", "bmm", "einsum", "lerp", "addcmul"}
 _VIEWS: Final = (
     "View", "Reshape", "Unsafe", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Permute", "T", "Split",
@@ -57,28 +72,28 @@ _BETWEEN: Final = (*_VIEWS, "Add", "MaxPool", "AvgPool", "NativeDropout")
 _PROPORTIONAL: Final = (*_BETWEEN, "Relu", "LeakyRelu", "Prelu", "Constant", "Mul")
 _NODES_BACK: Final = 5
 _COLUMNS: Final = ("mean", "rms", "spread", "zero", "saturated", "gradient")
+_OF_THE_SAMPLE: Final = 4
+_SATURATED: Final = 4
+_GRADIENT: Final = 5
 
 
-@dataclass
-class _Sample:
-    """One result in a recorded step."""
-
-    values: Tensor
-    flat: Tensor | None
-    gradient: Tensor | None = None
-
-
-@dataclass
+@dataclass(slots=True, eq=False)
 class SiteRecord:
-    """What is known of an operation besides its figures."""
+    """What is known of an operation besides its figures.
+
+    `units` is the axis of the units of the layer behind a rectifier, None where it has none. `is_new` as
+    long as what lies behind it is to be looked for.
+    """
 
     root: int
     place: Place
     site: Site | None
     weight: str | None
-    alive: Tensor | None = None
+    units: int | None = None
+    is_new: bool = True
+    largest: Tensor | None = None
     samples: int = 0
-    windows: list[Tensor] = field(default_factory=list)
+    windows: list[Any] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
     feeds: str = ""
     values: dict[int, int] = field(default_factory=dict)
@@ -87,13 +102,24 @@ class SiteRecord:
     def dead(self) -> tuple[list[float], list[int]]:
         """The share of dead units in each window, with the one that is still open, and their samples."""
         shares, seen = [float(share) for share in self.windows], list(self.seen)
-        if self.alive is not None:
-            shares.append(1 - float(self.alive.float().mean()))
+        if self.largest is not None:
+            shares.append(float(_share_of_dead(self.largest)))
             seen.append(self.samples)
         return shares, seen
 
 
-Key = tuple[int, Place]
+@dataclass(slots=True)
+class _Sample:
+    """One result in a recorded step: gradients as the hook was given them, or their norms."""
+
+    values: Tensor
+    flat: Tensor | None
+    gradients: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+
+
+Key = tuple[int, str, str, int]
+_Of = tuple[SiteRecord, int]
 LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], Any, int | None], None]
 
 
@@ -110,10 +136,17 @@ class Recorder(TorchFunctionMode):
         # Told of every operation that is called while no root's forward is.
         self.outside: Callable[[Any, Any, Any, Any], None] = lambda *_: None
         self.sites: dict[Key, SiteRecord] = {}
-        self._samples: dict[Key, _Sample] = {}
+        self._samples: dict[SiteRecord, _Sample] = {}
+        self._held = 0
         self._counts: dict[tuple[str, str], int] = defaultdict(int)
-        self._closed: list[tuple[int, list[Key], Tensor]] = []
-        self._figures: dict[Key, dict[int, tuple[float | None, ...]]] = defaultdict(dict)
+        # By device and shape, then with what they are of.
+        self._waiting: dict[tuple[torch.device, torch.Size], list[tuple[_Of, Tensor]]] = {}
+        self._elements = 0
+        self._scalars: list[tuple[_Of, int, Tensor]] = []
+        # Figures with what, and in which columns, they are of.
+        self._ready: list[tuple[list[tuple[_Of, int]], Tensor]] = []
+        self._windows = 0
+        self._figures: dict[SiteRecord, dict[int, list[float | None]]] = defaultdict(dict)
         self._root: int | None = None
         self._paths: dict[int, str] = {}
         self._names: dict[int, str] = {}
@@ -223,71 +256,107 @@ class Recorder(TorchFunctionMode):
         if torch._C._functorch.maybe_current_level() is not None:
             self.transformed = True  # what is computed here is a stand-in, which may not outlive it
             return
-        if name in _LOSSES:
-            self._seen(name, args, kwargs, result, self._root)
-        if self._root is None:
+        root = self._root
+        # Inside a model, losses that are written out cannot be told from what else it computes.
+        if name in LOSS_FUNCTIONS or (root is None and name in _LOSSES):
+            self._seen(name, args, kwargs, result, root)
+        if root is None:
             return
         if not torch.is_grad_enabled():
             self._is_past_data = self._is_past_data or name in _LAYERS
             return
         if self._flat and name in _USES:
             self._use(name, args)
-        if name not in RECORDED:
-            return
+        if name in RECORDED:
+            self._note_result(root, name, args, kwargs, result)
+
+    def _note_result(
+        self, root: int, name: str, args: Any, kwargs: dict[str, Any], result: Any
+    ) -> None:
         path = self._stack[-1] if self._stack else ""
         index = self._counts[path, name]
-        self._counts[path, name] += 1
+        self._counts[path, name] = index + 1
         tensor = (
             result if isinstance(result, Tensor) else next((t for _, t in tensors(result)), None)
         )
         if tensor is None or index >= MOST_CALLS or not tensor.is_floating_point():
             return
-        if tensor.is_meta or is_wrapped(tensor) or not tensor.numel():
+        if tensor.is_meta or not tensor.numel():
             return
-        key = (self._root, Place(path, name, index))
-        record = self.sites.get(key)
+        if type(tensor) is not Tensor and is_wrapped(tensor):
+            return
+        record = self.sites.get((root, path, name, index))
         if record is None:
             if len(self.sites) >= MOST_SITES:
                 return
-            weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
-            # What a layer of torch's calls, in a Sequential at that, is wrong where the layer is made.
-            record = SiteRecord(*key, self._made.get(path) or calling_site(3), weight)
-            self.sites[key] = record
+            record = self._new_site(root, Place(path, name, index), args)
         self._look_at_data(name, record, args, tensor)
-        sample = _Sample(_sampled(tensor), self._particulars(name, record, args, kwargs, tensor))
-        self._samples[key] = sample
+        node = tensor.grad_fn
+        if node is not None:
+            self._nodes[_number(node)] = record
+        values = tensor.detach()
+        flat = None
+        if name in _PARTICULAR:
+            flat = self._particulars(name, record, args, kwargs, tensor, values)
+        sample = self._samples[record] = _Sample(_sampled(values), flat)
+        # Behind layers that are frozen, so far, there is no graph to be looked through.
+        record.is_new = record.is_new and node is None
         if tensor.requires_grad:
-            self._handles.append(tensor.register_hook(_norm_into(sample)))  # type: ignore[no-untyped-call]
+            self._listen(tensor, sample)
+
+    def _new_site(self, root: int, place: Place, args: Any) -> SiteRecord:
+        weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
+        # What a layer of torch's calls, in a Sequential at that, is wrong where the layer is made.
+        record = SiteRecord(root, place, self._made.get(place.path) or calling_site(4), weight)
+        self.sites[root, place.path, place.operation, place.index] = record
+        return record
+
+    def _listen(self, tensor: Tensor, sample: _Sample) -> None:
+        """Hang the hook for the gradient on it; it must be quick, since the backward pass waits for it."""
+        elements = tensor.numel()
+        hook: Any = sample.gradients.append
+        if elements > _LARGEST_HELD or self._held + elements > _MOST_HELD:
+            hook = _norm_into(sample.norms)
+        else:
+            self._held += elements
+        self._handles.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def _particulars(
-        self, name: str, record: SiteRecord, args: Any, kwargs: dict[str, Any], result: Tensor
+        self,
+        name: str,
+        record: SiteRecord,
+        args: Any,
+        kwargs: dict[str, Any],
+        result: Tensor,
+        values: Tensor,
     ) -> Tensor | None:
         """What is noted of some operations only. Gives the share of elements where the slope is gone."""
-        flat = None
-        if result.grad_fn is not None:
-            self._nodes[_number(result.grad_fn)] = record
         if name in FLAT_BEYOND and args and isinstance(args[0], Tensor):
-            flat = (_sampled(args[0]).abs() > FLAT_BEYOND[name]).float().mean()
-            if result.grad_fn is not None:
+            if result.grad_fn is not None and record.feeds != "gate":
                 self._flat[_number(result.grad_fn)] = record
-        elif name == "batch_norm" and _is_training(args, kwargs):
-            values = result.numel() // result.shape[1]
-            if values in record.values or len(record.values) < MOST_CALLS:
-                record.values[values] = record.values.get(values, 0) + 1
+            return _sampled(args[0].detach()).abs_().gt_(FLAT_BEYOND[name]).mean()
+        if name == "batch_norm" and _is_training(args, kwargs):
+            count = result.numel() // result.shape[1]
+            if count in record.values or len(record.values) < MOST_CALLS:
+                record.values[count] = record.values.get(count, 0) + 1
         elif name in RECTIFIERS:
-            self._units(record, result)
-        return flat
+            if record.is_new:
+                record.units = self._axis_of_units(result)
+            is_asked = self._windows < _FIRST_WINDOWS or not self._windows % _SOME_WINDOWS
+            if is_asked and record.units is not None and values.dim() > 1:
+                _note_units(record, values)
+        return None
 
     def _look_at_data(self, name: str, record: SiteRecord, args: Any, result: Tensor) -> None:
         """Note what a layer gets that no layer made, and which of those layers are normalised behind."""
-        operand = next((a for a in args[:1] if isinstance(a, Tensor)), None)
+        operand = args[0] if args and isinstance(args[0], Tensor) else None
         if operand is None:
             return
         if name in ops.NORMALIZATIONS:
-            source = self._data_layer_behind(operand)
+            source = self._data_layer_behind(operand) if record.is_new else None
             if source is not None:
                 source.is_normalized = True
-        elif name in ops.WEIGHTED | ops.RECURRENT or record.weight is not None:
+        elif record.weight is not None or name in _FED:
             if not result.requires_grad:
                 self._is_past_data = True
             elif (
@@ -323,23 +392,15 @@ class Recorder(TorchFunctionMode):
             node = node.next_functions[0][0]
         return None
 
-    def _units(self, record: SiteRecord, result: Tensor) -> None:
-        """Which units of a layer were above zero for some sample.
+    def _axis_of_units(self, result: Tensor) -> int | None:
+        """Along which axis a rectifier has the units of a layer.
 
         Behind other things, such as the distances of a hinge, all zeros may be what is aimed at.
         """
         layer = None if result.dim() < 2 else self._layer_behind(result)
         if layer is None:
-            return
-        axis = 1 if layer.place.operation in _CHANNELS_SECOND else result.dim() - 1
-        others = [i for i in range(result.dim()) if i != axis]
-        alive = result.detach().amax(others) > 0
-        before = record.alive
-        if before is None or before.shape != alive.shape:
-            record.alive, record.samples = alive, 0
-        else:
-            record.alive = before | alive
-        record.samples += result.numel() // result.shape[axis]
+            return None
+        return 1 if layer.place.operation in _CHANNELS_SECOND else -1
 
     def _layer_behind(self, result: Tensor) -> SiteRecord | None:
         """The layer or normalization whose result this one's operand is, with sums and pools in between."""
@@ -386,51 +447,84 @@ class Recorder(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()  # what was written in place is the model's own tensor
         self._handles.clear()
-        groups: dict[tuple[Any, ...], list[Key]] = defaultdict(list)
-        for key, sample in self._samples.items():
-            groups[(*sample.values.shape, sample.values.device)].append(key)
-        for keys in groups.values():
-            self._closed.append((step, keys, _figures([self._samples[key] for key in keys])))
+        with torch.no_grad():
+            self._scalars += [
+                ((record, step), _GRADIENT, norm) for record, norm in _norms(self._samples).items()
+            ]
+            for record, sample in self._samples.items():
+                if sample.flat is not None:
+                    self._scalars.append(((record, step), _SATURATED, sample.flat))
+                values = sample.values
+                kind = (values.device, values.shape)
+                self._waiting.setdefault(kind, []).append(((record, step), values))
+                self._elements += values.numel()
+            if self._elements > _MOST_WAITING or len(self._scalars) > _MOST_SCALARS:
+                self._make()
         self._samples.clear()
+        self._held = 0
+
+    def _make(self) -> None:
+        """Make figures of what waits."""
+        for waiting in self._waiting.values():
+            places = [(of, column) for of, _ in waiting for column in range(_OF_THE_SAMPLE)]
+            self._ready.append((places, _figures([values for _, values in waiting])))
+        self._waiting.clear()
+        self._elements = 0
+        by_device: dict[torch.device, list[tuple[_Of, int, Tensor]]] = defaultdict(list)
+        for scalar in self._scalars:
+            by_device[scalar[2].device].append(scalar)
+        for scalars in by_device.values():
+            places = [(of, column) for of, column, _ in scalars]
+            self._ready.append((places, torch.stack([figure for _, _, figure in scalars])))
+        self._scalars.clear()
 
     def close_window(self) -> None:
         """Note the share of dead units since the last window, and begin another."""
+        self._windows += 1
         for record in self.sites.values():
-            if record.alive is not None:
-                record.windows.append(1 - record.alive.float().mean())
+            if record.largest is not None:
+                record.windows.append(_share_of_dead(record.largest))
                 record.seen.append(record.samples)
-                record.alive = None
+                record.largest = None
 
     def discard(self) -> None:
         """Forget a step that had no backward pass."""
+        if not self._samples:
+            return
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._samples.clear()
+        self._held = 0
 
     def drain(self) -> None:
         """Move what was made so far to the host: one transfer a device."""
-        for device in {figures.device for _, _, figures in self._closed}:
-            there = [entry for entry in self._closed if entry[2].device == device]
-            rows = iter(torch.cat([figures for _, _, figures in there]).tolist())
-            for step, keys, _ in there:
-                for key in keys:
-                    row = enumerate(next(rows))
-                    self._figures[key][step] = tuple(None if v < 0 and i > 3 else v for i, v in row)
-        self._closed.clear()
+        self._make()
+        for device in {figures.device for _, figures in self._ready}:
+            there = [made for made in self._ready if made[1].device == device]
+            numbers = iter(torch.cat([figures for _, figures in there]).tolist())
+            for places, _ in there:
+                for (record, step), column in places:
+                    figures = self._figures[record].setdefault(step, [None] * len(_COLUMNS))
+                    figures[column] = next(numbers)
+        self._ready.clear()
+        for record in self.sites.values():
+            record.windows = [float(share) for share in record.windows]
+            if len(record.windows) > MOST_WINDOWS:
+                record.windows, record.seen = record.windows[::2], record.seen[::2]
 
-    def series(self, key: Key) -> tuple[list[int], dict[str, list[float | None]]]:
+    def series(self, record: SiteRecord) -> tuple[list[int], dict[str, list[float | None]]]:
         """The recorded steps of a site, and its figures by name."""
-        by_step = self._figures.get(key, {})
+        by_step = self._figures.get(record, {})
         steps = sorted(by_step)
         columns = {name: [by_step[s][i] for s in steps] for i, name in enumerate(_COLUMNS)}
         return steps, columns
 
     def keep_every_other(self) -> None:
         """Halve what is kept, so that a long run takes no more memory than a short one."""
-        for key, by_step in self._figures.items():
+        for record, by_step in self._figures.items():
             kept = sorted(by_step)[::2]
-            self._figures[key] = {step: by_step[step] for step in kept}
+            self._figures[record] = {step: by_step[step] for step in kept}
 
 
 def _number(node: Any) -> int:
@@ -441,45 +535,88 @@ def _stack() -> list[Any]:
     return list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
-def _sampled(tensor: Tensor) -> Tensor:
-    """At most 8192 elements, in rows, one a sample of the batch where that is the first axis."""
-    flat = tensor.detach()
-    rows = flat.shape[0] if flat.dim() > 1 else 1
-    most = max(1, LARGEST_SAMPLE // rows)
-    flat = flat.reshape(rows, -1)
-    if flat.shape[1] > most:
-        # An odd stride does not keep hitting the same channel or position.
-        flat = flat[:, :: -(-flat.shape[1] // most) | 1]
-    return flat.to(torch.float32, copy=True)
+def _sampled(values: Tensor) -> Tensor:
+    """(rows, columns) of at most 4096 elements, copied; a row is a sample where the batch comes first."""
+    view = _view_of_sample(values.shape, values.stride())
+    if view is None:
+        rows = values[:: -(-values.shape[0] // MOST_ROWS)].flatten(1)
+        return rows[:, :: _odd_stride(rows.shape[1], len(rows))].to(torch.float32, copy=True)
+    return values.as_strided(*view).to(torch.float32, copy=True)
 
 
-def _norm_into(sample: _Sample) -> Callable[[Tensor | None], None]:
+@lru_cache(maxsize=1024)
+def _view_of_sample(
+    shape: torch.Size, strides: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Sizes and strides of the sample; None where a row does not lie together in memory."""
+    if len(shape) < 2:
+        step = _odd_stride(shape.numel(), 1)
+        return (1, -(-shape.numel() // step)), (0, step * strides[0] if strides else 0)
+    together = 1
+    for stride, size in sorted(zip(strides[1:], shape[1:], strict=True)):
+        if size > 1 and stride != together:
+            return None
+        together *= size
+    skip = -(-shape[0] // MOST_ROWS)
+    rows = -(-shape[0] // skip)
+    step = _odd_stride(together, rows)
+    return (rows, -(-together // step)), (strides[0] * skip, step)
+
+
+def _odd_stride(elements: int, rows: int) -> int:
+    """An odd stride does not keep hitting the same channel or position."""
+    return -(-elements * rows // LARGEST_SAMPLE) | 1
+
+
+def _note_units(record: SiteRecord, values: Tensor) -> None:
+    """The largest value of each unit: at zero, it is dead."""
+    assert record.units is not None
+    axis = record.units % values.dim()
+    largest = values.amax([i for i in range(values.dim()) if i != axis])
+    before = record.largest
+    if before is None or before.shape != largest.shape or before.device != largest.device:
+        record.largest, record.samples = largest, 0
+    else:
+        record.largest = torch.fmax(before, largest)  # a NaN takes nothing back
+    record.samples += values.numel() // values.shape[axis]
+
+
+def _share_of_dead(largest: Tensor) -> Tensor:
+    return 1 - (largest > 0).float().mean()
+
+
+def _norm_into(norms: list[Tensor]) -> Callable[[Tensor | None], None]:
     def hook(gradient: Tensor | None) -> None:
         if gradient is not None:
-            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
-            sample.gradient = (
-                norm if sample.gradient is None else torch.hypot(sample.gradient, norm)
-            )
+            norms.append(torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32))
 
     return hook
 
 
-def _figures(samples: Sequence[_Sample]) -> Tensor:
-    """(sites, columns) of samples of one shape. -1 stands for what there is not."""
-    stacked = torch.stack([sample.values for sample in samples])
-    every = (1, 2)
-    missing = stacked.new_full((), -1.0)
-    return torch.stack(
-        [
-            stacked.mean(every),
-            stacked.square().mean(every).sqrt(),
-            (stacked - stacked.mean(1, keepdim=True)).square().mean(every).sqrt(),
-            (stacked == 0).float().mean(every),
-            torch.stack([missing if s.flat is None else s.flat for s in samples]),
-            torch.stack([missing if s.gradient is None else s.gradient for s in samples]),
-        ],
-        dim=1,
-    )
+def _norms(samples: Mapping[SiteRecord, _Sample]) -> dict[SiteRecord, Tensor]:
+    """The norm of the gradient of each site that has one; of several passes, the root of summed squares."""
+    held = [g for sample in samples.values() for g in sample.gradients if g is not None]
+    found = iter(torch._foreach_norm(held, dtype=torch.float32) if held else ())
+    norms = {}
+    for record, sample in samples.items():
+        own = [*sample.norms, *(next(found) for g in sample.gradients if g is not None)]
+        if own:
+            norms[record] = own[0] if len(own) == 1 else torch.stack(own).norm()
+    return norms
+
+
+def _figures(samples: Sequence[Tensor]) -> Tensor:
+    """Mean, RMS, spread and share of zeros of each of some samples of one shape, in one row."""
+    stacked = torch.stack(list(samples))
+    columns = stacked.mean(1, keepdim=True)
+    root = (stacked.shape[1] * stacked.shape[2]) ** -0.5
+    figures = [
+        columns.mean((1, 2)),
+        torch.linalg.vector_norm(stacked, dim=(1, 2)) * root,
+        torch.linalg.vector_norm(stacked - columns, dim=(1, 2)) * root,
+        stacked.eq_(0).mean((1, 2)),
+    ]
+    return torch.stack(figures, dim=1).flatten()
 
 
 LOSS_FUNCTIONS: Final = frozenset(

@@ -120,7 +120,9 @@ class KnownOptimizer:
     probes: tuple[weakref.ref[Tensor], ...] = ()
     # A small one of the first: what is not finite in a gradient comes down to it.
     guard: weakref.ref[Tensor] | None = None
+    # The roots whose parameters it holds, and among how many they were looked for.
     roots: set[int] = field(default_factory=set)
+    among: int = 0
 
     def parameters(self) -> Iterator[Tensor]:
         """All parameters that it holds now."""

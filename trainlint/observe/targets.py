@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -29,68 +29,63 @@ class SeenTargets:
         self._inputs = False
         self._columns = 1
         # Counts by class of each step, where all calls so far had one label a sample.
-        self._batches: list[tuple[int, Tensor]] = []
+        self._batches: dict[int, Tensor] = {}
         self._are_labels = True
         self._loaders: Counter[int | None] = Counter()
 
-    def look_at(
-        self,
-        step: int,
-        targets: Tensor,
-        kwargs: Mapping[str, Any],
-        *,
-        inputs: bool,
-        samples: bool,
-        loader: int | None,
-    ) -> None:
-        """Add a call's targets.
+    def look_at(self, targets: Tensor, *, inputs: bool, samples: bool, loader: int | None) -> None:
+        """Note what is known of a call's targets without a look at their values.
 
         `inputs` tells that the model was given the very same tensor, `samples` that there are as many
         targets as samples were given to it; `loader` numbers the one that was last begun to be read.
         """
-        if not targets.numel() or targets.is_complex() or targets.is_meta:
-            return
         self._inputs = self._inputs or inputs
         self._integral = self._integral and not targets.is_floating_point()
-        flat = targets.reshape(-1)
         self._columns = max(self._columns, targets[:1].numel() if targets.dim() else 1)
-        flat = flat[:: -(-flat.numel() // _MOST) | 1].to(torch.float32)
-        least, largest = flat.amin(), flat.amax()
-        bounds = torch.stack([least, -largest])
+        self._are_labels = self._are_labels and samples and self._columns == 1
+        self._loaders[loader] += 1
+
+    def add(self, steps: Sequence[int], targets: Tensor, ignore: int) -> None:
+        """Add the targets of so many calls, of one shape, stacked."""
+        flat = targets.reshape(len(steps), -1)
+        if not targets.is_floating_point():
+            none = (flat == ignore).all(1).sum()
+            self._ignored = none if self._ignored is None else self._ignored + none
+        flat = flat[:, :: -(-flat.shape[1] // _MOST) | 1].to(torch.float32)
+        least, largest = flat.amin(1), flat.amax(1)
+        bounds = torch.stack([least.amin(), -largest.amax()])
         self._bounds = bounds if self._bounds is None else torch.minimum(self._bounds, bounds)
-        self._mixed = _both(self._mixed, least < largest)
-        self._one_hot = _both(self._one_hot, _is_one_hot(targets))
+        self._mixed = _both(self._mixed, (least < largest).all())
+        self._one_hot = _both(self._one_hot, _are_one_hot(targets))
         # The last bin is for everything else.
         other = (flat != flat.round()) | (flat < 0) | (flat > _LARGEST_WHOLE)
         index = torch.where(other, _LARGEST_WHOLE + 1, flat.nan_to_num(0)).long()
-        counts = flat.new_zeros(_LARGEST_WHOLE + 2).scatter_add_(0, index, torch.ones_like(flat))
-        self._counts = counts if self._counts is None else self._counts + counts
-        self._are_labels = self._are_labels and samples and self._columns == 1
-        self._loaders[loader] += 1
+        counts = flat.new_zeros(len(flat), _LARGEST_WHOLE + 2)
+        counts.scatter_add_(1, index, torch.ones_like(flat))
+        total = counts.sum(0)
+        self._counts = total if self._counts is None else self._counts + total
         if self._are_labels:
-            self._add_batch(step, counts)
-        if not targets.is_floating_point():
-            none = (targets == kwargs.get("ignore_index", -100)).all().int()
-            self._ignored = none if self._ignored is None else self._ignored + none
+            self._add_batches(steps, counts)
 
-    def _add_batch(self, step: int, counts: Tensor) -> None:
-        if self._batches and self._batches[-1][0] == step:  # accumulated, or in several parts
-            self._batches[-1] = (step, self._batches[-1][1] + counts)
-            return
-        self._batches.append((step, counts))
-        if len(self._batches) > _MOST_BATCHES:
-            del self._batches[1::2]
+    def _add_batches(self, steps: Sequence[int], counts: Tensor) -> None:
+        for step, row in zip(steps, counts, strict=True):
+            before = self._batches.get(step)  # accumulated, or in several parts
+            self._batches[step] = row if before is None else before + row
+        while len(self._batches) > _MOST_BATCHES:
+            for step in list(self._batches)[1::2]:
+                del self._batches[step]
 
     def _by_batch(self) -> list[tuple[int, dict[int, int]]]:
         """The counts of each step, without zeros. None where there were other values than labels."""
         if not self._are_labels or not self._batches:
             return []
-        rows = torch.stack([counts for _, counts in self._batches]).int().tolist()
+        batches = sorted(self._batches.items())
+        rows = torch.stack([counts for _, counts in batches]).int().tolist()
         if any(row[-1] for row in rows):
             return []
         return [
             (step, {label: n for label, n in enumerate(row) if n})
-            for (step, _), row in zip(self._batches, rows, strict=True)
+            for (step, _), row in zip(batches, rows, strict=True)
         ]
 
     def trace(self) -> TargetTrace | None:
@@ -119,9 +114,10 @@ def _both(before: Tensor | None, now: Tensor) -> Tensor:
     return now if before is None else before & now
 
 
-def _is_one_hot(targets: Tensor) -> Tensor:
-    if targets.dim() != 2 or targets.shape[1] < 2:
+def _are_one_hot(targets: Tensor) -> Tensor:
+    """Whether all rows are. Takes (calls, rows, columns)."""
+    if targets.dim() != 3 or targets.shape[2] < 2:
         return torch.zeros((), dtype=torch.bool, device=targets.device)
-    some = targets[:_MOST]
+    some = targets[:, :_MOST]
     are_bits = ((some == 0) | (some == 1)).all()
-    return are_bits & (some.sum(1) == 1).all()
+    return are_bits & (some.sum(2) == 1).all()

@@ -32,7 +32,7 @@ class Place:
 
 @dataclass(frozen=True)
 class SiteTrace:
-    """One operation's result over the recorded steps, from at most 8192 of its elements.
+    """One operation's result over the recorded steps, from at most 2048 of its elements.
 
     `mean`, `std`, `rms`, `spread` (RMS of what differs between the samples), `zero` and `saturated` are
     as in a `SiteSignal`; `gradient` is the norm of the loss's gradient by the whole result. `dead` is the
@@ -71,10 +71,10 @@ class ParameterTrace:
     """A parameter over the recorded steps.
 
     `gradient` is the norm of its gradient as the optimizer's step finds it, after unscaling and clipping;
-    `weight` its own norm, and `update` the norm of the step's change over that, both from at most 8192 of
-    its elements. `arrived` counts the recorded steps in which a gradient was there, `reached` tells whether
-    one was there in any step. `group` is the place of its optimizer in the trace and that of its group
-    there.
+    `weight` its own norm, and `update` the norm of the step's change over that, both as they are to be
+    expected from at most 4096 of its elements. `arrived` counts the recorded steps in which a gradient was
+    there, `reached` tells whether one was there in any step. `group` is the place of its optimizer in the
+    trace and that of its group there.
     """
 
     name: str
