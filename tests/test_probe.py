@@ -262,7 +262,7 @@ def test_what_is_likely_must_come_again(monkeypatch: pytest.MonkeyPatch) -> None
     seeds: list[int] = []
     original = Probe.trace
 
-    def trace(self: Probe, seed: int = 0) -> Any:
+    def trace(self: Probe, seed: int = 0, longer: int = 1) -> Any:
         seeds.append(seed)
         if seed:
             self.setup = type(self.setup)(
@@ -270,7 +270,7 @@ def test_what_is_likely_must_come_again(monkeypatch: pytest.MonkeyPatch) -> None
                 lambda model: torch.optim.Adam(model.parameters(), 1e-2),
                 self.setup.train_loader,
             )
-        return original(self, seed)
+        return original(self, seed, longer)
 
     def slow(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), 1e-7)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainlint.probe.probing import Guard, Probe
-    from trainlint.probe.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def analyze(
     if check.may_probe and recipe.setup.suffices:
         if provisionally is not None:
             provisionally(check.analysis())
-        check.train(model, recipe.setup, progress, guard)
+        check.train(model, recipe, progress, guard)
     return check.analysis()
 
 
@@ -136,14 +135,16 @@ class _Check:
     def train(
         self,
         model: nn.Module,
-        setup: Setup,
+        recipe: Recipe,
         progress: Callable[[str], None] | None,
         guard: Guard | None,
     ) -> None:
         """What needs a training."""
         from trainlint.probe.stage import probe_of, probed
 
-        self.probe = probe_of(model, self.inputs, setup, self.facts, self.settings, progress, guard)
+        self.probe = probe_of(
+            model, self.inputs, recipe, self.facts, self.settings, progress, guard
+        )
         self.outcomes["probe"] = probed(self.probe, self.facts, self._rules("probe"), self._run)
         if self.facts.has("Trace"):
             self.stages.append("probe")

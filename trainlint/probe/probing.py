@@ -61,8 +61,11 @@ class Probe:
     ran: Ran | None = None
     _first: list[Batch] = field(default_factory=list)
 
-    def trace(self, seed: int = 0) -> Trace:
-        """What was seen of the training. Raises `FactUnavailable` where none is possible."""
+    def trace(self, seed: int = 0, longer: int = 1) -> Trace:
+        """What was seen of a training so many times `longer` than the limit of steps.
+
+        Raises `FactUnavailable` where none is possible.
+        """
         self._check_memory()
         try:
             with (
@@ -70,7 +73,7 @@ class Probe:
                 same_draws(self.setup.train_loader, self.setup.val_loader),
             ):
                 seed_generators(seed)
-                ran = self._run()
+                ran = self._run(replace(self.limits, steps=self.limits.steps * longer))
         except ProbeProblem as problem:
             raise FactUnavailable(str(problem)) from None
         if not ran.trace.steps and ran.ended and not ran.trace.incidents:
@@ -145,15 +148,12 @@ class Probe:
                 f"it would take {size * _COPIES >> 20} MiB, and {free >> 20} are free"
             )
 
-    def _run(self) -> Ran:
-        after = None if self.progress is None else self._tell
+    def _run(self, limits: Limits) -> Ran:
+        after = None if self.progress is None else partial(self._tell, limits.steps)
         if self.setup.train is not None:
             with self._guarded(is_own_loop=True):
-                return run_loop(
-                    self.setup.train, self.limits, after_step=after, decided=self.decided
-                )
+                return run_loop(self.setup.train, limits, after_step=after, decided=self.decided)
         validation = None
-        limits = self.limits
         if self.setup.train_loader is None:
             data = self._made_up
             limits = Limits(min(_MADE_UP_STEPS, limits.steps), limits.seconds)
@@ -178,9 +178,9 @@ class Probe:
             return self.setup
         return replace(self.setup, loss=lambda output, _: objective_of(output, self.loss, 0)[1])
 
-    def _tell(self, steps: int) -> None:
+    def _tell(self, steps: int, done: int) -> None:
         if self.progress is not None:
-            self.progress(f"probe: step {steps} of {self.limits.steps}")
+            self.progress(f"probe: step {done} of {steps}")
 
     def _batches(self, part: str, loader: Any) -> Iterator[Batch]:
         name = self.setup.names.get(part, part)

@@ -39,6 +39,7 @@ class Setup:
     `optimizer` is one, or a function of the model that makes one. A batch of a loader is a tuple whose
     last element is the target and whose others are the model's inputs, or a dict. `train` runs the
     user's own loop, `step` is a `training_step(batch, index)`. `names` says what each was called.
+    `judge` is the file's loss layer where `loss` stands for it, `place` where the file calls it.
     """
 
     loss: Callable[..., Any] | None = None
@@ -48,6 +49,8 @@ class Setup:
     train: Callable[[], Any] | None = None
     step: Callable[[Any, int], Any] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    judge: Any = None
+    place: Any = None
 
     @property
     def own(self) -> frozenset[str]:
@@ -72,7 +75,11 @@ class Setup:
         """Where the loss was made, if it is a layer."""
         from torch import nn
 
-        return construction_site(self.loss) if isinstance(self.loss, nn.Module) else None
+        for loss in (self.loss, self.judge):
+            site = construction_site(loss) if isinstance(loss, nn.Module) else None
+            if site is not None:
+                return site
+        return None if hasattr(self.place, "op") else self.place
 
     def optimizer_site(self) -> Site | None:
         """Where the optimizer was made."""
@@ -85,7 +92,8 @@ def setup_of(
     """What the names of a module say of the training of `model`; `loss` is the one found there.
 
     An optimizer counts where it holds parameters of the model, or where no other model that lives there
-    could be its own.
+    could be its own. Where several models live there, as a GAN's, loaders and losses count for those alone
+    whose optimizer bears the plain name.
     """
     lightning = _of_lightning(model)
     if lightning is not None:
@@ -101,6 +109,8 @@ def setup_of(
         return None
 
     optimizer = first("optimizer", _OPTIMIZERS, lambda value: _optimizes(value, model, namespace))
+    if optimizer is None and _has_siblings(model, namespace):
+        return Setup()
     train_loader = first("train_loader", _TRAIN_LOADERS, _is_loader)
     val_loader = first("val_loader", _VAL_LOADERS, _is_loader)
     setup = Setup(loss, optimizer, train_loader, val_loader, names=names)
@@ -123,6 +133,20 @@ def _optimizes(value: Any, model: nn.Module, namespace: Mapping[str, Any]) -> bo
         others = (m for m in namespace.values() if isinstance(m, nn.Module) and m is not model)
         return lives_here and not any(id(p) in held for m in others for p in m.parameters())
     return inspect.isfunction(value) and _takes_one(value)
+
+
+def _has_siblings(model: nn.Module, namespace: Mapping[str, Any]) -> bool:
+    """Whether another model lives there, neither inside of this one nor around it."""
+    from torch import nn
+
+    inside = set(map(id, model.modules()))
+    return any(
+        isinstance(value, nn.Module)
+        and id(value) not in inside
+        and all(part is not model for part in value.modules())
+        and any(True for _ in value.parameters())
+        for value in namespace.values()
+    )
 
 
 def _takes_one(function: Callable[..., Any]) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
-from trainlint.probe.batches import batches, first_samples, same_draws, split
+from trainlint.probe.batches import ProbeProblem, batches, first_samples, same_draws, split
 from trainlint.probe.loop import Limits
 from trainlint.probe.probing import Guard, Probe
 from trainlint.rule import Confidence, Rule, Settings
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
     from trainlint.capture.inputs import Inputs
     from trainlint.engine import RawFinding
+    from trainlint.loss.uses import Losses, Recipe
     from trainlint.observe.trace import Trace
     from trainlint.probe.setup import Setup
 
 _SAMPLES = 16
+_LONGER = 4
 
 
 def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
@@ -40,7 +43,7 @@ def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
 def probe_of(
     model: nn.Module,
     inputs: Inputs,
-    setup: Setup,
+    recipe: Recipe,
     facts: Facts,
     settings: Settings,
     progress: Callable[[str], None] | None,
@@ -49,7 +52,10 @@ def probe_of(
     """The probe of this subject, offered as the facts `Trace` and `Memorisation`."""
     from trainlint.loss.objective import objective_of
 
+    setup = recipe.setup
     losses = facts.get("Losses")
+    if losses is not None and not recipe.explicit and setup.train is None and setup.step is None:
+        setup = with_loss_of_file(setup, losses)
     rules = [rule for rule in settings.rules if "Trace" in rule.facts.values()]
 
     def decided(trace: Trace) -> bool:
@@ -77,6 +83,24 @@ def probe_of(
     return probe
 
 
+def with_loss_of_file(setup: Setup, losses: Losses) -> Setup:
+    """With the loss as the file applies it to this model, which may take a part of the output only."""
+    from trainlint.loss.objective import loss_from_outside
+
+    found = loss_from_outside(losses)
+    if found is None:
+        return setup
+    function, call = found
+
+    def loss(output: Any, target: Any) -> Any:
+        value = function(output, target)
+        if value is None:
+            raise ProbeProblem(f"{call.kind} refuses the output or the targets")
+        return value
+
+    return replace(setup, loss=loss, judge=setup.loss, place=call.where)
+
+
 def _memorisation(probe: Probe, facts: Facts) -> Any:
     if facts.get("Trace") is None:
         raise FactUnavailable("there was no probe")
@@ -86,9 +110,10 @@ def _memorisation(probe: Probe, facts: Facts) -> Any:
 def probed(
     probe: Probe, facts: Facts, rules: Sequence[Rule], run: Callable[[Sequence[Rule]], Outcome]
 ) -> Outcome:
-    """The findings of a probe. What is not certain must come again with another seed.
+    """The findings of a probe. What is not certain must come again in a longer run with another seed.
 
-    Another seed means another order of the data and other dropout, from the same initial weights.
+    Another seed means another order of the data and other dropout, from the same initial weights. More
+    steps tell what never moves from what has not moved yet. It is then told with the figures of the second.
     """
     outcome = run(rules)
     reason = facts.missing.get("Memorisation")
@@ -99,20 +124,22 @@ def probed(
     if not doubtful or probe.ran is None or probe.setup.train is not None:
         return outcome
     try:
-        trace = probe.trace(seed=1)
+        trace = probe.trace(seed=1, longer=_LONGER)
     except FactUnavailable:
         return outcome
     again = Facts({"Trace": trace, "SourceEdits": facts.get("SourceEdits")})
     asked = list({finding.rule.code: finding.rule for finding in doubtful}.values())
     confirmed = {
-        (finding.reported.code, finding.reported.module)
+        (finding.reported.code, finding.reported.module): finding
         for finding in run_rules(asked, again, target="", options=probe.options).findings
     }
-    outcome.findings = [
-        finding
+    kept = [
+        confirmed.get((finding.reported.code, finding.reported.module))
+        if finding in doubtful
+        else finding
         for finding in outcome.findings
-        if finding not in doubtful or (finding.reported.code, finding.reported.module) in confirmed
     ]
+    outcome.findings = [finding for finding in kept if finding is not None]
     return outcome
 
 

@@ -281,7 +281,10 @@ def _no_training() -> Iterator[list[Stop]]:
     def stopper(what: str) -> Any:
         def stop(*_: Any, **__: Any) -> Any:
             stops.append(
-                Stop(f"training begins there ({what}); the model is checked as it was then")
+                Stop(
+                    f"training begins there ({what}); the model is checked as it was then, and "
+                    "`trainlint run` watches the training"
+                )
             )
             raise stops[-1]
 
