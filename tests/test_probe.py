@@ -284,7 +284,8 @@ def test_what_is_likely_must_come_again(monkeypatch: pytest.MonkeyPatch) -> None
     assert "OPT003" in check()
     monkeypatch.setattr(Probe, "trace", trace)
     assert "OPT003" not in check()
-    assert seeds == [0, 1]
+    assert seeds[0] == 0
+    assert len(seeds) > 1
 
 
 # ---------------------------------------------------------------------- 16 samples

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
 from trainlint.probe.batches import ProbeProblem, batches, first_samples, same_draws, split
 from trainlint.probe.loop import Limits
@@ -110,45 +112,59 @@ def _memorisation(probe: Probe, facts: Facts) -> Any:
 def probed(
     probe: Probe, facts: Facts, rules: Sequence[Rule], run: Callable[[Sequence[Rule]], Outcome]
 ) -> Outcome:
-    """The findings of a probe. What is not certain must come again in a longer run with another seed.
+    """The findings of a probe. What is not certain must come again with another seed.
 
-    Another seed means another order of the data and other dropout, from the same initial weights. More
-    steps tell what never moves from what has not moved yet. It is then told with the figures of the second.
+    Another seed means another order of the data and other dropout, from the same initial weights. What is
+    only possible, since more steps could tell, must come again after four times as many.
     """
     outcome = run(rules)
     reason = facts.missing.get("Memorisation")
     if reason and facts.has("Trace") and not probe.is_decided:
         asking = [rule for rule in rules if "Memorisation" in rule.facts.values()]
         outcome.unmeasured += [(rule, reason) for rule in asking]
-    doubtful = [finding for finding in outcome.findings if _is_doubtful(finding)]
-    if not doubtful or probe.ran is None or probe.setup.train is not None:
-        return outcome
-    try:
-        trace = probe.trace(seed=1, longer=_LONGER)
-    except FactUnavailable:
-        return outcome
-    again = Facts({"Trace": trace, "SourceEdits": facts.get("SourceEdits")})
-    asked = list({finding.rule.code: finding.rule for finding in doubtful}.values())
-    confirmed = {
-        (finding.reported.code, finding.reported.module): finding
-        for finding in run_rules(asked, again, target="", options=probe.options).findings
-    }
-    kept = [
-        confirmed.get((finding.reported.code, finding.reported.module))
-        if finding in doubtful
-        else finding
-        for finding in outcome.findings
-    ]
-    outcome.findings = [finding for finding in kept if finding is not None]
+    if probe.ran is not None and probe.setup.train is None:
+        edits = facts.get("SourceEdits")
+        _confirm(outcome, probe, edits, Confidence.LIKELY, longer=1)
+        _confirm(outcome, probe, edits, Confidence.POSSIBLE, longer=_LONGER)
     return outcome
 
 
-def _is_doubtful(finding: RawFinding) -> bool:
+def _confirm(
+    outcome: Outcome, probe: Probe, edits: Any, confidence: Confidence, *, longer: int
+) -> None:
+    """Keep of the findings of this confidence those that come again, as they then are."""
+    doubtful = [finding for finding in outcome.findings if _is_doubtful(finding, confidence)]
+    if not doubtful:
+        return
+    try:
+        trace = probe.trace(seed=longer, longer=longer)
+    except FactUnavailable:
+        return
+    asked = list({finding.rule.code: finding.rule for finding in doubtful}.values())
+    again = run_rules(
+        asked, Facts({"Trace": trace, "SourceEdits": edits}), target="", options=probe.options
+    )
+    confirmed = {(f.reported.code, f.reported.module): f for f in again.findings}
+    kept: list[RawFinding] = []
+    for finding in outcome.findings:
+        if finding not in doubtful:
+            kept.append(finding)
+            continue
+        same = confirmed.get((finding.reported.code, finding.reported.module))
+        if same is not None:
+            target = finding.reported.target
+            kept.append(
+                replace(same, reported=msgspec.structs.replace(same.reported, target=target))
+            )
+    outcome.findings = kept
+
+
+def _is_doubtful(finding: RawFinding, confidence: Confidence) -> bool:
     """Whether it rests on the trace alone, and is no plain fact."""
     facts = set(finding.rule.facts.values())
     return (
         finding.reported.stage == "probe"
-        and finding.reported.confidence != Confidence.CERTAIN
+        and finding.reported.confidence == confidence
         and finding.reported.severity != "info"
         and "Trace" in facts
         and facts <= {"Trace", "SourceEdits"}
