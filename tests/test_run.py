@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 HEADER = """\
 import sys
@@ -234,3 +235,196 @@ def test_a_syntax_error_is_the_scripts(tmp_path: Path) -> None:
     done, _ = run(path)
     assert done.returncode == 1
     assert done.stderr == bare(path).stderr
+
+
+# ---------------------------------------------------------------------- more ways to end, and to begin
+
+LOOP = "for _ in range(4):\n    step()\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ("step()\nimport ctypes\nctypes.string_at(0)\n", 128 + signal.SIGSEGV, "killed by SIGSEGV"),
+        ("step()\nimport os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n", 143, "SIGTERM"),
+        ("step()\nraise KeyboardInterrupt\n", 130, "killed by SIGINT"),
+    ],
+)  # fmt: skip
+def test_more_ways_to_end(tmp_path: Path, body: str, status: int, word: str) -> None:
+    path = script(tmp_path, body)
+    done, report = run(path)
+    assert (done.returncode, done.stdout) == (status, bare(path).stdout)
+    assert word in notes(report)
+
+
+def test_the_last_line_is_ours_and_says_what_was_watched(tmp_path: Path) -> None:
+    path = script(tmp_path, LOOP + "print('of the script', file=sys.stderr)\nsys.exit(3)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainlint", "run", path.name], cwd=tmp_path, capture_output=True,
+        text=True, timeout=180, check=False,
+    )  # fmt: skip
+    first, *_, last = done.stderr.splitlines()
+    assert first == "of the script"
+    assert last == "0 errors, 0 warnings · 4 steps of SGD, 4 of them recorded · exit 3"
+    assert done.returncode == 3
+
+
+def test_a_report_that_cannot_be_written_does_not_change_the_status(tmp_path: Path) -> None:
+    path = script(tmp_path, LOOP + "sys.exit(3)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainlint", "run", f"--output={tmp_path}", path.name], cwd=tmp_path,
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.startswith("trainlint: error: no report: cannot write")
+
+
+# What scripts do, printing what they trained; the random state last.
+PRINTS = (
+    "\nprint([p.double().sum().item() for p in model.parameters()], torch.get_rng_state().sum())\n"
+)
+SCRIPTS = {
+    "progress bar": """
+from tqdm import tqdm
+bar = tqdm(range(8), mininterval=1e9, bar_format="{n}/{total}")
+for _ in bar:
+    step()
+""",
+    "checkpoint": """
+import io
+for _ in range(3):
+    step()
+kept = io.BytesIO()
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "whole": model}, kept)
+for _ in range(2):
+    step()
+kept.seek(0)
+back = torch.load(kept, weights_only=False)
+model.load_state_dict(back["model"])
+optimizer.load_state_dict(back["optimizer"])
+for _ in range(3):
+    step()
+""",
+    "thread": """
+import threading
+thread = threading.Thread(target=lambda: [step() for _ in range(4)])
+thread.start()
+thread.join()
+""",
+    "forked child": """
+import os
+step()
+if (child := os.fork()) == 0:
+    for _ in range(3):
+        step()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+step()
+""",
+    "cuda": """
+try:
+    model.cuda()
+except Exception as error:
+    print(type(error).__name__)
+for _ in range(4):
+    step()
+""",
+    "exec": """
+cells = ["loss = F.cross_entropy(model(torch.randn(4, 8)), torch.tensor([0, 1, 0, 1]))",
+         "optimizer.zero_grad()\\nloss.backward()", "optimizer.step()"]
+for _ in range(3):
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"<ipython-input-{number}>", "exec"))
+""",
+    "compiled step": """
+import logging
+logging.disable(logging.WARNING)  # with the time of the day
+fast = torch.compile(step, backend="eager")
+for _ in range(4):
+    fast()
+""",
+    "nested function": "def main():\n    for _ in range(4):\n        step()\n\nmain()\n",
+}  # fmt: skip
+WATCHED = {
+    "thread": "no model was run",
+    "forked child": "2 steps",
+    "compiled step": "no model was run",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_output_and_training_are_as_without_us(tmp_path: Path, name: str) -> None:
+    if name == "progress bar":
+        pytest.importorskip("tqdm")
+    path = script(tmp_path, SCRIPTS[name] + PRINTS)
+    expected = bare(path)
+    done, report = run(path)
+    assert (done.stdout, done.stderr) == (expected.stdout, expected.stderr)
+    assert done.returncode == expected.returncode == 0
+    assert [f["message"] for f in report["findings"] if f["severity"] != "info"] == []
+    (target,) = report["targets"]
+    assert (target["status"], target.get("reason")) == ("ok", None)
+    if name in WATCHED:
+        assert target["watched"].startswith(WATCHED[name])
+        assert (name == "forked child") != ("main thread" in notes(report))
+        assert (name == "compiled step") == ("compiled code" in notes(report))
+    else:
+        assert " steps of SGD" in target["watched"]
+
+
+def test_torch_may_be_imported_late_and_in_another_module(tmp_path: Path) -> None:
+    script(tmp_path, "", name="library.py")
+    path = script(tmp_path, "import argparse, os\nimport library\n" + 4 * "library.step()\n", "")
+    _, report = run(path)
+    assert report["targets"][0]["watched"].startswith("4 steps of SGD")
+
+
+DISTRIBUTED = """\
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+if sys.argv[1] == "replicated":
+    model = nn.parallel.DistributedDataParallel(model)
+else:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+generator = torch.Generator().manual_seed(dist.get_rank())
+for _ in range(12):
+    x = torch.randn(16, 8, generator=generator)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    optimizer.step()
+if dist.get_rank() == 0:
+    print(norm.item(), loss.item(), torch.get_rng_state().sum().item())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("how", ["replicated", "sharded"])
+def test_several_processes_train_the_same_and_one_reports(tmp_path: Path, how: str) -> None:
+    path = script(tmp_path, "", DISTRIBUTED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    expected, done = (
+        subprocess.run(
+            [*launch, *ours, path.name, how], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )
+        for ours in ((), ("-m", "trainlint", "run", "--every=1"))
+    )  # fmt: skip
+    assert expected.returncode == done.returncode == 0, done.stderr
+    assert done.stdout == expected.stdout
+    last = "0 errors, 0 warnings · 12 steps of SGD, 12 of them recorded · exit 0"
+    assert [line for line in done.stderr.splitlines() if "12 steps" in line][1:] == [last]
+    assert ("other processes hold parts" in done.stderr) == (how == "sharded")

@@ -853,7 +853,7 @@ class TrainingObserver:
     def _notes(self) -> Iterator[str]:
         if self._compiled:
             yield "compiled code is not looked into: only losses, steps and gradients of parameters"
-            if any(known.pending and not known.steps for known in self._optimizers.values()):
+            if not self.step:
                 yield "no optimizer step was seen: those within compiled code cannot be"
         if self._is_spread:
             yield "other processes hold parts of the parameters: there are no figures of those"

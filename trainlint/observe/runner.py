@@ -153,6 +153,11 @@ class _Watch:
 
         problem = self._problem()
         notes = [f"watching stopped: {type(problem).__name__}: {problem}"] if problem else []
+        if not self._observer.step:
+            notes.append(
+                "only the main thread of this process is watched; processes that torchrun starts are where "
+                "it starts `-m trainlint run SCRIPT`"
+            )
         settings = Settings(select_rules(self._job.rules), self._job.options)
         seconds = time.monotonic() - self._started
         return judged(
