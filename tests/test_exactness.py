@@ -467,3 +467,215 @@ def test_a_watched_loop_computes_the_same_and_is_found_sound(loop: Callable[[], 
     assert (target.status, target.reason) == ("ok", None)
     assert not [note for note in target.notes if "stopped" in note]
     assert [(f.code, f.message) for f in report.findings if f.severity != "info"] == []
+
+
+# ---------------------------------------------------------------------- what is recorded is what happened
+
+Note = Callable[..., None]
+
+
+def clipped(note: Note) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches(6):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.4)
+        note(model)
+        optimizer.step()
+
+
+def accumulated(note: Note) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for number, (x, y) in enumerate(batches(12)):
+        (functional.cross_entropy(model(x), y) / 3).backward()
+        if number % 3 == 2:
+            note(model)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def tied(note: Note) -> None:
+    model = Twice()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(6):
+        tokens = torch.randint(0, 12, (4, 6))
+        optimizer.zero_grad()
+        functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        note(model)
+        optimizer.step()
+
+
+def recomputed(note: Note) -> None:
+    model = Checkpointed(reentrant=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches(6):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        note(model)
+        optimizer.step()
+
+
+def scaled_by(
+    init_scale: float, *, fused: bool = False, unscale: bool = False
+) -> Callable[[Note], None]:
+    def loop(note: Note) -> None:
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+        for x, y in batches(8):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = 100 * functional.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            scale = scaler.get_scale()
+            if unscale:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.4)
+                scale = 1.0
+            if all(bool(p.grad.isfinite().all()) for p in model.parameters()):
+                note(model, scale)
+            scaler.step(optimizer)
+            scaler.update()
+
+    return loop
+
+
+EXACT = {
+    "clipped": clipped, "accumulated": accumulated, "tied": tied, "recomputed": recomputed,
+    "scaled": scaled_by(2.0**16), "scaled and clipped": scaled_by(2.0**16, unscale=True),
+    "scaled, with steps left out": scaled_by(2.0**126),
+    "scaled in fused code": scaled_by(2.0**16, fused=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gradient_norms_are_those_of_the_unwatched_run(name: str) -> None:
+    norms: list[dict[str, float]] = []
+
+    def note(model: nn.Module, scale: float = 1.0) -> None:
+        parts = {n: p.grad.double() / scale for n, p in model.named_parameters()}
+        norms.append({n: float(gradient.norm()) for n, gradient in parts.items()})
+
+    torch.manual_seed(0)
+    EXACT[name](note)
+    torch.manual_seed(0)
+    _, trace = watched(lambda: EXACT[name](lambda *_: None), period=1)
+    (model,) = trace.models
+    assert trace.steps == len(norms)
+    assert {p.name for p in model.parameters} == set(norms[0])
+    for parameter in model.parameters:
+        assert parameter.steps == list(range(len(norms)))
+        assert parameter.gradient == pytest.approx([n[parameter.name] for n in norms], rel=1e-5)
+
+
+def test_gradient_norms_of_two_optimizers_are_each_ones_own() -> None:
+    norms: dict[str, list[float]] = {"Linear": [], "Sequential": []}
+
+    def loop(*, noting: bool) -> None:
+        generator, critic = nn.Linear(4, 8), mlp(outputs=1)
+        d_step, g_step = (torch.optim.SGD(m.parameters(), lr=1e-2) for m in (critic, generator))
+
+        def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+            optimizer.zero_grad()
+            loss.backward()
+            if noting:
+                norms[type(model).__name__].append(float(next(model.parameters()).grad.norm()))
+            optimizer.step()
+
+        for x, _ in batches(6):
+            fake = generator(torch.randn(16, 4))
+            real = functional.softplus(-critic(x)).mean()
+            update(critic, d_step, real + functional.softplus(critic(fake.detach())).mean())
+            update(generator, g_step, functional.softplus(-critic(fake)).mean())
+
+    torch.manual_seed(0)
+    loop(noting=True)
+    torch.manual_seed(0)
+    _, trace = watched(lambda: loop(noting=False), period=1)
+    for model in trace.models:
+        assert model.parameters[0].gradient == pytest.approx(norms[model.name], rel=1e-5)
+
+
+def test_what_a_clip_multiplied_by() -> None:
+    factors = []
+
+    def loop(*, noting: bool) -> None:
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in batches(6):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            before = model[0].weight.grad.clone()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.4)
+            if noting:
+                factors.append(float(model[0].weight.grad.norm() / before.norm()))
+            optimizer.step()
+
+    torch.manual_seed(0)
+    loop(noting=True)
+    torch.manual_seed(0)
+    _, trace = watched(lambda: loop(noting=False))
+    (clip,) = trace.clips
+    assert min(factors) < 1
+    assert clip.factor == pytest.approx(factors, rel=1e-5)
+
+
+def test_losses_are_those_before_scaling() -> None:
+    (losses, *_), trace = watched(lambda: seeded(overflowing_scaler))
+    assert trace.losses[0][1] == pytest.approx(losses[0], rel=1e-6)
+
+
+class Shown(nn.Module):
+    """Keeps what its layers give: one before a ReLU, the ReLU's, and a layer that is used three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+        self.seen: dict[tuple[str, str, int], list[Tensor]] = {}
+
+    def keep(self, path: str, operation: str, index: int, value: Tensor) -> Tensor:
+        self.seen.setdefault((path, operation, index), []).append(value.detach().float().clone())
+        return value
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.keep("first", "linear", 0, self.first(x))
+        hidden = self.keep("", "relu", 0, hidden.relu())
+        for index in range(3):
+            hidden = self.keep("again", "linear", index, self.again(hidden)).tanh()
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_activations_are_those_of_the_unwatched_run(autocast: bool) -> None:
+    def loop() -> Shown:
+        model = Shown()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in batches(4):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss = functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+        return model
+
+    torch.manual_seed(0)
+    seen = loop().seen
+    torch.manual_seed(0)
+    _, trace = watched(loop, period=1)
+    sites = {
+        (site.place.path, site.place.operation, site.place.index): site
+        for site in trace.models[0].sites
+    }
+    assert seen.keys() <= sites.keys()
+    for key, values in seen.items():
+        site = sites[key]
+        assert site.mean == pytest.approx([float(v.mean()) for v in values], abs=1e-6)
+        assert site.std == pytest.approx([float(v.std(correction=0)) for v in values], rel=1e-4)
+        assert site.rms == pytest.approx(
+            [float(v.square().mean().sqrt()) for v in values], rel=1e-5
+        )
+        assert site.zero == pytest.approx(
+            [float((v == 0).float().mean()) for v in values], abs=1e-7
+        )

@@ -487,7 +487,8 @@ class TrainingObserver:
         if self._is_recording:
             whole = [p for p in parameters if not is_spread(p)]
             self._is_spread = self._is_spread or len(whole) < len(parameters)
-            self._parameters.begin(whole, self._owners())
+            scale = getattr(known.held(), "grad_scale", None)  # of a `GradScaler`, in fused code
+            self._parameters.begin(whole, self._owners(), scale)
 
     def _look_at(self, known: KnownOptimizer, parameters: list[Tensor], site: Site | None) -> None:
         is_asked_again = not len(self._recorded) % _LOOK_AGAIN

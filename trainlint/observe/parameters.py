@@ -43,10 +43,16 @@ class ParameterRecorder:
         self._closed: list[_Step] = []
         self._figures: dict[Owner, dict[int, tuple[float | None, ...]]] = defaultdict(dict)
 
-    def begin(self, parameters: Sequence[Tensor], owners: Mapping[int, Owner]) -> None:
+    def begin(
+        self,
+        parameters: Sequence[Tensor],
+        owners: Mapping[int, Owner],
+        scale: Tensor | None = None,
+    ) -> None:
         """Note the gradients, and copy a part of each parameter, of those whose `id` has an owner.
 
         All at once, and the gradients before the optimizer reads them: so they come into the cache once.
+        `scale` is what the optimizer's own code is yet to divide them by.
         """
         self._before = []
         by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
@@ -60,6 +66,9 @@ class ParameterRecorder:
                 given = [gradient for gradient in gradients if gradient is not None]
                 norms = torch._foreach_norm([*given, *copies], dtype=torch.float32)
                 there = iter(norms)
+                if scale is not None and given:
+                    unscaled = torch._foreach_div(norms[: len(given)], scale.to(copies[0].device))
+                    there = iter(unscaled)
                 missing = copies[0].new_full((), -1.0, dtype=torch.float32)
                 of_gradients = [missing if g is None else next(there) for g in gradients]
                 names = [owners[id(parameter)] for parameter in group]
