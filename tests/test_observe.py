@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -416,12 +417,44 @@ def test_warnings_name_the_line_of_the_loop() -> None:
 
 
 def test_a_mode_of_the_user_keeps_its_place() -> None:
-    def loop() -> None:
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    def loop() -> int:
         model = mlp()
-        with torch.device("meta"):
-            model(torch.randn(2, 8, device="cpu"))
-            assert torch.empty(1).is_meta
-        assert not torch.empty(1).is_meta
+        with Counting() as mode:
+            model(torch.randn(2, 8))
+        return mode.calls
+
+    calls, trace = observed_run(loop, period=1)
+    assert calls == loop()
+    assert any("another torch function mode" in note for note in trace.notes)
+
+
+def test_a_default_device_is_kept_and_does_not_matter() -> None:
+    def loop() -> None:
+        torch.set_default_device("cpu")
+        try:
+            model = mlp()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for x, y in batches(3):
+                scores = model(x)
+                with torch.device("meta"):
+                    assert torch.empty(1).is_meta
+                optimizer.zero_grad()
+                functional.cross_entropy(scores, y).backward()
+                assert not torch.empty(1).is_meta
+                optimizer.step()
+        finally:
+            torch.set_default_device(None)
+        assert torch._C._len_torch_function_stack() == 0
 
     _, trace = observed_run(loop, period=1)
-    assert any("another torch function mode" in note for note in trace.notes)
+    assert trace.notes == []
+    assert trace.models[0].sites

@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from trainlint import ops
 from trainlint.observe.autograd import sequence
@@ -98,7 +99,8 @@ def backward_origin_in(module: nn.Module, call: Call) -> Origin | None:
 
 def _again(module: nn.Module, call: Call, run: Callable[[], None]) -> None:
     """Run it on cloned buffers, unheard; a model may be made for one call a step, and raise."""
-    if _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(not isinstance(mode, DeviceContext) for mode in modes):
         return
     buffers = {f"module.{name}": buffer.clone() for name, buffer in module.named_buffers()}
     with contextlib.ExitStack() as stack:

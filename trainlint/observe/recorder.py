@@ -23,6 +23,7 @@ from torch.overrides import (
     _pop_mode,
     _push_mode,
 )
+from torch.utils._device import DeviceContext
 
 from trainlint import ops
 from trainlint.capture.tracer import is_wrapped
@@ -170,7 +171,8 @@ class Recorder(TorchFunctionMode):
         """Turn the mode on. Not above another mode: one that ends within ours would pop ours."""
         if self._is_on:
             return True
-        if _stack():
+        # That of a default device is at home below all others, and looks after that itself.
+        if any(not isinstance(mode, DeviceContext) for mode in _stack()):
             self.refused += 1
             return False
         self.__enter__()  # type: ignore[no-untyped-call]
