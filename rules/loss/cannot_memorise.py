@@ -22,10 +22,10 @@ def cannot_memorise(
 
     The probe takes the first batch of the loader, at most 16 samples of it, and trains 60 steps with
     Adam at 3e-3, 3e-4 and 3e-2 in turn, dropout off, until one leaves less than half of the best
-    constant answer's loss. Reported where the best of them leaves more than the share `left`. Advice only
-    for a model with fewer than `weights` weights for each target. Not measurable with fewer than 8
-    samples, where equal samples have different targets, and for losses whose best constant answer is not
-    known.
+    constant answer's loss; if none does, the best of them once more with 400 steps. Reported where more
+    than the share `left` is left. Advice only for a model with fewer than `weights` weights for each
+    target. Not measurable with fewer than 8 samples, where equal samples have different targets, and for
+    losses whose best constant answer is not known.
 
     ## Bad
     ```python

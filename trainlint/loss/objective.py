@@ -196,7 +196,9 @@ def _inner_loss(loss: Callable[..., Any], scores: Tensor) -> Given | None:
     """The loss of PyTorch's that a function computes from its first argument, and the steps before."""
     generator = torch.Generator().manual_seed(0)
     for target in synthetic_targets("", scores, generator):
-        recording = capture(_Judge(loss), (scores, target))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of targets that we made up
+            recording = capture(_Judge(loss), (scores, target))
         if recording.exception is not None or recording.faults:
             continue
         graph = Graph(recording.graph, recording.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -79,6 +79,7 @@ def split(batch: Any, model: nn.Module, loss: Callable[..., Any] | None, name: s
         return _split_mapping(batch, model, loss, name)
     if isinstance(batch, (list, tuple)):
         if loss is None:
+            _refuse_targets(batch, model, name)
             return Batch(tuple(batch), {}, None, batch)
         if len(batch) == 1:
             return Batch((batch[0],), {}, batch[0], batch)
@@ -88,6 +89,19 @@ def split(batch: Any, model: nn.Module, loss: Callable[..., Any] | None, name: s
         target = None if loss is None else getattr(batch, "y", batch)
         return Batch((batch,), {}, target, batch)
     raise ProbeProblem(f"{name} gives {_described(batch)}: no tensors to train on")
+
+
+def _refuse_targets(batch: Sequence[Any], model: nn.Module, name: str) -> None:
+    """Without a loss, all of a batch goes to the model."""
+    try:
+        inspect.signature(model.forward).bind(*batch)
+    except TypeError:
+        raise ProbeProblem(
+            f"{name} gives {len(batch)} parts, of which forward does not take all, and no loss is known "
+            "for the rest: name it criterion"
+        ) from None
+    except ValueError:  # no signature to be had
+        pass
 
 
 def _split_mapping(
