@@ -19,7 +19,8 @@ def graph_kept_alive(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
 
     trainlint watches the graphs that were given to `backward()`. Reported where, `times` times at an
     interval of eight steps, eight or more graphs of earlier steps were still there. The place that is
-    named is the backward pass: what keeps its loss stands after it. Losses of one episode that are added
+    named is where the variable that keeps them gets them, or else the backward pass: what keeps its loss
+    stands after it. Losses of one episode that are added
     up before one backward pass are no finding.
 
     ## Bad
@@ -64,9 +65,11 @@ def graph_kept_alive(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
     """
     for incident in trace.of("graphs-alive"):
         if incident.count >= times:
+            keeper = incident.facts["keeper"]
+            by = f", kept by {keeper}" if keeper else ""
             yield Finding(
                 f"the graphs of {incident.facts['graphs']} earlier losses were still alive at step "
-                f"{incident.step}, and again {incident.count - 1} times later: memory grows with "
+                f"{incident.step}{by}, and again {incident.count - 1} times later: memory grows with "
                 "every step",
                 where=incident.site,
                 evidence={

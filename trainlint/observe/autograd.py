@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Under this name a loss's node holds a `Sentinel`.
+MARK: Final = "trainlint"
 _MOST_NODES: Final = 20000
 _REARRANGED: Final = frozenset(
     "View Squeeze Unsqueeze Reshape Transpose Permute T ToCopy Clone".split()

@@ -6,7 +6,9 @@ step that is recorded, and reads no number from the device before `trace()`, but
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import time
 import weakref
 from collections import deque
@@ -17,10 +19,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from trainlint.observe.autograd import Sentinel, sequence, walk
+from trainlint.observe.autograd import MARK, Sentinel, sequence, walk
 from trainlint.observe.evaluations import Evaluations
 from trainlint.observe.expressions import Expressions
 from trainlint.observe.failures import failure_in
+from trainlint.observe.keepers import keeper_of_graphs
 from trainlint.observe.objectives import Objectives
 from trainlint.observe.origin import Call, Origin, backward_origin_in, origin_in
 from trainlint.observe.parameters import ParameterRecorder
@@ -126,6 +129,8 @@ class TrainingObserver:
         self._expressions = Expressions()
         self.recorder.outside = self._outside
         self._backward_site: Site | None = None
+        # The variable that keeps graphs alive, and where it gets them, once that was looked for.
+        self._keeper: tuple[str, Site | None] | None = None
         # Whether other processes hold parts of parameters.
         self._is_spread = False
         self._graphs: deque[tuple[int, weakref.ref[Sentinel], Site | None]] = deque(maxlen=256)
@@ -277,7 +282,7 @@ class TrainingObserver:
             else:
                 sentinel = Sentinel()
                 metadata: Any = loss.grad_fn.metadata
-                metadata["trainlint"] = sentinel
+                metadata[MARK] = sentinel
                 self._graphs.append((self.step, weakref.ref(sentinel), site))
         for key, optimizer in self._optimizers.items():
             if key in stepped:
@@ -617,7 +622,13 @@ class TrainingObserver:
             old = [(step, site) for step, ref, site in self._graphs
                    if ref() is not None and step < self.step - 2]  # fmt: skip
             if len({step for step, _ in old}) >= 8:
-                self._incident("graphs-alive", old[-1][1], graphs=len(old))
+                site = old[-1][1]
+                if self._keeper is None:
+                    self._keeper = ("", None)
+                    with contextlib.suppress(Exception):  # any object of the loop's is looked into
+                        self._keeper = keeper_of_graphs(sys._getframe(1), site) or self._keeper
+                name, place = self._keeper
+                self._incident("graphs-alive", place or site, graphs=len(old), keeper=name)
 
     def _gap(self) -> int:
         """Steps from one recorded step to the next."""
