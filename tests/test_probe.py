@@ -401,10 +401,17 @@ def loop_that(path: Path, at: int, save: str) -> Path:
     return path
 
 
+def test_the_users_loop_goes_on_without_its_checkpoints(tmp_path: Path) -> None:
+    loop_that(tmp_path, 9, 'torch.save(model.state_dict(), "best.pt")')
+    result = run_command("check", "loop.py", "--format", "json", cwd=tmp_path)
+    (target,) = result.report["targets"]
+    assert (target["watched"], target["notes"]) == ("50 steps of SGD in train()", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["loop.py"]
+
+
 @pytest.mark.parametrize(
     "save",
     [
-        'torch.save(model.state_dict(), "best.pt")',
         'open("best.pt", "w").write("x")',
         'import os; os.remove("kept.txt")',
         'import pathlib; pathlib.Path("made").mkdir()',
