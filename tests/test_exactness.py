@@ -346,6 +346,23 @@ def overflowing_scaler() -> Result:
     return losses, state(model)
 
 
+def disabled_scaler() -> Result:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    losses = []
+    for x, y in batches(8):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    return losses, state(model)
+
+
 def recurrent() -> Result:
     model = nn.LSTM(8, 16, batch_first=True)
     head = nn.Linear(16, 2)
@@ -430,7 +447,7 @@ LOOPS = [
     loader_with_workers, compiled_module, compiled_ahead, compiled_in_place, compiled_step,
     functional_training, gradients_per_sample, step_in_backward, foreach_step, fused_step,
     several_backwards, own_function, scripted, in_place, parametrized, gradient_penalty, averaged,
-    shared_weights, checkpointed, checkpointed_reentrant, overflowing_scaler, recurrent, closures,
+    shared_weights, checkpointed, checkpointed_reentrant, overflowing_scaler, disabled_scaler, recurrent, closures,
     sparse_gradients, lazy, double_precision_and_complex,
 ]  # fmt: skip
 

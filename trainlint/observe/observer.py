@@ -681,11 +681,15 @@ class TrainingObserver:
             norms.append(norm.detach() if isinstance(norm, Tensor) else norm)
 
     def scales(self, scaler: Any, outputs: Any, scaled: Any) -> None:
+        if not scaler.is_enabled():
+            return
         self._scaler = weakref.ref(scaler)
         pairs = zip(tensors(scaled), tensors(outputs), strict=True)
         self._scaled = [(weakref.ref(now), before.detach()) for (_, now), (_, before) in pairs]
 
     def scaler_steps(self, scaler: Any, optimizer: Any, site: Site | None) -> None:
+        if not scaler.is_enabled():
+            return
         known = self._known(optimizer)
         known.scaler_steps += 1
         known.scaler_site, known.scale = site, scaler._scale
