@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ import trainlint
 from trainlint.observe.hooks import observed
 from trainlint.observe.observer import TrainingObserver
 from trainlint.observe.trace import Trace
+from trainlint.sites import Site
 
 
 def mlp(width: int = 16, outputs: int = 3) -> nn.Sequential:
@@ -458,3 +460,91 @@ def test_a_default_device_is_kept_and_does_not_matter() -> None:
     _, trace = observed_run(loop, period=1)
     assert trace.notes == []
     assert trace.models[0].sites
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_what_is_held_does_not_grow_with_the_run(every: int) -> None:
+    observer = TrainingObserver(period=every)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    x, y = torch.randn(4, 4), torch.randint(0, 2, (4,))
+    held = []
+    with observed(observer) as problem:
+        for step in range(3000):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if step % 100 == 99:
+                held.append(numbers_in(observer) - 2 * len(observer._losses))
+    assert problem() is None
+    assert observer.recorder.problem is None
+    # Values of a loss function are, as the losses of all steps, thinned out from 4096 on.
+    most = 2 * 3000 if every else 0
+    assert max(held[15:]) - most <= 1.5 * max(held[:15])
+
+
+def numbers_in(observer: TrainingObserver) -> int:
+    """How many numbers it holds, in containers and tensors."""
+    count, seen = 0, set()
+    waiting: list[Any] = [vars(observer)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (int, float)):
+            count += 1
+        elif isinstance(value, Tensor):
+            count += value.numel()
+        elif id(value) not in seen and not isinstance(value, (nn.Module, type, Site)):
+            seen.add(id(value))
+            if isinstance(value, dict):
+                waiting += [*value.keys(), *value.values()]
+            elif isinstance(value, (list, tuple, set, frozenset, deque)):
+                waiting += value
+            elif type(value).__module__.startswith("trainlint"):
+                slots = getattr(value, "__slots__", ())
+                waiting += [getattr(value, name) for name in slots if hasattr(value, name)]
+                waiting += vars(value).values() if hasattr(value, "__dict__") else []
+    return count
+
+
+def test_gradients_of_several_shapes_are_whole_in_the_record() -> None:
+    """Of a sparse table, a complex and a large parameter, too; and by results too large to be held."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(50, 512, sparse=True)
+            self.turn = nn.Parameter(torch.randn(512, dtype=torch.complex64))
+            self.wide = nn.Linear(512, 300)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.wide((self.table(ids) * self.turn).abs())
+
+    torch.manual_seed(0)
+    model = Mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    norms: list[dict[str, float]] = []
+    results: list[Tensor] = []
+    with trainlint.watch(model, every=1) as w:
+        for _ in range(3):
+            optimizer.zero_grad()
+            scores = model(torch.randint(0, 50, (256,)))
+            scores.retain_grad()
+            results.append(scores)
+            functional.cross_entropy(scores, torch.randint(0, 300, (256,))).backward()
+            norms.append(
+                {
+                    name: float(
+                        p.grad.coalesce().values().norm() if p.grad.is_sparse else p.grad.norm()
+                    )
+                    for name, p in model.named_parameters()
+                    if p.grad is not None
+                }
+            )
+            optimizer.step()
+    (traced,) = w.trace.models
+    for parameter in traced.parameters:
+        expected = [n[parameter.name] for n in norms]
+        assert parameter.gradient == pytest.approx(expected, rel=1e-5)
+    wide = next(site for site in traced.sites if site.weight == "wide.weight")
+    grads = [float(r.grad.norm()) for r in results if r.grad is not None]
+    assert wide.gradient == pytest.approx(grads, rel=1e-5)

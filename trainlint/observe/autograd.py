@@ -47,6 +47,11 @@ def walk(losses: Iterable[Tensor], wanted: set[int]) -> tuple[set[int], set[int]
     return found, parameters
 
 
+def is_rearranged(tensor: Tensor) -> bool:
+    """Whether the operation that made it only put values into another shape."""
+    return tensor.grad_fn is not None and _operation(tensor.grad_fn) in _REARRANGED
+
+
 def maker(tensor: Tensor) -> str:
     """The operation that made the values, behind rearrangements of them: `Softmax`, or nothing."""
     node = tensor.grad_fn

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainlint import ops
-from trainlint.observe.autograd import sequence
+from trainlint.observe.autograd import is_rearranged, sequence
 from trainlint.observe.origin import Origin, value_of
 from trainlint.sites import Site, calling_site
 from trainlint.tree import tensors
@@ -79,6 +79,8 @@ class Expressions:
         if number <= before or len(self._operations) >= _MOST_OPERATIONS:
             return
         self._number = number
+        if is_rearranged(made):
+            return  # what is not finite in it was so before
         operands = [t.detach() for _, t in tensors((args, kwargs)) if t.is_floating_point()]
         if not operands or not all(map(_is_small, operands)):
             return

@@ -68,8 +68,9 @@ _SURE_AFTER: Final = 3
 _MOST_WALKS: Final = 256
 # What has come out alike in the first steps, is looked at in every so many recorded ones.
 _LOOK_AGAIN: Final = 8
-# A recorded step may cost so much more than a bare one, on average over all steps.
-OVERHEAD: Final = 0.05
+# What recording may cost, on average over all steps. The other two of the five parts in a hundred are for
+# what is done at each step.
+OVERHEAD: Final = 0.03
 
 
 class TrainingObserver:
@@ -121,7 +122,9 @@ class TrainingObserver:
         self._is_recording = False
         self._next = 0
         self._forwards = 0
-        self._clock = time.perf_counter()
+        # Of this thread alone: what others wait or work for, says nothing of what we cost.
+        self._clock = time.thread_time()
+        self._thinned = 1
         self._costs: dict[bool, deque[float]] = {True: deque(maxlen=16), False: deque(maxlen=16)}
         self._compiled = False
         # Until the first NaN or infinity.
@@ -591,7 +594,7 @@ class TrainingObserver:
         return self._known_owners
 
     def _iteration_ends(self) -> None:
-        now = time.perf_counter()
+        now = time.thread_time()
         if self._is_recording and len(self._costs[False]) >= 3:
             self._free -= max(0.0, now - self._clock - _low(self._costs[False]))
         self._costs[self._is_recording].append(now - self._clock)
@@ -619,8 +622,9 @@ class TrainingObserver:
     def _count_graphs(self) -> None:
         """Graphs of eight earlier steps that are still alive are being collected somewhere."""
         if self.step % 8 == 7:
-            old = [(step, site) for step, ref, site in self._graphs
-                   if ref() is not None and step < self.step - 2]  # fmt: skip
+            alive = [graph for graph in self._graphs if graph[1]() is not None]
+            self._graphs = deque(alive, maxlen=self._graphs.maxlen)
+            old = [(step, site) for step, _, site in alive if step < self.step - 2]
             if len({step for step, _ in old}) >= 8:
                 site = old[-1][1]
                 if self._keeper is None:
@@ -638,8 +642,9 @@ class TrainingObserver:
         if len(recorded) < 3 or len(bare) < 3 or self._free > 0:
             return 3
         extra = _low(recorded) / max(_low(bare), 1e-9) - 1
-        # Some steps stay bare, to compare with. Odd: models that take turns are then each recorded.
-        return min(1001, max(3, math.ceil(extra / OVERHEAD))) | 1
+        # Some steps stay bare, to compare with. Odd: models that take turns are then each recorded. Once
+        # every other is forgotten, more than are left are of no use.
+        return min(1001, max(3, self._thinned * math.ceil(extra / OVERHEAD))) | 1
 
     def _drain(self) -> None:
         self.recorder.drain()
@@ -652,6 +657,7 @@ class TrainingObserver:
         if len(self._recorded) > MOST_RECORDED:
             self.recorder.keep_every_other()
             self._recorded = self._recorded[::2]
+            self._thinned *= 2
             self._parameters.keep_every_other()
 
     # ------------------------------------------------------------------ clipping, schedules, data
