@@ -462,7 +462,7 @@ def test_a_default_device_is_kept_and_does_not_matter() -> None:
     assert trace.models[0].sites
 
 
-@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("every", [1, 5])
 def test_what_is_held_does_not_grow_with_the_run(every: int) -> None:
     observer = TrainingObserver(period=every)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -479,8 +479,7 @@ def test_what_is_held_does_not_grow_with_the_run(every: int) -> None:
     assert problem() is None
     assert observer.recorder.problem is None
     # Values of a loss function are, as the losses of all steps, thinned out from 4096 on.
-    most = 2 * 3000 if every else 0
-    assert max(held[15:]) - most <= 1.5 * max(held[:15])
+    assert max(held[15:]) <= 1.2 * max(held[:15]) + 2 * 3000 / every
 
 
 def numbers_in(observer: TrainingObserver) -> int:
