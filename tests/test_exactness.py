@@ -447,7 +447,8 @@ LOOPS = [
     loader_with_workers, compiled_module, compiled_ahead, compiled_in_place, compiled_step,
     functional_training, gradients_per_sample, step_in_backward, foreach_step, fused_step,
     several_backwards, own_function, scripted, in_place, parametrized, gradient_penalty, averaged,
-    shared_weights, checkpointed, checkpointed_reentrant, overflowing_scaler, disabled_scaler, recurrent, closures,
+    shared_weights, checkpointed, checkpointed_reentrant, overflowing_scaler, disabled_scaler,
+    recurrent, closures,
     sparse_gradients, lazy, double_precision_and_complex,
 ]  # fmt: skip
 

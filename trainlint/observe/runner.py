@@ -153,7 +153,8 @@ class _Watch:
 
         problem = self._problem()
         notes = [f"watching stopped: {type(problem).__name__}: {problem}"] if problem else []
-        if not self._observer.step:
+        trace = self._observer.trace()
+        if not trace.steps and not trace.models:
             notes.append(
                 "only the main thread of this process is watched; processes that torchrun starts are where "
                 "it starts `-m trainlint run SCRIPT`"
@@ -161,7 +162,7 @@ class _Watch:
         settings = Settings(select_rules(self._job.rules), self._job.options)
         seconds = time.monotonic() - self._started
         return judged(
-            self._observer.trace(),
+            trace,
             target=self._job.label,
             settings=settings,
             seconds=seconds,
