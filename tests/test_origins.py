@@ -118,6 +118,14 @@ def direction(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return away.sum() + functional.cross_entropy(scores, y)
 
 
+def certainty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The logarithm of 0 in the one batch that is all zeros."""
+    weight = x.abs().sum(1)
+    scale = weight.sqrt() + 1
+    likelihood = model(x).softmax(1)[torch.arange(len(y)), y] * weight.clamp(max=1)
+    return -(likelihood.log() / scale).mean()  # log
+
+
 def train(model: nn.Module, loss_of: Loss, steps: int = 8, zeros_at: int = -1) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for number in range(steps):
@@ -169,6 +177,12 @@ def test_one_bad_batch_in_a_step_that_is_not_recorded(kind: type[Net]) -> None:
     name = finding.evidence["operation"]
     backward = "the backward of " in finding.message
     assert named(finding) == (f"backward {name}" if backward else name)
+    assert finding.evidence["first_step"] == 43
+
+
+def test_one_bad_batch_in_a_loss_that_is_not_recorded() -> None:
+    finding = non_finite(lambda: train(Net(), certainty, 60, zeros_at=43), every=10)
+    assert (finding.evidence["operation"], named(finding)) == ("log", "log")
     assert finding.evidence["first_step"] == 43
 
 

@@ -100,8 +100,8 @@ def non_finite(
     In a training run that is watched, the loss is looked at before each backward pass, and a gradient
     before each step. At the first NaN or infinity the pass is made once more to find the operation, of
     which the forward or the backward makes it; where the weights or the input were not finite before it,
-    that is said instead. Operations of the loop's own, between the model and the loss, are told only
-    in steps that are recorded. A loss that was finite again afterwards is a warning. Steps that a
+    that is said instead. Whose backward it is between the model and the loss, in the loop's own code, is
+    told only of steps that are recorded. A loss that was finite again afterwards is a warning. Steps that a
     `GradScaler` leaves out are none, unless it goes on to leave them out below a scale of 1.
 
     ## Bad

@@ -65,6 +65,8 @@ class Expressions:
         self._operations: list[_Operation] = []
         self._number = -1
         self._waiting: list[tuple[int, list[_Operation]]] = []
+        # The operations of the last recorded step, in order.
+        self._places: list[tuple[str, Site | None]] = []
 
     def begin(self, ends: frozenset[int]) -> None:
         """A model's forward ended in nodes of these numbers: what follows is the loop's."""
@@ -111,7 +113,29 @@ class Expressions:
         """The step is over. What lies on another device than the CPU is looked at later."""
         if any(operation.made.device.type != "cpu" for operation in self._operations):
             self._waiting.append((step, self._operations))
+        if self._operations:
+            self._places = [(operation.name, operation.site) for operation in self._operations]
         self._operations, self._number = [], -1
+
+    def origin_in_graph(self, loss: Tensor, after: int) -> Origin | None:
+        """The same in a step that was not recorded, as far as the graph has kept what went into operations.
+
+        `after` is the number of the last node of the model. Before the backward pass, which frees it.
+        """
+        nodes = sorted(_nodes_after(loss, after), key=sequence)
+        names = [_name_of(node) for node in nodes]
+        for place, (node, name) in enumerate(zip(nodes, names, strict=True)):
+            made, given = _kept(node, name)
+            if made is None or bool(made.isfinite().all()):
+                continue
+            if not all(bool(t.isfinite().all()) for t in given):
+                return None
+            sites = [site for known, site in self._places if known == name]
+            number = names[:place].count(name)
+            site = sites[number] if len(sites) == names.count(name) else None
+            bounds = torch.aminmax(given[0]) if given else (math.nan, math.nan)
+            return Origin(name, site, value_of(made), float(bounds[0]), float(bounds[1]))
+        return None
 
     def drain(self) -> tuple[int, Origin] | None:
         """The first of the closed steps with such an operation."""
@@ -122,6 +146,40 @@ class Expressions:
                 if origin is not None:
                     return step, origin
         return None
+
+
+def _nodes_after(loss: Tensor, after: int) -> list[Any]:
+    stack: list[Any] = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen: set[Any] = set()
+    while stack and len(seen) < _MOST_OPERATIONS:
+        node = stack.pop()
+        if node not in seen and not hasattr(node, "variable") and sequence(node) > after:
+            seen.add(node)
+            stack += [below for below, _ in node.next_functions if below is not None]
+    return list(seen)
+
+
+def _name_of(node: Any) -> str:
+    """`log` for LogBackward0."""
+    name: str = node.name()
+    return name.rstrip("0123456789").removesuffix("Backward").lower()
+
+
+def _kept(node: Any, name: str) -> tuple[Tensor | None, list[Tensor]]:
+    """What an operation that can make a NaN made, and of what, where its node has kept that."""
+    one, two = (getattr(node, f"_saved_{which}", None) for which in ("self", "other"))
+    given = [t.detach() for t in (one, two) if isinstance(t, Tensor)]
+    if name in ("log", "log2", "log10", "log1p") and len(given) == 1:
+        return getattr(torch, name)(given[0]), given
+    if name == "div" and len(given) == 2:
+        return given[0] / given[1], given
+    if name == "pow" and len(given) == 1:
+        exponent = getattr(node, "_saved_exponent", None)
+        return (None if exponent is None else given[0].pow(exponent)), given
+    if name in ("sqrt", "rsqrt", "exp", "reciprocal"):
+        result = getattr(node, "_saved_result", None)
+        return (result.detach() if isinstance(result, Tensor) else None), given
+    return None, []
 
 
 def _first(operations: list[_Operation], *, backward: bool) -> Origin | None:

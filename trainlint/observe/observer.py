@@ -130,6 +130,8 @@ class TrainingObserver:
         # Until the first NaN or infinity.
         self._is_sound = True
         self._expressions = Expressions()
+        # The number of the last forward's last node.
+        self._ended = -1
         self.recorder.outside = self._outside
         self._backward_site: Site | None = None
         # The variable that keeps graphs alive, and where it gets them, once that was looked for.
@@ -185,6 +187,7 @@ class TrainingObserver:
                 self._evaluations.forward(root.number, output, self.step, site)
             return
         self._evaluations.trained_forward(root.number, output)
+        self._ended = max(ends)
         if self._is_recording:
             self._expressions.begin(ends)
         if len(self._pending) == self._pending.maxlen:
@@ -292,7 +295,7 @@ class TrainingObserver:
                 optimizer.pending += 1
                 optimizer.was_reset = optimizer.was_reset or _is_reset(optimizer)
         if len(losses) == 1 and losses[0].numel() == 1:
-            self._keep_loss(self._unscaled(losses[0]), site)
+            self._keep_loss(losses[0], site)
 
     def _made_of(
         self, losses: list[Tensor], site: Site | None
@@ -362,18 +365,19 @@ class TrainingObserver:
         for scaled, before in self._scaled:
             if scaled() is loss:
                 return before
-        return loss.detach()
+        return loss
 
     def _keep_loss(self, loss: Tensor, site: Site | None) -> None:
-        value: Any = float(loss) if loss.device.type == "cpu" else loss.clone()
+        number = self._unscaled(loss).detach()
+        value: Any = float(number) if number.device.type == "cpu" else number.clone()
         if self._is_sound and isinstance(value, float) and not math.isfinite(value):
             self._is_sound = False
-            self._find_origin("nan" if math.isnan(value) else "inf", site)
+            self._find_origin("nan" if math.isnan(value) else "inf", loss, site)
         self._losses.append((self.step, value))
         if len(self._losses) > MOST_LOSSES:
             del self._losses[1::2]
 
-    def _find_origin(self, value: str, site: Site | None) -> None:
+    def _find_origin(self, value: str, loss: Tensor, site: Site | None) -> None:
         """The first operation that gave a NaN or an infinity, in this forward or in one like it."""
         root = next((f.root for f in reversed(self._pending)), None) or self._latest()
         facts: dict[str, Any] = {"value": value}
@@ -396,6 +400,11 @@ class TrainingObserver:
         found, is_finite = self._run_again(module, root, origin_in) or (None, True)
         if is_finite:
             found = self._expressions.origin(backward=False)
+            if found is None and not self._is_recording:
+                with contextlib.suppress(RuntimeError):  # what was kept may have been written over
+                    found = self._expressions.origin_in_graph(loss, self._ended)
+                if found is not None and found.site is None:
+                    found = replace(found, site=site)
         if found is not None:
             self._broke(found, root.name if not is_finite else None)
         else:
