@@ -10,17 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Report", "TrainlintError", "__version__", "check", "watch"]
+__all__ = ["Report", "TrainingStopped", "TrainlintError", "__version__", "check", "watch"]
 
 if TYPE_CHECKING:
     from trainlint.api import check
-    from trainlint.errors import TrainlintError
+    from trainlint.errors import TrainingStopped, TrainlintError
     from trainlint.records import Report
     from trainlint.watching import watch
 
 _HOMES = {
     "check": "trainlint.api",
     "Report": "trainlint.records",
+    "TrainingStopped": "trainlint.errors",
     "TrainlintError": "trainlint.errors",
     "watch": "trainlint.watching",
 }

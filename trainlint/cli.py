@@ -210,6 +210,9 @@ def check(
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module.")
 @click.option("--steps", type=click.IntRange(min=1), help="End it after so many optimizer steps.")
 @click.option("--every", type=click.IntRange(min=1), help="Record each so many steps [adaptive].")
+@click.option(
+    "--no-static", is_flag=True, help="Do not look at the models' graphs before training."
+)
 @click.option("--timeout", type=click.FloatRange(min=1), help="End it after so many seconds.")
 @_selector_option("--select", "Only these: codes, prefixes, names, families or ALL; by commas.")
 @_selector_option("--extend-select", "These as well.")
@@ -233,6 +236,7 @@ def run(
     module: bool,
     steps: int | None,
     every: int | None,
+    no_static: bool,
     timeout: float | None,
     select: tuple[str, ...],
     extend_select: tuple[str, ...],
@@ -254,8 +258,9 @@ def run(
 
     config = load_config(config_path)
     done = run_script(
-        script, args, module=module, steps=steps or 0, every=every or 0, timeout=timeout,
-        select=select or None, ignore=ignore, extend_select=extend_select, config=config,
+        script, args, module=module, steps=steps or 0, every=every or 0,
+        static=not no_static, timeout=timeout, select=select or None, ignore=ignore,
+        extend_select=extend_select, config=config,
     )  # fmt: skip
     status = done.status or (1 if done.report.fails(fail_on or "never") else 0)
     if is_first_of_several():

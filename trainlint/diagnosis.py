@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from trainlint.engine import RawFinding
 from trainlint.records import ReportedFinding
 from trainlint.rule import Confidence, Severity
+
+_MEASURED: Final = "probe"
 
 
 def diagnose(findings: Sequence[RawFinding]) -> list[RawFinding]:
@@ -121,7 +123,13 @@ def _nest_explained(findings: list[RawFinding]) -> list[RawFinding]:
     members = nx.get_node_attributes(rounds, "members")
     roots = [component for component in rounds if rounds.in_degree(component) == 0]
     first = {root: min(members[root], key=lambda place: _rank(findings[place])) for root in roots}
-    for root in sorted(roots, key=lambda root: _rank(findings[first[root]])):
+
+    def turn(root: int) -> Any:
+        # What the graph shows was there before what training shows.
+        cause = findings[first[root]]
+        return (cause.reported.stage == _MEASURED, *_rank(cause))
+
+    for root in sorted(roots, key=turn):
         below = {root} | nx.descendants(rounds, root)
         places = {place for component in below for place in members[component]}
         places -= taken | {first[root]}
@@ -132,14 +140,22 @@ def _nest_explained(findings: list[RawFinding]) -> list[RawFinding]:
 
 
 def _are_connected(cause: RawFinding, symptom: RawFinding) -> bool:
-    if cause.reported.module == symptom.reported.module:
+    if cause.reported.module == symptom.reported.module or cause.affects & symptom.affects:
         return True
+    if symptom.reported.stage != _MEASURED:
+        return False
     # What is seen of a run as a whole has no module: any part of the model may be why, or suffer by it.
-    if cause.reported.stage == symptom.reported.stage == "probe" and not (
-        cause.reported.module and symptom.reported.module
-    ):
+    if not symptom.reported.module:
         return True
-    return bool(cause.affects & symptom.affects)
+    if cause.reported.stage == _MEASURED and not cause.reported.module:
+        return True
+    return any(_is_in(one, other) or _is_in(other, one)
+               for one in cause.paths for other in symptom.paths)  # fmt: skip
+
+
+def _is_in(path: str, module: str) -> bool:
+    """Whether the module or parameter is in this one. The model as a whole is no answer to where."""
+    return bool(module) and (path == module or path.startswith(f"{module}."))
 
 
 def _with_symptoms(finding: RawFinding, symptoms: Sequence[RawFinding]) -> RawFinding:
@@ -153,8 +169,22 @@ def _with_symptoms(finding: RawFinding, symptoms: Sequence[RawFinding]) -> RawFi
         ]
     family = [finding, *symptoms]
     # A cause is as bad as what it does: else a warning would hide an error from the exit status.
-    reported = msgspec.structs.replace(finding.reported, symptoms=known, severity=_worst(family))
+    reported = msgspec.structs.replace(
+        finding.reported,
+        message=_with_measured(finding.reported, known),
+        symptoms=known,
+        severity=_worst(family),
+    )
     return _with_shares(replace(finding, reported=reported), family)
+
+
+def _with_measured(cause: ReportedFinding, symptoms: Sequence[ReportedFinding]) -> str:
+    """The cause's message, with what its symptoms measured of it in training."""
+    figures = [cause.evidence.get("measured"), *(s.evidence.get("measured") for s in symptoms)]
+    if cause.stage == _MEASURED:
+        return cause.message
+    new = [figure for figure in dict.fromkeys(figures) if figure and figure not in cause.message]
+    return f"{cause.message}; measured in training: {', '.join(new)}" if new else cause.message
 
 
 def _worst(findings: Sequence[RawFinding]) -> str:
@@ -167,4 +197,5 @@ def _with_shares(head: RawFinding, family: Sequence[RawFinding]) -> RawFinding:
         head,
         starved=max(finding.starved for finding in family),
         affects=frozenset().union(*(finding.affects for finding in family)),
+        paths=frozenset[str]().union(*(finding.paths for finding in family)),
     )

@@ -33,6 +33,7 @@ class RawFinding:
     order: int
     affects: frozenset[Any] = frozenset()
     paths: frozenset[str] = frozenset()
+    unreached: frozenset[str] = frozenset()
 
 
 class FactUnavailable(Exception):  # noqa: N818 (it is an answer, not an error)
@@ -174,7 +175,16 @@ def _located(
     )
     affects = frozenset(finding.affects)
     paths = frozenset(_paths(affects, graph)) | ({module} if module else set())
-    return RawFinding(reported, rule, finding.fault, finding.starved, order, affects, paths)
+    return RawFinding(
+        reported,
+        rule,
+        finding.fault,
+        finding.starved,
+        order,
+        affects,
+        paths,
+        frozenset(finding.unreached),
+    )
 
 
 def _paths(affects: Iterable[Any], graph: Graph | None) -> Iterator[str]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainlint.records import ReportedFinding
+
 
 class TrainlintError(Exception):
     """A fault in how trainlint was called, or a target that it cannot analyse."""
@@ -31,3 +36,20 @@ class InputError(TrainlintError):
 
 class LoadError(TrainlintError):
     """A model that could not be constructed."""
+
+
+class TrainingStopped(TrainlintError):  # noqa: N818 (a decision, not an error)
+    """A watch with `on=` found that the training cannot come to anything.
+
+    `finding` says what is wrong, `steps` after how many optimizer steps.
+    """
+
+    def __init__(self, finding: ReportedFinding, steps: int) -> None:
+        place = ""
+        if finding.filename is not None and finding.location is not None:
+            place = f" ({finding.filename}:{finding.location.row})"
+        super().__init__(
+            f"stopped after {steps} steps: {finding.code} {finding.name}: {finding.message}{place}"
+        )
+        self.finding = finding
+        self.steps = steps

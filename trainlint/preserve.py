@@ -10,10 +10,12 @@ and their gradients, and `preserved_training` all of this, optimizers and torch'
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import sys
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -28,7 +30,14 @@ _Restore = Callable[[], None]
 
 _REGISTERS: Final = ("_parameters", "_buffers", "_modules")
 _PLAIN: Final = ("builtins", "torch")
-_LIBRARIES: Final = frozenset({"builtins", "torch", "numpy", *sys.stdlib_module_names})
+_LIBRARIES: Final = frozenset(
+    "torch torchvision numpy transformers diffusers accelerate lightning pytorch_lightning "
+    "wandb tensorboard datasets".split()
+).union(sys.stdlib_module_names)
+_CONTAINERS: Final = (list, dict, set, deque, defaultdict, OrderedDict, Counter)
+# Lists and tensors of that many elements are data, and no books that a forward keeps.
+_LONG: Final = 4096
+_LARGEST: Final = 1 << 22
 _DEEPEST: Final = 5
 _MISSING: Final = object()
 # Bits are compared as whole numbers: -0.0 is 0.0, and NaN is not itself.
@@ -170,8 +179,11 @@ class _Snapshot:
         self._known[key] = value
         return True
 
-    def keep(self, value: Any, depth: int = _DEEPEST) -> None:
-        """A value with what is in it. Modules within are not looked into: they are roots of their own."""
+    def keep(self, value: Any, depth: int = _DEEPEST, largest: float = math.inf) -> None:
+        """A value with what is in it. Modules within are not looked into: they are roots of their own.
+
+        Tensors within of more than `largest` elements are data, and not state.
+        """
         if isinstance(value, Tensor):
             self.keep_tensor(value)
             if value.is_leaf and value.requires_grad:
@@ -180,34 +192,76 @@ class _Snapshot:
             return
         elif isinstance(value, (list, dict, set, deque)):
             self._restorers.append(_container_contents(value))
-            for part in list(value.values() if isinstance(value, dict) else value):
-                self.keep(part, depth - 1)
+            self._keep_parts(value.values() if isinstance(value, dict) else value, depth, largest)
             if isinstance(value, dict):  # an optimizer's state has parameters as keys
                 for key in value:
                     if isinstance(key, Tensor):
                         self.keep(key)
         elif isinstance(value, (tuple, frozenset)):
-            for part in value:
-                self.keep(part, depth - 1)
+            self._keep_parts(value, depth, largest)
         elif isinstance(value, torch.optim.Optimizer):
             # Its parameters are what it is about, however deep it lies itself.
-            self.keep(vars(value), _DEEPEST)
+            self.keep(vars(value))
         else:
             self._restorers.extend(_random_state_of(value))
-            is_ours = type(value).__module__.partition(".")[0] in _LIBRARIES
-            if not is_ours and not callable(value) and hasattr(value, "__dict__"):
-                self.keep(vars(value), depth - 1)
+            is_state = _is_users(type(value)) and not callable(value)
+            if is_state and hasattr(value, "__dict__"):
+                self.keep(vars(value), depth - 1, min(largest, _LARGEST))
+
+    def _keep_parts(self, parts: Iterable[Any], depth: int, largest: float) -> None:
+        for part in list(parts):
+            if not isinstance(part, Tensor) or is_lazy(part) or part.numel() <= largest:
+                self.keep(part, depth - 1, largest)
 
     def keep_modules(self, root: nn.Module) -> None:
         """Attributes, hooks, modes and classes of all modules; of parameters and buffers which they are."""
         for module in root.modules():
             if not isinstance(module, torch.jit.ScriptModule) and self._is_new("module", module):
                 self._restorers.append(_attributes(module))
+                for kind in type(module).__mro__:
+                    if _is_users(kind):
+                        for value in vars(kind).values():
+                            self._keep_reached(value)
                 for name, value in vars(module).items():
+                    if name.endswith("_hooks") and isinstance(value, dict):
+                        for hook in value.values():
+                            self._keep_reached(hook)
                     if name in _REGISTERS:
                         self._restorers.append(_container_contents(value))
                     else:
-                        self.keep(value)
+                        self.keep(value, largest=_LARGEST)
+
+    def _keep_reached(self, function: Any) -> None:
+        """What a method or hook can write to besides: names around it, and lists that it fills."""
+        function = getattr(function, "func", function)  # of a partial
+        bound = getattr(function, "__self__", None)
+        if (
+            _is_users(type(bound))
+            and not isinstance(bound, nn.Module)
+            and hasattr(bound, "__dict__")
+        ):
+            self._keep_names(vars(bound), list(vars(bound)))
+        function = getattr(function, "__func__", function)
+        if not isinstance(function, FunctionType) or not self._is_new("function", function):
+            return
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # it is empty
+                value = cell.cell_contents
+                self._restorers.append(_cell(cell, value))
+                self._keep_contents(value)
+        if _is_users(function):
+            self._keep_names(function.__globals__, function.__code__.co_names)
+
+    def _keep_names(self, names: dict[str, Any], known: Iterable[str]) -> None:
+        for name in known:
+            value = names.get(name, _MISSING)
+            if type(value) in (int, float, bool, str) or type(value) in _CONTAINERS:
+                self._restorers.append(_entry(names, name))
+                self._keep_contents(value)
+
+    def _keep_contents(self, value: Any) -> None:
+        if type(value) in _CONTAINERS and len(value) < _LONG and self._is_new("contents", value):
+            self._restorers.append(_container_contents(value))
 
     def keep_weights(self, root: nn.Module) -> None:
         """Values and gradients of all parameters and buffers."""
@@ -255,6 +309,29 @@ class _Snapshot:
     def keep_settings(self) -> None:
         """Torch's global switches."""
         self._restorers.extend(_settings())
+
+
+def _is_users(owner: Any) -> bool:
+    """Whether a class or function is no library's, as far as its name tells."""
+    return (getattr(owner, "__module__", None) or "builtins").partition(".")[0] not in _LIBRARIES
+
+
+def _entry(names: dict[str, Any], name: str) -> _Restore:
+    value = names[name]
+
+    def restore() -> None:
+        if names.get(name, _MISSING) is not value:
+            names[name] = value
+
+    return restore
+
+
+def _cell(cell: Any, value: Any) -> _Restore:
+    def restore() -> None:
+        if cell.cell_contents is not value:
+            cell.cell_contents = value
+
+    return restore
 
 
 def _tensor_state(tensor: Tensor) -> _Restore:
@@ -364,7 +441,8 @@ def _attributes(module: nn.Module) -> _Restore:
 def _container_contents(container: Any) -> _Restore:
     if not container:  # most of a module's dictionaries of hooks
         return lambda: container.clear() if container else None
-    before = container.copy()
+    # A copy of a class of its own may be more than its contents.
+    before: Any = dict(container) if isinstance(container, dict) else list(container)
 
     def restore() -> None:
         if isinstance(container, (list, deque)):
@@ -380,7 +458,7 @@ def _container_contents(container: Any) -> _Restore:
             ):
                 container.clear()
                 container.update(before)
-        elif container != before:
+        elif container != set(before):
             container.clear()
             container.update(before)
 

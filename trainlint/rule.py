@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainlint import ops
+from trainlint.analysis.depth_in_training import (
+    DepthTrace,
+    depth_in_training,
+    growth_through_time,
+)
 from trainlint.analysis.heads import heads
 from trainlint.analysis.layers import (
     Expectation,
@@ -117,6 +122,7 @@ __all__ = [
     "ClipTrace",
     "Confidence",
     "Constant",
+    "DepthTrace",
     "Draw",
     "Edit",
     "EvaluationTrace",
@@ -179,6 +185,7 @@ __all__ = [
     "construction_site",
     "dead_ends",
     "decades",
+    "depth_in_training",
     "describe_source",
     "disagreement",
     "dropped_share",
@@ -187,6 +194,7 @@ __all__ = [
     "flat_width",
     "flatten_fixes",
     "folds",
+    "growth_through_time",
     "heads",
     "heaviest",
     "heavy",
@@ -266,6 +274,8 @@ class Finding:
     the fault harms: a finding whose rule another's `explains` becomes that one's symptom if they share a
     module or one of these. What was measured in a training run is joined to a cause that was found on the
     graph by names, and `evidence["measured"]`, a short text, is then added to the cause's message.
+    `unreached` names the parameters that no gradient comes to in one forward: a training in which one came
+    to all of them refutes the finding.
     """
 
     message: str
@@ -278,6 +288,7 @@ class Finding:
     fault: Hashable = None
     starved: float = 0.0
     affects: Iterable[Any] = ()
+    unreached: Iterable[str] = ()
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def run_script(
     module: bool = False,
     steps: int = 0,
     every: int = 0,
+    static: bool = True,
     timeout: float | None = None,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
@@ -57,7 +58,8 @@ def run_script(
     """Run `script`, or the module of that name, with `args`, and report on its training.
 
     It has this process's standard streams, directory and environment. After `steps` optimizer steps it is
-    ended as by `sys.exit(0)`; after `timeout` seconds as by Ctrl-C. Raises `UsageError` for a file that is
+    ended as by `sys.exit(0)`; after `timeout` seconds as by Ctrl-C. `static` says whether the graph of each
+    model is judged as well, before its first step. Raises `UsageError` for a file that is
     not there or an unknown rule.
     """
     config = config or Config()
@@ -76,6 +78,7 @@ def run_script(
             module=module,
             steps=steps,
             every=every,
+            static=static,
             rules=[rule.code for rule in rules],
             options={name: dict(values) for name, values in config.rules.items()},
         )

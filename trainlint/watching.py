@@ -6,18 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from trainlint.config import Config
+from trainlint.errors import TrainingStopped, UsageError
 from trainlint.records import Report, ReportedFinding
 from trainlint.registry import check_options, select_rules
-from trainlint.rule import Settings
+from trainlint.rule import Confidence, Settings, Severity
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
     from trainlint.observe.trace import Trace
+
+STAGES: Final = ("static", "probe")
 
 
 class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`)
@@ -28,8 +31,14 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
     named in the report. Every step is recorded at first, later so many that it costs about 5%; or
     each `every` steps.
 
-    Nothing is raised into the loop. What is computed is the same as without, bit for bit. Raises
-    `UsageError` for an unknown rule.
+    `stages` are `static`, each model's graph just before its first step, for which its forward runs once
+    more on tensors without values, and `probe`, the training itself; `("probe",)` leaves the first out.
+
+    Nothing is raised into the loop, unless `on` is "error" or "warning": then `TrainingStopped` leaves the
+    optimizer's step as soon as there is a finding of that severity or a worse one that is certain, as
+    judged after 5, 20, 50, 100, 200, 500, ... steps. What is computed is the same as without, bit for
+    bit. `w.findings`, `w.report()` and `w.trace` tell of what was seen so far, at any time; a watch may be
+    entered again, and goes on then. Raises `UsageError` for an unknown rule, stage or severity.
     """
 
     def __init__(
@@ -38,6 +47,8 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         optimizer: Optimizer | None = None,
         *,
         every: int = 0,
+        on: Literal["error", "warning"] | None = None,
+        stages: Sequence[str] = STAGES,
         select: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -46,26 +57,39 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         from torch import nn
 
         from trainlint.observe.observer import TrainingObserver
+        from trainlint.observe.structure import StaticFindings
 
+        _check(on, stages)
         config = config or Config()
-        self._options = {**config.rules, **(options or {})}
-        check_options(self._options)
+        options = {**config.rules, **(options or {})}
+        check_options(options)
         selected = config.select if select is None else select
-        self._rules = select_rules(selected, [*config.ignore, *ignore], config.extend_select)
+        rules = select_rules(selected, [*config.ignore, *ignore], config.extend_select)
+        self._settings = Settings(rules, options)
         models = [model] if isinstance(model, nn.Module) else model
-        self._observer = TrainingObserver(models, period=every)
+        self._target = type(models[0]).__name__ if models else "training"
+        self._static = StaticFindings(self._settings, self._target) if "static" in stages else None
+        self._on = None if on is None else Severity(on)
+        self._observer = TrainingObserver(
+            models,
+            period=every,
+            after_step=None if on is None else self._may_stop,
+            before_training=None if self._static is None else self._static.look_at,
+        )
         if optimizer is not None:
             self._observer.optimizer_made(optimizer, None)
-        self._target = type(models[0]).__name__ if models else "training"
         self._stack = ExitStack()
+        self._depth = 0
         self._started = self._seconds = 0.0
         self._problem: BaseException | None = None
 
     def __enter__(self) -> Self:
         from trainlint.observe.hooks import observed
 
-        self._started = time.monotonic()
-        self._problem_of = self._stack.enter_context(observed(self._observer))
+        self._depth += 1
+        if self._depth == 1:
+            self._started = time.monotonic()
+            self._problem_of = self._stack.enter_context(observed(self._observer))
         return self
 
     def __exit__(
@@ -74,8 +98,11 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._problem = self._problem_of()
-        if error is not None:
+        self._depth -= 1
+        if self._depth:
+            return
+        self._problem = self._problem or self._problem_of()
+        if error is not None and not isinstance(error, TrainingStopped):
             with suppress(Exception):
                 self._observer.fails(error)
         self._stack.close()
@@ -96,12 +123,48 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         from trainlint.api import report_on
         from trainlint.observe.judgement import judged
 
+        running = time.monotonic() - self._started if self._depth else 0.0
+        problem = self._problem or (self._problem_of() if self._depth else None)
         notes = []
-        if self._problem is not None:
-            notes.append(f"watching stopped: {type(self._problem).__name__}: {self._problem}")
-        settings = Settings(self._rules, self._options)
+        if problem is not None:
+            notes.append(f"watching stopped: {type(problem).__name__}: {problem}")
         analysis = judged(
-            self.trace, target=self._target, settings=settings, seconds=self._seconds, notes=notes
+            self.trace,
+            target=self._target,
+            settings=self._settings,
+            seconds=self._seconds + running,
+            notes=notes,
+            static=self._static,
         )
         pairs = [(finding.reported, finding.starved) for finding in analysis.findings]
-        return report_on(pairs, [analysis.result], self._rules)
+        return report_on(pairs, [analysis.result], self._settings.rules)
+
+    def _may_stop(self, steps: int) -> None:
+        if self._on is None or not _is_judged_at(steps):
+            return
+        try:
+            findings = self.findings
+        except Exception:  # ours: the loop shall not hear of it
+            return
+        for finding in findings:
+            if (
+                Severity(finding.severity).rank <= self._on.rank
+                and finding.confidence == Confidence.CERTAIN
+            ):
+                raise TrainingStopped(finding, steps)
+
+
+def _check(on: str | None, stages: Sequence[str]) -> None:
+    if on not in (None, "error", "warning"):
+        raise UsageError(f"on={on!r}: None, 'error' or 'warning'")
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise UsageError(f"unknown stage {unknown[0]!r}; a watch has: {', '.join(STAGES)}")
+
+
+def _is_judged_at(steps: int) -> bool:
+    """At 5, 20 and 50, then at 1, 2 and 5 times the powers of ten."""
+    if steps < 100:
+        return steps in (5, 20, 50)
+    power = 10 ** (len(str(steps)) - 1)
+    return steps % power == 0 and steps // power in (1, 2, 5)

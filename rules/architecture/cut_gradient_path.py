@@ -296,6 +296,7 @@ def _finding(
         severity=severity,
         starved=share,
         affects=[cut.node, *(parameter.node for parameter in starved)],
+        unreached=[parameter.name for parameter in starved],
     )
 
 

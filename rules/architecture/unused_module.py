@@ -182,6 +182,7 @@ def _finding(graph: Graph, path: str, module: Any, *, is_named: bool) -> Finding
         confidence=Confidence.POSSIBLE if is_named else Confidence.CERTAIN,
         starved=0.0 if is_named else share,
         affects=[parameter.name for parameter in trained],
+        unreached=[parameter.name for parameter in trained],
     )
 
 

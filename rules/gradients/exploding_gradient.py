@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 from trainlint.rule import (
     Confidence,
     Finding,
     Fix,
     Graph,
+    ModelTrace,
     Propagation,
     Severity,
     Signal,
+    Trace,
     Trend,
     agreed_trend,
+    depth_in_training,
+    growth_through_time,
+    ops,
     rule,
     steepest,
 )
 
+# Times the best constant answer's loss at the start, and the share of it that is gone later.
+HIGH = 3.0
+MOVED = 0.02
+
 
 @rule(
-    "GRD002", severity=Severity.ERROR, since="0.1", explains=["initial-loss-off"], shows="gradients"
+    "GRD002",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["initial-loss-off", "loss-never-moves", "non-finite"],
+    shows="gradients",
 )
 def exploding_gradient(
-    graph: Graph,
-    signal: Signal,
-    propagation: Propagation,
+    graph: Graph | None,
+    signal: Signal | None,
+    propagation: Propagation | None,
+    trace: Trace | None,
     *,
     forward: float = 2.0,
     backward: float = 3.0,
+    trained: float = 2.0,
+    steps: int = 20,
 ) -> Iterator[Finding]:
     """The gradient grows by decades on its way to the first layers: one step throws them away.
 
@@ -43,6 +61,13 @@ def exploding_gradient(
     decades from the first third to the last and the gradient by more than one back, or the gradient alone
     by more than `backward`, not counting what normalisations contribute. Where the initial values are the
     cause, this is listed under exploding-init.
+
+    In a training that is watched: the loss began at more than three times that of the best constant answer,
+    and less than 2% of it is gone after `steps` steps, or it ended in NaN or infinity; and something grows
+    by more than `trained` decades: over at least four layers, the results or the gradient on its way back;
+    the gradient on its way back through the time steps of one layer; or the results of a ReLU RNN beyond
+    that size. For `nn.RNN` and its kin, whose steps are not seen, that less than 2% is gone suffices, and
+    that the gradient of the recurrent matrix is by so much above all others outside of the layer.
 
     ## Bad
     ```python
@@ -86,6 +111,13 @@ def exploding_gradient(
     Seed A, problem 3. Pascanu et al. 2013, arXiv:1211.5063 (clipping); Zhang et al. 2019,
     arXiv:1901.09321 (residual branches scaled by 1/√L). Thresholds: `benchmarks/depth.py`.
     """
+    if trace is not None:
+        found = list(_in_training(trace, trained, steps))
+        if found:
+            yield from found
+            return
+    if graph is None or signal is None or propagation is None:
+        return
 
     def holds(trend: Trend) -> bool:
         return trend.explodes(forward, backward) and not trend.absorbed
@@ -108,6 +140,106 @@ def exploding_gradient(
         confidence=Confidence.LIKELY,
         affects=trend.layers,
     )
+
+
+def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding]:
+    bad, stuck = _state(trace, steps, HIGH), _state(trace, steps, 0.0)
+    for model in trace.trained:
+        grown = _growth(model, decades) if bad else None
+        state = bad
+        if grown is None and stuck:
+            grown, state = _through_fused(model, decades), stuck
+        if grown is None:
+            continue
+        layer, what, evidence = grown
+        yield Finding(
+            f"{what}, and {state}",
+            where=model.place_of(f"{layer}.weight"),
+            evidence=evidence,
+            fixes=[
+                Fix(
+                    "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()"
+                ),
+                Fix("LayerNorm or BatchNorm before each layer: the scale no longer multiplies"),
+                Fix(
+                    "initial values that keep the scale: nn.init.kaiming_normal_, orthogonal_ for an RNN"
+                ),
+            ],
+            confidence=Confidence.LIKELY,
+        )
+
+
+def _state(trace: Trace, steps: int, high: float) -> str | None:
+    """How badly it goes, in words; None where it does not, or where nobody can tell."""
+    for step, value in trace.losses:
+        if not math.isfinite(value):
+            return f"the loss is no number any more at step {step}"
+    for loss in trace.objectives:
+        learnt = trace.learnt(loss, steps)
+        if not loss.guess or learnt is None:
+            continue
+        if learnt < MOVED and loss.values[0] > high * loss.guess:
+            return (
+                f"the loss is {(1 - learnt) * loss.guess:.2g} after {trace.steps} steps, which began "
+                f"at {loss.values[0]:.2g}; the best constant answer has {loss.guess:.2g}"
+            )
+    return None
+
+
+def _through_fused(model: ModelTrace, decades: float) -> tuple[str, str, dict[str, Any]] | None:
+    """An `nn.RNN` shows no time steps: the gradient of its matrix against that of what comes after."""
+    site = next((s for s in model.sites if s.place.operation in ops.RECURRENT), None)
+    if site is None:
+        return None
+    path = site.place.path
+    own = {p.name: p.median("gradient") for p in model.parameters if "weight_hh" in p.name}
+    others = [p.median("gradient") for p in model.parameters if not p.name.startswith(f"{path}.")]
+    largest = max((norm or 0.0 for norm in own.values()), default=0.0)
+    usual = max((norm or 0.0 for norm in others), default=0.0)
+    if not path or not usual or not largest > 10**decades * usual:
+        return None
+    figure = f"{largest:.1g} at {path}, {largest / usual:.1g} times that behind it"
+    return (
+        path,
+        f"the gradient is {figure}: it grows through the time steps",
+        {"measured": f"gradient {figure}", "gradient": largest, "behind": usual},
+    )
+
+
+def _growth(model: ModelTrace, decades: float) -> tuple[str, str, dict[str, Any]] | None:
+    """(layer, what grows, evidence)."""
+    through = growth_through_time(model)
+    if through is not None and through[1] > decades:
+        layer, grown = through
+        figure = f"{10**grown:.1g}-fold through the steps of {layer}"
+        return (
+            layer,
+            f"the gradient grows {figure}",
+            {"measured": f"gradient {figure}", "gradient_decades": round(grown, 2)},
+        )
+    for site in model.sites:
+        size = site.median("rms")
+        if site.place.operation.startswith("rnn_relu") and size is not None and size > 10**decades:
+            name = site.place.path or site.place.operation
+            return (
+                site.place.path,
+                f"the state of {name} grows to {size:.1g}: its matrix multiplies it at every step",
+                {"measured": f"state {size:.1g} in {name}", "size": float(f"{size:.3g}")},
+            )
+    depth = depth_in_training(model)
+    if depth is None or max(depth.gradient, depth.forward) <= decades:
+        return None
+    first, last = depth.layers[0][0], depth.layers[-1][0]
+    evidence = {
+        "gradient_decades": round(depth.gradient, 2),
+        "forward_decades": round(depth.forward, 2),
+        "gradients": [list(pair) for pair in depth.layers],
+    }
+    if depth.gradient > depth.forward:
+        figure = f"{10**depth.gradient:.1g}-fold from {last} back to {first}"
+        return first, f"the gradient grows {figure}", {"measured": f"gradient {figure}", **evidence}
+    figure = f"{10**depth.forward:.1g}-fold from {first} to {last}"
+    return first, f"results grow {figure}", {"measured": f"results {figure}", **evidence}
 
 
 def _remedies(graph: Graph) -> list[Fix]:

@@ -144,6 +144,7 @@ def _cut(
         severity=severity,
         confidence=confidence,
         starved=part,
+        affects=[p.name for p in silent],
     )
 
 
@@ -168,6 +169,7 @@ def _zero(
         fixes=[Fix(f"look behind {layers[-1]} for dead units, weights of 0 or a factor of 0")],
         confidence=Confidence.LIKELY,
         starved=part,
+        affects=[p.name for p in zero],
     )
 
 

@@ -9,33 +9,44 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    NotMeasurable,
     Propagation,
     Severity,
     Signal,
+    Trace,
     Trend,
     agreed_trend,
+    depth_in_training,
     rule,
     steepest,
 )
 
 ERROR_DECADES = 3.0
+# Decades of variance between samples over the mean square, at the last layer.
+COLLAPSED = -2.5
+# Shares of the constant answer's loss that are gone: hardly begun; on its way, whatever it looks like.
+BEGUN = 0.05
+MOVES = 0.2
 
 
 @rule(
     "GRD001",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["constant-output"],
+    explains=["constant-output", "loss-never-moves"],
     shows="gradients",
 )
 def vanishing_gradient(
-    graph: Graph,
-    signal: Signal,
-    propagation: Propagation,
+    graph: Graph | None,
+    signal: Signal | None,
+    propagation: Propagation | None,
+    trace: Trace | None,
     *,
     decades: float = 2.0,
     spread: float = 1.5,
-) -> Iterator[Finding]:
+    trained_decades: float = 1.5,
+    steps: int = 20,
+) -> Iterator[Finding | NotMeasurable]:
     """Hardly any gradient reaches the first layers, so only the last ones learn.
 
     By the chain rule the gradient at layer 1 of L is a product with a factor for each layer behind it:
@@ -64,7 +75,14 @@ def vanishing_gradient(
     tells samples apart has lost more than `spread` decades. Both are needed: sound residual and post-norm
     nets lose up to 1.7 decades of gradient alone. It is an error beyond 3 decades. Named is the line that
     does most of it: a product with a constant in the forward, a layer, or the layers of a loop together.
-    Where its cause is known (saturating-stack, shrinking-init, zero-weights), this is listed under it.
+
+    In a training that is watched, over at least four layers: the largest gradient at a result in the first
+    third is more than `trained_decades` decades below that in the last third, in the median of the recorded
+    steps, and after `steps` steps the model has not begun to learn: less than 5% of the loss of the best
+    constant answer is gone, or the variance between samples at the last layer is below 10⁻²·⁵ of the mean
+    square. The gradient alone says little there: residual branches that start at zero, or LayerScale,
+    begin with 1.3 decades, and train. Where the cause is known (saturating-stack, shrinking-init,
+    zero-weights, dead-relu), this is listed under it.
 
     ## Bad
     ```python
@@ -106,6 +124,13 @@ def vanishing_gradient(
     Szegedy 2015, arXiv:1502.03167; He et al. 2016, arXiv:1512.03385; Schoenholz et al. 2017,
     arXiv:1611.01232 (the factors). Thresholds: `benchmarks/depth.py`.
     """
+    if trace is not None:
+        found = list(_in_training(trace, trained_decades, steps))
+        if found:
+            yield from found
+            return
+    if graph is None or signal is None or propagation is None:
+        return
 
     def holds(trend: Trend) -> bool:
         return trend.vanishes(decades, spread)
@@ -131,6 +156,57 @@ def vanishing_gradient(
         confidence=Confidence.LIKELY,
         affects=trend.layers,
     )
+
+
+def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding | NotMeasurable]:
+    for model in trace.trained:
+        depth = depth_in_training(model)
+        if depth is None or depth.gradient > -decades:
+            continue
+        if trace.steps < steps:
+            yield NotMeasurable(f"{trace.steps} of {steps} steps were seen")
+            continue
+        learnt = _learnt(trace, steps)
+        collapsed = depth.spread is not None and depth.spread < COLLAPSED
+        if learnt is not None and learnt > (MOVES if collapsed else BEGUN):
+            continue
+        if learnt is None and not collapsed:
+            continue
+        name, share = depth.faintest
+        layer = model.spelled(name) if name.replace(".", "").isdigit() else name
+        why = (
+            f"the loss is at {1 - learnt:.0%} of the best constant answer's after {trace.steps} steps"
+            if learnt is not None
+            else f"the samples' differences are down to {10 ** ((depth.spread or 0) / 2):.1g}"
+        )
+        yield Finding(
+            f"the gradient that reaches {layer} is {share:.1g} of that at {depth.layers[-1][0]}, measured "
+            f"in {depth.steps} steps of training, and {why}",
+            where=model.place_of(f"{name}.weight"),
+            evidence={
+                "measured": f"gradient {share:.1g} at {layer}",
+                "gradient_decades": round(depth.gradient, 2),
+                "spread_decades": None if depth.spread is None else round(depth.spread / 2, 2),
+                "learnt": None if learnt is None else round(learnt, 3),
+                "gradients": [list(pair) for pair in depth.layers],
+            },
+            fixes=[
+                Fix(
+                    "ReLU in place of sigmoid or tanh, with nn.init.kaiming_normal_ for the weights"
+                ),
+                Fix("BatchNorm or LayerNorm between each layer and its activation"),
+                Fix("a residual connection around each layer, x + f(x): a path of factor 1"),
+            ],
+            severity=Severity.ERROR if depth.gradient < -ERROR_DECADES else Severity.WARNING,
+            confidence=Confidence.LIKELY,
+        )
+
+
+def _learnt(trace: Trace, steps: int) -> float | None:
+    """The share of a constant answer's loss that is gone, of the loss that went best."""
+    shares = [trace.learnt(loss, steps) for loss in trace.objectives]
+    known = [share for share in shares if share is not None]
+    return max(known) if known else None
 
 
 def _remedies(graph: Graph, trend: Trend) -> list[Fix]:

@@ -34,6 +34,7 @@ FAR = 0.5
     severity=Severity.WARNING,
     since="0.1",
     explains=[
+        "dead-relu",
         "exploding-gradient",
         "saturated-at-init",
         "initial-loss-off",
@@ -160,5 +161,5 @@ def exploding_init(
         fixes=[reinitialise(edits, wanted, graph, before.ends, after.ends)],
         severity=Severity.ERROR if severe else Severity.WARNING,
         confidence=Confidence.LIKELY,
-        affects=trend.layers,
+        affects=[*trend.layers, *(user for layer in trend.layers for user in layer.users)],
     )

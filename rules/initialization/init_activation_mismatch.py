@@ -25,7 +25,12 @@ from trainlint.rule import (
 )
 
 
-@rule("INI005", severity=Severity.INFO, since="0.1", explains=["unnormalized-deep-stack"])
+@rule(
+    "INI005",
+    severity=Severity.INFO,
+    since="0.1",
+    explains=["unnormalized-deep-stack", "exploding-gradient"],
+)
 def init_activation_mismatch(
     graph: Graph,
     propagation: Propagation,

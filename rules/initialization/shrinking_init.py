@@ -37,6 +37,7 @@ MARGIN = 1.0
     severity=Severity.WARNING,
     since="0.1",
     explains=[
+        "dead-relu",
         "vanishing-gradient",
         "init-activation-mismatch",
         "unnormalized-deep-stack",
@@ -160,5 +161,5 @@ def shrinking_init(
         fixes=[reinitialise(edits, wanted, graph, before.ends, after.ends)],
         severity=Severity.ERROR if severe else Severity.WARNING,
         confidence=Confidence.LIKELY if measured else Confidence.POSSIBLE,
-        affects=trend.layers,
+        affects=[*trend.layers, *(user for layer in trend.layers for user in layer.users)],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from trainlint.rule import Confidence, Finding, Fix, LossTrace, Severity, Trace, rule
+from trainlint.rule import Confidence, Finding, Fix, Severity, Trace, rule
 
 _MANY = 100
 
@@ -76,7 +76,7 @@ def loss_never_moves(
     if sum(optimizer.steps > 0 for optimizer in trace.optimizers) != 1 or _is_warming_up(trace):
         return
     for loss in trace.objectives:
-        values = _of_every_step(trace, loss)
+        values = trace.values_of(loss)
         if not loss.guess or len(values) < steps:
             continue
         last = statistics.median(_fifth(values, len(values)))
@@ -125,25 +125,3 @@ def _is_warming_up(trace: Trace) -> bool:
         if len(highest) > 1 and highest[-1] >= max(highest) and highest[-1] > highest[0]:
             return True
     return False
-
-
-def _of_every_step(trace: Trace, loss: LossTrace) -> list[float]:
-    """The loss at each step, also at those that were not recorded, from what backward passes start from.
-
-    Empty where that is no fixed multiple of it (as with accumulation, or a scaler).
-    """
-    totals: dict[int, float] = {}
-    for step, value in trace.losses:
-        totals[step] = totals.get(step, 0.0) + value
-    own: dict[int, list[float]] = {}
-    for step, value in zip(loss.steps, loss.values, strict=True):
-        own.setdefault(step, []).append(value)
-    means = {step: statistics.mean(values) for step, values in own.items() if step in totals}
-    ratios = [totals[step] / mean for step, mean in means.items() if mean > 0]
-    if len(ratios) < 3:
-        return []
-    usual = statistics.median(ratios)
-    close = sum(abs(ratio - usual) <= 0.02 * abs(usual) for ratio in ratios)
-    if usual <= 0 or close < 0.8 * len(ratios):
-        return []
-    return [totals[step] / usual for step in sorted(totals)]

@@ -463,7 +463,8 @@ def _optimizer_hooks(tell: _Teller) -> Iterator[Callable[[], None]]:
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
         if tell.is_listening():
             tell.observer.leaves_mode()
-            closure = (bool(args) and callable(args[0])) or callable(kwargs.get("closure"))
+            # The arguments are those of the method, the optimizer among them.
+            closure = any(callable(given) for given in (*args[1:], kwargs.get("closure")))
             tell("step_begins", optimizer, closure, calling_site(2))
 
     def after(optimizer: Any, _: Any, __: Any) -> None:

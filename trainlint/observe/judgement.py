@@ -16,6 +16,8 @@ from trainlint.subject import Analysis
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trainlint.engine import RawFinding
+    from trainlint.observe.structure import StaticFindings
     from trainlint.observe.trace import Trace
     from trainlint.rule import Settings
 
@@ -27,8 +29,9 @@ def judged(
     settings: Settings,
     seconds: float = 0.0,
     notes: Sequence[str] = (),
+    static: StaticFindings | None = None,
 ) -> Analysis:
-    """The findings on a run as far as it was seen."""
+    """The findings on a run as far as it was seen, joined to those on the graphs of its models."""
     facts = Facts(
         {"Trace": trace, "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project")}
     )
@@ -43,10 +46,17 @@ def judged(
         seconds=round(seconds, 3),
         watched=what_was_watched(trace),
         not_measurable=list(unmeasured_as_text(outcome.unmeasured)),
-        notes=[*notes, *trace.notes],
+        notes=[*notes, *trace.notes, *(static.notes if static else ())],
         series=series_of(trace),
     )
-    return Analysis(diagnose(outcome.findings), result)
+    found = [finding for finding in static.findings if _holds(finding, trace)] if static else []
+    return Analysis(diagnose([*found, *outcome.findings]), result)
+
+
+def _holds(finding: RawFinding, trace: Trace) -> bool:
+    """Not where a gradient came to all that, as one forward had it, none can come to: others differ."""
+    said = [p for model in trace.models for p in model.parameters if p.name in finding.unreached]
+    return not said or any(p.trainable and not (p.reached and p.arrived) for p in said)
 
 
 def what_was_watched(trace: Trace) -> str:

@@ -79,7 +79,8 @@ class TrainingObserver:
     `models` restricts it to these roots. `period` records each so many steps after the first five; 0
     adapts it, so that recording costs about 5% on average, and so many `free` seconds besides: short runs
     of small models would show too little else. `after_step` is called with the number of steps after each;
-    what it raises goes into the loop.
+    what it raises goes into the loop. `before_training` is called once for each model, before the first
+    step that trains it, with the arguments of its latest forward.
     """
 
     def __init__(
@@ -89,8 +90,11 @@ class TrainingObserver:
         period: int = 0,
         free: float = 0.0,
         after_step: Callable[[int], None] | None = None,
+        before_training: Callable[[nn.Module, Any, Any], None] | None = None,
     ) -> None:
         self.after_step = after_step
+        self._before_training = before_training
+        self._awaited: KnownOptimizer | None = None
         self._only = None if models is None else [weakref.ref(model) for model in models]
         self._period = period
         self._adaptive = period == 0
@@ -468,6 +472,27 @@ class TrainingObserver:
                 known.arrived = _has_arrived(known)
         if error is not None and "a second time" in str(error):
             self._incident("graph-used-twice", calling_site())
+        if self._awaited is not None:
+            # In the closure of its first step, which has changed nothing so far.
+            self._note_held(self._awaited)
+            self._look_before(self._awaited)
+            self._awaited = None
+
+    def _look_before(self, known: KnownOptimizer) -> None:
+        """Hand over the roots that this optimizer is about to train, each once, with their inputs."""
+        if self._before_training is None or self._compiled or known.steps >= FIRST_STEPS:
+            return
+        for root in self._roots.values():
+            module = root.module()
+            if root.was_shown or root.number not in known.roots or not root.trained_in:
+                continue
+            if module is None or root.inputs is None or not root.trained_in[module.training]:
+                continue
+            root.was_shown = True
+            started = time.perf_counter()
+            args, kwargs = root.inputs
+            self._before_training(module, args, kwargs)
+            self._clock += time.perf_counter() - started
 
     # ------------------------------------------------------------------ steps
 
@@ -492,6 +517,7 @@ class TrainingObserver:
         if closure:
             if known.steps < FIRST_STEPS:
                 self._note_held(known)
+                self._awaited = known
             self._look_at_modes(known, site)
             return
         if known.steps and known.pending and not known.was_reset:
@@ -500,6 +526,7 @@ class TrainingObserver:
         self._look_at_gradients(known, parameters)
         if known.steps < FIRST_STEPS or self._is_recording:
             self._look_at(known, parameters, site)
+        self._look_before(known)
         self._look_at_modes(known, site)
         if self._is_recording:
             whole = [p for p in parameters if not is_spread(p)]

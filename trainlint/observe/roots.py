@@ -50,6 +50,8 @@ class Root:
     modes: Counter[bool] = field(default_factory=Counter)
     steps_in_train_mode: int = 0
     switched: dict[bool, Site | None] = field(default_factory=dict)
+    # Whether it was handed over before the first step that trains it.
+    was_shown: bool = False
     # Whether `train()` was called since the last forward that was trained: what runs in it, shall.
     is_asked: bool = False
     idle: Idle | None = None

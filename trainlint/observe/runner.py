@@ -29,6 +29,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from trainlint.observe.report import RunReport
+    from trainlint.observe.structure import StaticFindings
+    from trainlint.rule import Settings
     from trainlint.subject import Analysis
 
 _FIRST_REPORT: Final = 10.0
@@ -45,6 +47,7 @@ class RunJob(msgspec.Struct, frozen=True):
     module: bool = False
     steps: int = 0
     every: int = 0
+    static: bool = True
     rules: list[str] = []
     options: dict[str, dict[str, Any]] = {}
 
@@ -67,6 +70,7 @@ class _Watch:
         self._was_interrupted = False
         self._problem: Any = lambda: None
         self._failure: Exception | None = None
+        self._static: StaticFindings | None = None
 
     def begin(self) -> None:
         """Torch is there: observe it. A failure to is ours, and none of the script's import."""
@@ -82,10 +86,26 @@ class _Watch:
         from trainlint.sites import construction_sites
 
         self._observer = TrainingObserver(
-            period=self._job.every, free=_FREE, after_step=self._after_step
+            period=self._job.every,
+            free=_FREE,
+            after_step=self._after_step,
+            before_training=self._look_at_graph if self._job.static else None,
         )
         self._stack.enter_context(construction_sites())
         self._problem = self._stack.enter_context(observed(self._observer))
+
+    def _look_at_graph(self, model: Any, args: Any, kwargs: Any) -> None:
+        from trainlint.observe.structure import StaticFindings
+
+        if self._static is None:
+            self._static = StaticFindings(self._settings(), self._job.label)
+        self._static.look_at(model, args, kwargs)
+
+    def _settings(self) -> Settings:
+        from trainlint.registry import select_rules
+        from trainlint.rule import Settings
+
+        return Settings(select_rules(self._job.rules), self._job.options)
 
     def _after_step(self, steps: int) -> None:
         now = time.monotonic()
@@ -148,8 +168,6 @@ class _Watch:
 
     def _judged(self) -> Analysis:
         from trainlint.observe.judgement import judged
-        from trainlint.registry import select_rules
-        from trainlint.rule import Settings
 
         problem = self._problem()
         notes = [f"watching stopped: {type(problem).__name__}: {problem}"] if problem else []
@@ -159,14 +177,14 @@ class _Watch:
                 "only the main thread of this process is watched; processes that torchrun starts are where "
                 "it starts `-m trainlint run SCRIPT`"
             )
-        settings = Settings(select_rules(self._job.rules), self._job.options)
         seconds = time.monotonic() - self._started
         return judged(
             trace,
             target=self._job.label,
-            settings=settings,
+            settings=self._settings(),
             seconds=seconds,
             notes=notes,
+            static=self._static,
         )
 
 

@@ -388,6 +388,34 @@ class Trace:
                 held[place] = held.get(place, 0) + parameter.elements
         return self.optimizers[max(held, key=lambda place: held[place])] if held else None
 
+    def values_of(self, loss: LossTrace) -> list[float]:
+        """The loss at each step, recorded or not, from what backward passes start from.
+
+        Empty where that is no fixed multiple of it (as with accumulation, or a scaler).
+        """
+        totals: dict[int, float] = {}
+        for step, value in self.losses:
+            totals[step] = totals.get(step, 0.0) + value
+        own: dict[int, list[float]] = {}
+        for step, value in zip(loss.steps, loss.values, strict=True):
+            own.setdefault(step, []).append(value)
+        means = {step: statistics.mean(values) for step, values in own.items() if step in totals}
+        ratios = [totals[step] / mean for step, mean in means.items() if mean > 0]
+        if len(ratios) < 3:
+            return []
+        usual = statistics.median(ratios)
+        close = sum(abs(ratio - usual) <= 0.02 * abs(usual) for ratio in ratios)
+        if usual <= 0 or close < 0.8 * len(ratios):
+            return []
+        return [totals[step] / usual for step in sorted(totals)]
+
+    def learnt(self, loss: LossTrace, after: int) -> float | None:
+        """As `LossTrace.learnt`, from the loss of every step where that is known."""
+        values = self.values_of(loss)
+        if not loss.guess or len(values) < after:
+            return loss.learnt(after)
+        return 1 - statistics.median(values[-max(3, len(values) // 5) :]) / loss.guess
+
     @property
     def trained(self) -> list[ModelTrace]:
         """The models that an optimizer trains."""

@@ -1,0 +1,167 @@
+"""The static rules on a model that is being trained: what is measured later is joined to what causes it.
+
+Comes in: a model just before its first optimizer step, with the inputs of its latest forward: real ones,
+and weights as they were initialised. Goes out: located findings, which hold nothing of the model, its
+inputs or its graph. The forward runs once more, on meta tensors, and all that it changes is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+
+from trainlint.capture.tracer import capture, is_wrapped
+from trainlint.engine import RawFinding, failures_as_text, run_rules
+from trainlint.preserve import is_lazy
+from trainlint.rule import FACT_STAGES
+from trainlint.sites import replaced
+
+if TYPE_CHECKING:
+    from trainlint.rule import Rule, Settings
+
+# A capture that took longer is not repeated for the rules that compare two.
+_LONG: Final = 5.0
+
+
+def static_rules(rules: Sequence[Rule]) -> list[Rule]:
+    """Those that the graph alone suffices for. What reads a `Trace` as well, judges the run by that."""
+    return [
+        rule
+        for rule in rules
+        if "Trace" not in rule.facts.values()
+        and any(fact in ("Graph", "Variants") for fact in rule.facts.values())
+        and all(
+            FACT_STAGES[fact] == "static" or parameter in rule.optional
+            for parameter, fact in rule.facts.items()
+        )
+    ]
+
+
+@dataclass
+class StaticFindings:
+    """What the static rules of `settings` say to each model that is trained; `notes` where they could not.
+
+    Nothing is ever raised. `seconds` is what it took.
+    """
+
+    settings: Settings
+    target: str
+    findings: list[RawFinding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def look_at(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Capture the model on these inputs and judge the graph."""
+        started = time.perf_counter()
+        number = len(self.findings)
+        try:
+            reason = _why_not(model)
+            if reason is None:
+                reason = self._judge(model, args, kwargs)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason is not None:
+            del self.findings[number:]
+            self.notes.append(f"the graph of {type(model).__name__} was not judged: {reason}")
+        self.seconds += time.perf_counter() - started
+
+    def _judge(self, model: nn.Module, args: Any, kwargs: Any) -> str | None:
+        from trainlint.capture.inputs import Inputs
+        from trainlint.graph import Graph
+        from trainlint.loss.uses import Recipe
+        from trainlint.subject import static_facts
+
+        rules = static_rules(self.settings.rules)
+        if not rules:
+            return None
+        started = time.perf_counter()
+        # An observer is called with function modes shut out.
+        with torch._C._EnableTorchFunction(), torch.enable_grad(), _quiet():
+            recording = capture(model, args, kwargs)
+            if recording.exception is not None:
+                error = recording.exception
+                return f"on meta tensors it raised {type(error).__name__}: {error}"
+            if recording.faults:
+                return "it runs on these inputs, but not on meta tensors of their shapes"
+            if time.perf_counter() - started > _LONG:
+                rules = [rule for rule in rules if "Variants" not in rule.facts.values()]
+                self.notes.append("the graph took long to make: rules that compare two did not run")
+            inputs = Inputs(args, kwargs, "of the training", given=True)
+            graph = Graph(recording.graph, recording.model, inputs_given=True)
+            facts = static_facts(inputs, graph, Recipe())
+            outcome = run_rules(rules, facts, target=self.target, options=self.settings.options)
+        self.notes.extend(failures_as_text(outcome.failures))
+        self.findings.extend(_detached(outcome.findings, f"{id(self)}/{len(self.findings)}"))
+        return None
+
+
+def _why_not(model: nn.Module) -> str | None:
+    if isinstance(model, torch.jit.ScriptModule):
+        return "it is compiled by torch.jit"
+    if _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        return "another torch function mode is active"
+    if torch.is_inference_mode_enabled():
+        return "inference mode is on"
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return "its forward may wait for other processes"
+    for tensor in (*model.parameters(), *model.buffers()):
+        if is_lazy(tensor) or is_wrapped(tensor):
+            return f"it has tensors of a kind of their own ({type(tensor).__name__})"
+    return None
+
+
+def _detached(findings: list[RawFinding], label: str) -> Iterator[RawFinding]:
+    """With names in place of graph nodes, which would keep the model and its inputs alive."""
+    tokens: dict[Any, str] = {}
+    for finding in findings:
+        yield replace(
+            finding,
+            fault=None
+            if finding.fault is None
+            else tokens.setdefault(("fault", finding.fault), f"{label}/{len(tokens)}"),
+            affects=frozenset(
+                tokens.setdefault(("node", node), f"{label}/{len(tokens)}")
+                for node in finding.affects
+            ),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the forward prints, logs or warns of, it has said already. Other threads are heard."""
+    home = threading.get_ident()
+    handle = logging.Logger.handle
+    warn = warnings.warn
+
+    def is_elsewhere() -> bool:
+        return threading.get_ident() != home
+
+    class Silent:
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def write(self, text: str) -> int:
+            return self._stream.write(text) if is_elsewhere() else len(text)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+    with (
+        replaced(sys, "stdout", Silent(sys.stdout)),
+        replaced(sys, "stderr", Silent(sys.stderr)),
+        replaced(warnings, "warn", lambda *a, **k: warn(*a, **k) if is_elsewhere() else None),
+        replaced(logging.Logger, "handle", lambda *a: handle(*a) if is_elsewhere() else None),
+    ):
+        yield
