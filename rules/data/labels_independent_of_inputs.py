@@ -1,0 +1,121 @@
+"""DAT004 labels-independent-of-inputs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    EvaluationTrace,
+    Finding,
+    Fix,
+    LossTrace,
+    Severity,
+    Trace,
+    rule,
+)
+
+
+@rule("DAT004", severity=Severity.WARNING, since="0.1", own=["data"])
+def labels_independent_of_inputs(
+    trace: Trace, *, learnt: float = 0.3, passes: int = 4, steps: int = 50
+) -> Iterator[Finding]:
+    """The model learns its training data by heart, and nothing that holds for other data.
+
+    Where inputs and labels do not belong together (each was shuffled by itself, files were listed in two
+    orders, an index is off by one), there is nothing to learn: on data that were not seen, no model beats
+    the answer that ignores the input. On the training data the loss falls all the same, since a network
+    with enough weights stores any labels (Zhang et al. 2017). That is unlike usual overfitting, where
+    the validation loss falls first, and rises later.
+
+    Reported where the training loss has come down by the share `learnt` of the best constant answer's in at
+    least `steps` steps, while validation, in at least `passes` passes of which the first came before half
+    of that was learnt, never once was below the constant answer's loss. Without a validation pass, or
+    in the first epoch, such data look like any that is not learnt: see LOS008.
+
+    ## Bad
+    ```python
+    x, y = torch.randn(192, 16), torch.randint(2, (192,))
+    model = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    for epoch in range(40):
+        for batch in torch.randperm(128).split(32):
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch % 4 == 0:
+            with torch.no_grad():
+                print(F.cross_entropy(model(x[128:]), y[128:]))
+    ```
+
+    ## Good
+    ```python
+    x = torch.randn(192, 16)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    model = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    for epoch in range(20):
+        for batch in torch.randperm(128).split(32):
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch % 4 == 0:
+            with torch.no_grad():
+                print(F.cross_entropy(model(x[128:]), y[128:]))
+    ```
+
+    ## When to ignore it
+    When next to nothing of the target can be known from the input, or validation is of another kind on
+    purpose.
+
+    ## Fix safety
+    Only shown: where the two came apart is in the code that reads the data.
+
+    ## References
+    Zhang, Bengio, Hardt, Recht & Vinyals 2017, arXiv:1611.03530 (random labels are fitted).
+    """
+    for loss in trace.objectives:
+        share = loss.learnt(steps)
+        if share is None or share < learnt or not loss.guess:
+            continue
+        for validation in trace.evaluations:
+            if (
+                validation.kind == loss.kind
+                and not validation.on_training_data
+                and len(validation.values) >= passes
+                and min(validation.values) > loss.guess
+                and _learnt_by(loss, validation.steps[0]) < learnt / 2
+            ):
+                yield _finding(loss, validation, share)
+                break
+
+
+def _learnt_by(loss: LossTrace, step: int) -> float:
+    """The share of the constant answer's loss that was gone at a step."""
+    until = [value for at, value in zip(loss.steps, loss.values, strict=True) if at <= step]
+    assert loss.guess
+    return 1 - statistics.median(until[-5:] or loss.values[:1]) / loss.guess
+
+
+def _finding(loss: LossTrace, validation: EvaluationTrace, share: float) -> Finding:
+    best = min(validation.values)
+    return Finding(
+        f"the training loss has come down by {share:.0%} of that of a guess, {loss.guess:.3g}, but in "
+        f"{len(validation.values)} passes validation never was below it (at best {best:.3g}): what is "
+        "learnt holds for no other sample",
+        where=loss.site,
+        evidence={
+            "learnt": round(share, 4),
+            "constant_answer": round(loss.guess or 0.0, 6),
+            "best_validation": round(best, 6),
+            "passes": len(validation.values),
+        },
+        fixes=[
+            Fix("compare a few inputs with their labels, as the loop gets them: one order for both"),
+            Fix("and see that validation data are prepared as the training data are"),
+        ],
+        confidence=Confidence.LIKELY,
+    )
