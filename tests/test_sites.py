@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -244,3 +245,18 @@ def test_replaced_restores_what_was_inherited() -> None:
     with replaced(Base, "value", 3):
         assert Child.value == 3
     assert Base.value == 1
+
+
+def test_a_saved_model_is_read_without_us(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with recording():
+        torch.save(nn.Sequential(nn.Linear(2, 3)), path)
+    program = (
+        f"import sys, torch; from torch import nn; sys.modules['trainlint'] = None\n"
+        f"with torch.serialization.safe_globals([nn.Sequential, nn.Linear]):\n"
+        f"    print(torch.load({str(path)!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "Linear(in_features=2" in done.stdout, done.stderr

@@ -15,6 +15,7 @@ import os
 import sys
 import sysconfig
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, wraps
 from types import CodeType, FrameType
@@ -52,8 +53,9 @@ class Site:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A user's `torch.save(model)` must not meet a code object.
-        return (_forgotten_site, ())
+        # A user's `torch.save(model)` must not meet a code object, nor the file that it writes need us:
+        # of what is empty, this is among the things that `torch.load` takes without asking.
+        return (OrderedDict, ())
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -75,10 +77,6 @@ class Site:
         assert column is not None
         assert end_column is not None
         return row, end_row, column, end_column
-
-
-def _forgotten_site() -> None:
-    return None
 
 
 @lru_cache(maxsize=4096)

@@ -114,7 +114,9 @@ def _finding(loss: LossTrace, validation: EvaluationTrace, share: float) -> Find
             "passes": len(validation.values),
         },
         fixes=[
-            Fix("compare a few inputs with their labels, as the loop gets them: one order for both"),
+            Fix(
+                "compare a few inputs with their labels, as the loop gets them: one order for both"
+            ),
             Fix("and see that validation data are prepared as the training data are"),
         ],
         confidence=Confidence.LIKELY,

@@ -59,8 +59,8 @@ def clipped_after_step(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
         if incident.count >= times:
             kind = incident.facts["optimizer"]
             yield Finding(
-                f"the gradients are clipped after {kind}.step() has used them and before backward() makes new "
-                f"ones, {incident.count} times: no step was clipped",
+                f"the gradients are clipped after {kind}.step() has used them and before backward() has "
+                f"made new ones, {incident.count} times: no step was clipped",
                 where=incident.site,
                 evidence={"times": incident.count, "first_step": incident.step},
                 fixes=[Fix("move the clipping between loss.backward() and optimizer.step()")],
