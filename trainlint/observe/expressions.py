@@ -1,8 +1,9 @@
 """The loop's own operations in a recorded step, from the model's result to the loss: which made a NaN.
 
-Nobody but the loop can run them again, so they are looked at while they run. Each leaves a few sums on
-its device, of what it was given and made, forwards and backwards: a sum is not finite where one of its
-terms is not. They are read only once something is known to be wrong, or with all other figures.
+Nobody but the loop can run them again, so they are looked at while they run. What each was given and made,
+forwards and backwards, is held to the end of the step and read only once something is known to be wrong. On
+other devices than the CPU that is known later, so that sums are left there: a sum is not finite where one
+of its terms is not.
 """
 
 from __future__ import annotations
@@ -25,36 +26,44 @@ _MOST_OPERATIONS: Final = 128
 _MOST_NODES: Final = 16
 # Scores over a vocabulary are not added up.
 _LARGEST: Final = 1 << 18
+_MOST_HELD: Final = 1 << 22
 
 
 @dataclass
 class _Operation:
-    """Sums: of the operands and the result, and of gradients by the result and the operands."""
+    """Operands and result, and gradients by the operands and the result; or the sums of each."""
 
     name: str
     site: Site | None
     given: list[Tensor]
     made: Tensor
     bounds: list[Tensor]
-    gradients: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
+    versions: list[int]
+    is_whole: bool
+    gradients: list[tuple[Any, Any]] = field(default_factory=list)
 
     def note(self, by_operands: Any, by_result: Any) -> None:
         """A node of the operation ran backwards."""
-        given, made = _sum(by_result), _sum(by_operands)
-        if made is not None:
-            self.gradients.append((given, made))
+        if not self.is_whole:
+            by_operands, by_result = [_sum(by_operands)], [_sum(by_result)]
+        self.gradients.append((by_operands, by_result))
 
     def broke(self, *, backward: bool) -> Origin | None:
         """What it made of finite values, if that was not finite."""
-        pairs = (
-            [(given, made) for given, made in self.gradients] if backward else [(None, self.made)]
-        )
-        before = [] if backward else self.given
-        for given, made in pairs:
-            sources = [*before, *([] if given is None else [given])]
-            if all(map(_is_finite, sources)) and not _is_finite(made):
-                least, largest = map(float, self.bounds or (math.nan, math.nan))
-                return Origin(self.name, self.site, value_of(made), least, largest, backward)
+        if self.versions != [t._version for t in (*self.given, self.made)]:
+            return None  # written over since
+        pairs = self.gradients if backward else [([self.made], self.given)]
+        for made, given in pairs:
+            total = _sum(made)
+            if total is None or _is_finite(total):
+                continue
+            sums = [_sum([t]) for t in given]
+            if all(part is None or _is_finite(part) for part in sums):
+                bounds = self.bounds or (
+                    list(torch.aminmax(g)) if (g := self.given[0]).numel() else []
+                )
+                least, largest = map(float, bounds or (math.nan, math.nan))
+                return Origin(self.name, self.site, value_of(total), least, largest, backward)
         return None
 
 
@@ -64,6 +73,7 @@ class Expressions:
     def __init__(self) -> None:
         self._operations: list[_Operation] = []
         self._number = -1
+        self._elements = 0
         self._waiting: list[tuple[int, list[_Operation]]] = []
         # The operations of the last recorded step, in order.
         self._places: list[tuple[str, Site | None]] = []
@@ -86,12 +96,19 @@ class Expressions:
         operands = [t.detach() for _, t in tensors((args, kwargs)) if t.is_floating_point()]
         if not operands or not all(map(_is_small, operands)):
             return
-        total = _sum([made.detach()])
-        if total is None:
-            return
-        sums = [s for s in (_sum([operand]) for operand in operands) if s is not None]
-        bounds = list(torch.aminmax(operands[0])) if operands[0].numel() else []
-        operation = _Operation(ops.canonical_name(func), calling_site(3), sums, total, bounds)
+        name, site, whole = ops.canonical_name(func), calling_site(3), made.detach()
+        self._elements += sum(t.numel() for t in (*operands, whole))
+        if whole.is_cpu and self._elements <= _MOST_HELD:
+            versions = [t._version for t in (*operands, whole)]
+            operation = _Operation(name, site, operands, whole, [], versions, True)
+        else:
+            total = _sum([whole])
+            if total is None:
+                return
+            sums = [s for s in (_sum([operand]) for operand in operands) if s is not None]
+            bounds = list(torch.aminmax(operands[0])) if operands[0].numel() else []
+            versions = [t._version for t in (*sums, total)]
+            operation = _Operation(name, site, sums, total, bounds, versions, False)
         self._operations.append(operation)
         stack: list[Any] = [made.grad_fn]
         for _ in range(_MOST_NODES):
@@ -115,7 +132,7 @@ class Expressions:
             self._waiting.append((step, self._operations))
         if self._operations:
             self._places = [(operation.name, operation.site) for operation in self._operations]
-        self._operations, self._number = [], -1
+        self._operations, self._number, self._elements = [], -1, 0
 
     def origin_in_graph(self, loss: Tensor, after: int) -> Origin | None:
         """The same in a step that was not recorded, as far as the graph has kept what went into operations.

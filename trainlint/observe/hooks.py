@@ -225,10 +225,11 @@ def _modules(tell: _Teller) -> Iterator[_Seam]:
     observer = tell.observer
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Most calls end here: those within a forward of a step that is not recorded.
-        if (tell.forward and not observer.wants_modules) or not tell.is_listening():
+        if not tell.is_listening():
             return original_call(self, *args, **kwargs)
         if tell.forward:
+            if not observer.wants_modules:
+                return original_call(self, *args, **kwargs)
             # They touch no tensor and cannot fail: a `tell` would cost more than they do.
             observer.module_begins(self)
             try:
@@ -264,10 +265,12 @@ def _modules(tell: _Teller) -> Iterator[_Seam]:
 
 def has_parameters(module: nn.Module) -> bool:
     """Whether the module, or one inside of it, has a parameter."""
-    # Asked at each call of a model: the first of its layers mostly tells.
-    for part in (module, *module._modules.values()):
-        if part is not None and any(p is not None for p in part._parameters.values()):
-            return True
+    # Asked at each call of a model: the first of its layers mostly tells. Not where it is scripted.
+    if type(module._modules) is dict:
+        for part in (module, *module._modules.values()):
+            own = None if part is None else part._parameters
+            if type(own) is dict and any(p is not None for p in own.values()):
+                return True
     return next(iter(module.parameters()), None) is not None
 
 

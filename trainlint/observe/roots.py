@@ -137,7 +137,9 @@ class KnownOptimizer:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The user's own module in those that distribute or compile it."""
     while True:
-        inner = module._modules.get("_orig_mod")
+        # A module looks long for an attribute that it has not.
+        own = module._modules
+        inner = own.get("_orig_mod") if type(own) is dict else getattr(module, "_orig_mod", None)
         if inner is None and type(module).__name__ in _WRAPPERS:
             names = ("module", "_original_module", "_fsdp_wrapped_module")
             inner = next((m for name in names if (m := module._modules.get(name))), None)
