@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from test_preserve import VECTOR_PARTS, frozen, world
 from torch import Tensor, nn
 
+import trainlint
 from trainlint.capture.tracer import single_node_functions
 from trainlint.preserve import is_lazy, preserved_training
 from trainlint.tree import tensors
@@ -352,3 +353,53 @@ def test_training_after_a_preserved_one_goes_as_without() -> None:
         return losses + [a_step(model, architecture, optimizer) for _ in range(3)]
 
     assert run(True) == run(False)
+
+
+# ---------------------------------------------------------------------- watching changes nothing
+
+
+def bits(values: Any) -> list[bytes]:
+    """What the tensors hold, without who they are."""
+    return [
+        t.detach().to_dense().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for _, t in tensors(values)
+        if not is_lazy(t) and not t.is_meta
+    ]
+
+
+def training(architecture: Architecture, kind: str, around: Any) -> dict[str, Any]:
+    """Four steps, and all that came of them; `around` is entered while they run."""
+    model = built(architecture)
+    if any(is_lazy(p) for p in model.parameters()):
+        model(*architecture.inputs()[0])
+    optimizer = OPTIMIZERS[kind](list(model.parameters()))
+    with around:
+        losses = [a_step(model, architecture, optimizer) for _ in range(4)]
+    return {
+        "losses": losses,
+        "weights": bits(list(model.parameters())),
+        "buffers": bits(list(model.buffers())),
+        "gradients": bits([p.grad for p in model.parameters() if p.grad is not None]),
+        "optimizer": bits(list(optimizer.state_dict()["state"].values())),
+        "modes": [module.training for module in model.modules()],
+        "attributes": [list(vars(module)) for module in model.modules()],
+        "hooks": [len(p._backward_hooks or ()) for p in model.parameters()],
+        "random": (torch.rand(2).tolist(), random.random(), np.random.rand()),
+        "sources": [s for s in own_sources(model) if not isinstance(s, tuple)],
+        **{key: value for key, value in of_process().items() if key != "device"},
+    }
+
+
+@pytest.mark.parametrize("place", range(len(ARCHITECTURES)), ids=lambda i: ARCHITECTURES[i].name)
+def test_watching_changes_no_bit(place: int) -> None:
+    architecture = ARCHITECTURES[place]
+    kind = sorted(OPTIMIZERS)[place % len(OPTIMIZERS)]
+    if "sparse_grad" in architecture.name:
+        kind = "sgd"
+    if not list(built(architecture).parameters()):
+        pytest.skip("it has no parameters")
+    bare = training(architecture, kind, contextlib.nullcontext())
+    w = trainlint.watch()
+    seen = training(architecture, kind, w)
+    assert [key for key in bare if bare[key] != seen[key]] == []
+    assert w.report().targets[0].status == "ok", w.report().targets[0].reason

@@ -47,10 +47,16 @@ class DepthTrace:
 
 
 def depth_in_training(model: ModelTrace) -> DepthTrace | None:
-    """What the recorded steps show of it. None with fewer than four layers, or no figures of them."""
+    """What the recorded steps show of it. None with fewer than four layers, or no figures of them.
+
+    Nor for models with `nn.LSTM` and its kin: what happens within is not seen, and layers beside it, such as
+    an attention's, are in no order of depth.
+    """
     layers: dict[str, list[SiteTrace]] = {}
     for site in model.sites:
-        if site.weight is not None and site.place.operation in ops.WEIGHTED | ops.RECURRENT:
+        if site.place.operation in ops.RECURRENT:
+            return None
+        if site.weight is not None and site.place.operation in ops.WEIGHTED:
             layers.setdefault(site.weight, []).append(site)
     layers = {name: sites for name, sites in layers.items() if any(_values(sites, "gradient"))}
     if len(layers) < LEAST_LAYERS:
