@@ -23,7 +23,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from trainlint.capture.tracer import capture, is_wrapped
 from trainlint.engine import RawFinding, failures_as_text, run_rules
-from trainlint.preserve import is_lazy
+from trainlint.preserve import is_lazy, preserved
 from trainlint.rule import FACT_STAGES
 from trainlint.sites import replaced
 
@@ -86,8 +86,8 @@ class StaticFindings:
         if not rules:
             return None
         started = time.perf_counter()
-        # An observer is called with function modes shut out.
-        with torch._C._EnableTorchFunction(), torch.enable_grad(), _quiet():
+        # An observer is called with function modes shut out. Rules may draw random numbers as well.
+        with torch._C._EnableTorchFunction(), torch.enable_grad(), _quiet(), preserved(model):
             recording = capture(model, args, kwargs)
             if recording.exception is not None:
                 error = recording.exception
