@@ -35,16 +35,20 @@ def raw(
     explains: tuple[str, ...] = (),
     filename: str = "net.py",
     affects: frozenset[str] = frozenset(),
+    paths: tuple[str, ...] = (),
+    stage: str = "static",
+    evidence: dict[str, Any] | None = None,
 ) -> RawFinding:
     rule = Rule(code, code.lower(), Severity.ERROR, explains, "0.1", lambda: ())
     place = None if row is None else Location(row, 1)
     reported = ReportedFinding(
         code=code, name=code.lower(), severity=severity, confidence=confidence, message=message,
-        stage="static", target="net.py::Net", module=module,
+        stage=stage, target="net.py::Net", module=module,
         filename=None if row is None else filename, location=place,
-        end_location=None if row is None else Location(row, 9), evidence={"n": 1},
+        end_location=None if row is None else Location(row, 9), evidence=evidence or {"n": 1},
     )  # fmt: skip
-    return RawFinding(reported, rule, fault, starved, order, affects)
+    names = frozenset(paths) | ({module} if module else set())
+    return RawFinding(reported, rule, fault, starved, order, affects, names)
 
 
 def shown(findings: list[RawFinding]) -> list[Any]:
@@ -279,3 +283,67 @@ def test_errors_come_before_warnings_across_rules() -> None:
     severities = [f.severity for f in trainlint.check(model, torch.randn(2, 8)).findings]
     assert "error" in severities
     assert severities == sorted(severities, key=["error", "warning", "info"].index)
+
+
+# ---------------------------------------------------------------------- what was measured in training
+
+
+def measured(code: str = "BBB001", **options: Any) -> RawFinding:
+    options = {"row": 50, "severity": "error", "confidence": "likely", **options}
+    return raw(code, stage="probe", message="measured", **options)
+
+
+def cause(**options: Any) -> RawFinding:
+    return raw("AAA001", row=9, message="cause", explains=("bbb001",), **options)
+
+
+@pytest.mark.parametrize(
+    ("head", "symptom"),
+    [
+        (cause(module="body"), measured(module="body")),
+        (cause(module="body"), measured(module="body.0.fc")),
+        (cause(paths=("body.0.fc.weight",)), measured(module="body.0")),
+        (cause(paths=("a", "body.0")), measured(paths=("body.0.weight",))),
+        (cause(module="body"), measured()),  # of the run as a whole
+        (cause(), measured()),
+        (cause(stage="probe"), measured(module="body")),
+    ],
+)
+def test_what_was_measured_stands_under_its_cause(head: RawFinding, symptom: RawFinding) -> None:
+    for order in ([head, symptom], [symptom, head]):
+        assert shown(diagnose(order)) == [("cause", ["measured"])]
+
+
+@pytest.mark.parametrize(
+    ("head", "symptom"),
+    [
+        (cause(module="body"), measured(module="head")),
+        (cause(module="body"), measured(module="body2")),
+        (cause(paths=("body.1",)), measured(module="body.10")),
+        (cause(paths=("",)), measured(module="body")),
+        (cause(module="body"), raw("BBB001", row=50, message="measured", module="body.0")),
+    ],
+)
+def test_it_does_not_stand_under_what_lies_elsewhere(head: RawFinding, symptom: RawFinding) -> None:
+    assert sorted(shown(diagnose([head, symptom]))) == ["cause", "measured"]
+
+
+def test_a_cause_says_what_was_measured_of_it_once() -> None:
+    figure = {"measured": "gradient 4e-08 at conv1"}
+    findings = [
+        cause(severity="warning", paths=("conv1",)),
+        measured(evidence=figure),
+        measured(row=51, evidence=figure, module="conv1"),
+    ]
+    (found,) = diagnose(findings)
+    assert found.reported.message == "cause; measured in training: gradient 4e-08 at conv1"
+    assert found.reported.severity == "error"
+
+
+def test_what_the_graph_shows_comes_before_what_training_shows() -> None:
+    findings = [
+        raw("AAA001", row=9, message="graph", severity="warning", explains=("ccc001",)),
+        raw("BBB001", row=2, message="run", severity="error", stage="probe", explains=("ccc001",)),
+        measured("CCC001", severity="warning"),
+    ]
+    assert sorted(map(str, shown(diagnose(findings)))) == ["('graph', ['measured'])", "run"]

@@ -49,8 +49,8 @@ class DepthTrace:
 def depth_in_training(model: ModelTrace) -> DepthTrace | None:
     """What the recorded steps show of it. None with fewer than four layers, or no figures of them.
 
-    Nor for models with `nn.LSTM` and its kin: what happens within is not seen, and layers beside it, such as
-    an attention's, are in no order of depth.
+    Nor for models with `nn.LSTM` and its kin: what happens within is not seen, and layers beside it, such
+    as an attention's, are in no order of depth.
     """
     layers: dict[str, list[SiteTrace]] = {}
     for site in model.sites:

@@ -30,8 +30,11 @@ from trainlint.sites import replaced
 if TYPE_CHECKING:
     from trainlint.rule import Rule, Settings
 
-# A capture that took longer is not repeated for the rules that compare two.
+# Seconds: a capture that took longer is not repeated for the rules that compare two, and after so much in
+# all, and so many models (folds, a search), no more are looked at.
 _LONG: Final = 5.0
+_LONGEST: Final = 20.0
+_MOST_MODELS: Final = 16
 
 
 def static_rules(rules: Sequence[Rule]) -> list[Rule]:
@@ -60,9 +63,13 @@ class StaticFindings:
     findings: list[RawFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    models: int = 0
 
     def look_at(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Capture the model on these inputs and judge the graph."""
+        if self.models >= _MOST_MODELS or self.seconds > _LONGEST:
+            return
+        self.models += 1
         started = time.perf_counter()
         number = len(self.findings)
         try:
