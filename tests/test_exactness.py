@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ def train(
     losses = []
     for x, y in batches(steps):
         optimizer.zero_grad()
-        loss = loss_of((call or model)(x), y)
+        loss = loss_of((model if call is None else call)(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -697,3 +698,50 @@ def test_activations_are_those_of_the_unwatched_run(autocast: bool) -> None:
         assert site.zero == pytest.approx(
             [float((v == 0).float().mean()) for v in values], abs=1e-7
         )
+
+
+@pytest.mark.parametrize("part", ["whole", "layer", "function", "in place"])
+def test_nothing_is_compiled_otherwise_or_again(part: str) -> None:
+    def loop() -> int:
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        compiled = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            compiled.append(graph.code)
+            return graph.forward
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+                self.between = torch.relu
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.last(self.between(self.first(x)))
+
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        call: Any = model
+        if part == "whole":
+            call = torch.compile(model, backend=backend, fullgraph=True)
+        elif part == "layer":
+            model.first = torch.compile(model.first, backend=backend)
+        elif part == "function":
+            model.between = torch.compile(lambda x: torch.relu(x) * 2, backend=backend)
+        else:
+            model.compile(backend=backend, fullgraph=True)
+        train(model, optimizer, call=call)
+        return len(compiled)
+
+    def warned(run: Callable[[], Any]) -> tuple[Any, set[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            return run(), {str(warning.message) for warning in caught}
+
+    bare, expected = warned(loop)
+    (count, trace), told = warned(lambda: watched(loop, period=1))
+    assert count == bare == 1
+    assert told <= expected
+    assert trace.steps == 8
+    assert any("compiled code" in note for note in trace.notes)
