@@ -209,7 +209,7 @@ def test_what_is_made_once_more_is_neither_heard_nor_felt() -> None:
             if watched:
                 with trainlint.watch() as w:
                     results = loop()
-                assert [finding.code for finding in w.findings] == ["GRD003"]
+                assert "GRD003" in [finding.code for finding in w.findings]
             else:
                 results = loop()
         outputs.append((heard.getvalue(), results))
