@@ -24,6 +24,7 @@ from trainlint.observe.observer import TrainingObserver
 from trainlint.observe.structure import StaticFindings
 from trainlint.registry import all_rules
 from trainlint.rule import Settings
+from trainlint.running import run_script
 from trainlint.sites import construction_sites
 
 HERE = Path(__file__).name
@@ -595,3 +596,46 @@ def test_a_watch_of_one_model_says_nothing_of_others() -> None:
         train(model, 6)
     assert [m.name for m in w.trace.models] == ["Sequential"]
     assert "ARC008" not in by_code(w)
+
+
+# ---------------------------------------------------------------------- scripts
+
+SCRIPT = """\
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+layers = [nn.Linear(8, 64), nn.Sigmoid()]
+for _ in range(7):
+    layers += [nn.Linear(64, 64), nn.Sigmoid()]
+model = nn.Sequential(*layers, nn.Linear(64, 2))
+optimizer = torch.optim.Adam(model.parameters())
+for _ in range(25):
+    x = torch.randn(64, 8)
+    loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print(loss.item())
+"""
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_script_is_joined_to_its_graph(
+    static: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    done = run_script(str(script), static=static)
+    assert done.status == 0
+    out = capfd.readouterr().out
+    with trainlint.watch(stages=("probe",)):
+        exec(compile(SCRIPT, str(script), "exec"), {"__name__": "__main__"})
+    assert capfd.readouterr().out == out
+    codes = {finding.code: finding for finding in done.report.findings}
+    assert ("ARC008" in codes) is static
+    assert ("GRD001" in codes) is not static
+    if static:
+        assert "measured in training: gradient" in codes["ARC008"].message
+        assert codes["ARC008"].filename == str(script)
+        assert "GRD001" in [symptom.code for symptom in codes["ARC008"].symptoms]
