@@ -419,3 +419,160 @@ def test_an_optimizer_that_never_steps_is_no_schedule() -> None:
         model(torch.randn(4, 8)).sum().backward()
     (target,) = w.report().targets
     assert (target.status, target.reason) == ("ok", None)
+
+
+# ---------------------------------------------------------------------- unscaled-accumulation
+
+
+def accumulated(
+    divisor: float, make: Callable[[nn.Module], Optimizer] = sgd, passes: int = 4
+) -> Callable[[], None]:
+    def loop() -> None:
+        model = mlp()
+        optimizer = make(model)
+        for _ in range(20):
+            optimizer.zero_grad()
+            for _ in range(passes):
+                x = torch.randn(16, 8)
+                loss = functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+                (loss / divisor).backward()
+            optimizer.step()
+
+    return loop
+
+
+def test_gradients_of_micro_batches_that_are_summed_up() -> None:
+    finding = found(accumulated(1.0))["OPT009"]
+    assert finding.severity == "info"
+    assert finding.evidence == {"backward_passes": 4, "learning_rate": 0.1}
+    assert "0.4" in finding.message
+    assert "cross_entropy" in text_at(finding)
+
+
+def two_losses() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    for _ in range(20):
+        x = torch.randn(16, 8)
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
+        functional.cross_entropy(model(-x), (x[:, 1] > 0).long()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [accumulated(4.0), accumulated(1.0, adam), accumulated(1.0, passes=1), two_losses],
+    ids=["divided", "Adam", "no accumulation", "two losses"],
+)
+def test_accumulation_that_is_sound(loop: Callable[[], None]) -> None:
+    assert "OPT009" not in found(loop)
+
+
+# ---------------------------------------------------------------------- hyperparameter-out-of-range
+
+
+def with_options(kind: type[Optimizer], **options: object) -> Callable[[], None]:
+    def loop() -> None:
+        model = mlp()
+        train(model, kind(model.parameters(), lr=1e-3, **options), 5)  # type: ignore[call-arg]
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "option", "fix"),
+    [
+        (torch.optim.Adam, {"betas": (0.999, 0.9)}, "betas", "betas=(0.9, 0.999)"),
+        (torch.optim.AdamW, {"betas": (0.99, 0.5)}, "betas", "betas=(0.5, 0.99)"),
+        (torch.optim.Adam, {"eps": 0.0}, "eps", "eps=1e-8"),
+        (torch.optim.RMSprop, {"eps": 1e8}, "eps", "eps=1e-8"),
+        (torch.optim.SGD, {"momentum": 1.0}, "momentum", "momentum=0.9"),
+        (torch.optim.SGD, {"momentum": 0.9, "dampening": 1.0}, "dampening", "dampening=0"),
+        (torch.optim.RMSprop, {"alpha": 0.01}, "alpha", "alpha=0.99"),
+        (torch.optim.RMSprop, {"alpha": 1.0}, "alpha", "alpha=0.99"),
+    ],
+)
+def test_an_option_that_is_out_of_range(
+    kind: type[Optimizer], options: dict[str, object], option: str, fix: str
+) -> None:
+    finding = loud(with_options(kind, **options))["OPT010"]
+    assert finding.evidence["option"] == option
+    assert finding.fixes[0].title == fix
+    assert "kind(model.parameters()" in text_at(finding)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.Adam, {}),
+        (torch.optim.Adam, {"betas": (0.0, 0.9)}),
+        (torch.optim.Adam, {"betas": (0.5, 0.999), "eps": 1e-4}),
+        (torch.optim.AdamW, {"betas": (0.9, 0.95)}),
+        (torch.optim.NAdam, {"betas": (0.95, 0.95)}),
+        (torch.optim.RMSprop, {"alpha": 0.9, "eps": 1.0, "momentum": 0.9}),
+        (torch.optim.SGD, {"momentum": 0.99, "nesterov": True}),
+        (torch.optim.SGD, {"dampening": 1.0}),
+        (torch.optim.Adagrad, {}),
+    ],
+)
+def test_options_that_are_in_use(kind: type[Optimizer], options: dict[str, object]) -> None:
+    assert "OPT010" not in found(with_options(kind, **options))
+
+
+@pytest.mark.parametrize(("limit", "is_fault"), [(0.0, True), (1.0, False), (math.inf, False)])
+def test_clipping_to_nothing(limit: float, is_fault: bool) -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = sgd(model)
+        for _ in range(5):
+            x = torch.randn(16, 8)
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+
+    findings = found(loop)
+    assert ("OPT010" in findings) is is_fault
+    if is_fault:
+        assert findings["OPT010"].severity == "error"
+        assert "clip_grad_norm_" in text_at(findings["OPT010"])
+
+
+# ---------------------------------------------------------------------- what cannot be measured
+
+
+def unmeasured(loop: Callable[[], object]) -> list[str]:
+    with trainlint.watch(every=1) as w:
+        loop()
+    return w.report().targets[0].not_measurable
+
+
+def test_few_steps_are_said_to_be_few() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, adam(model, 1e-7), 12)
+
+    told = unmeasured(loop)
+    assert "OPT003 learning-rate-too-low: 12 of 20 steps were seen" in told
+    assert "LOS008 loss-never-moves: 12 of 50 steps were seen" in told
+    assert "ACT001 dead-relu: 12 of 20 steps were seen" in told
+
+
+def test_a_rate_that_still_rises_is_not_judged() -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = adam(model, 1e-3)
+        schedule = lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 1e6)
+        train(model, optimizer, 40, schedule.step)
+
+    assert any(text.startswith("OPT003") and "rising" in text for text in unmeasured(loop))
+
+
+def test_weights_that_hardly_moved_say_nothing_of_the_loss() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, sgd(model, 1e-5), 80)
+
+    assert "OPT003" in loud(loop)
+    assert any(text.startswith("LOS008") and "moved" in text for text in unmeasured(loop))

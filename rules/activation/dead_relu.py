@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainlint.rule import Confidence, Finding, Fix, ModelTrace, Severity, SiteTrace, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    ModelTrace,
+    NotMeasurable,
+    Severity,
+    SiteTrace,
+    Trace,
+    rule,
+)
 
 # A hard sigmoid or a clamp has other zeros, and bounds that need not be any.
 _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
@@ -25,8 +35,8 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
     shows="dead",
 )
 def dead_relu(
-    trace: Trace, *, share: float = 0.5, steps: int = 20, samples: int = 128
-) -> Iterator[Finding]:
+    trace: Trace, *, share: float = 0.5, steps: int = 20, samples: int = 128, units: int = 8
+) -> Iterator[Finding | NotMeasurable]:
     """Most units of a layer are zero for every sample: behind a ReLU they get no gradient, and stay so.
 
     A ReLU passes no gradient where its input is negative. A unit whose input is negative for all samples
@@ -36,9 +46,10 @@ def dead_relu(
 
     trainlint counts, in windows of five recorded steps, the units (channels, features) that were 0 for all
     of their samples. Reported after `steps` steps, where more than the `share` of a layer's units were
-    dead in each of the last two windows, which had at least `samples` samples (positions) each. Not
-    reported: layers without a gradient (frozen), experts that get few tokens, hinges such as
-    relu(margin − distance), and clamps at other values than 0.
+    dead in each of the last two windows, which had at least `samples` samples (positions) each; not
+    measurable where all had fewer. Not reported: layers of fewer than `units` units, of which three may be
+    off by chance (the waist of a squeeze and excitation), layers without a gradient (frozen), experts
+    that get few tokens, hinges such as relu(margin − distance), and clamps at other values than 0.
 
     ## Bad
     ```python
@@ -76,16 +87,21 @@ def dead_relu(
     2013 (leaky ReLU). He et al. 2015, arXiv:1502.01852. Share and windows are from a study of 190 sound
     runs (no alarm) and 10 dead ones (all found).
     """
-    if trace.steps < steps:
-        return
     for model in trace.trained:
-        for site in model.sites:
-            if site.place.operation not in _RECTIFIERS:
-                continue
+        sites = [site for site in model.sites if site.place.operation in _RECTIFIERS and site.seen]
+        if sites and 0 < trace.steps < steps:
+            yield NotMeasurable(f"{trace.steps} of {steps} steps were seen")
+            return
+        most = max((max(site.seen) for site in sites), default=samples)
+        if most < samples:
+            yield NotMeasurable(
+                f"units were seen with {most} of {samples} samples or positions in five recorded steps"
+            )
+        for site in sites:
             windows = [
                 dead for dead, seen in zip(site.dead, site.seen, strict=True) if seen >= samples
             ]
-            if len(windows) < 2 or min(windows[-2:]) <= share:
+            if len(windows) < 2 or min(windows[-2:]) <= share or site.units < units:
                 continue
             zero = site.median("zero")
             if zero is None or zero < share or site.median("gradient") is None:

@@ -11,9 +11,14 @@ from trainlint.rule import ClipTrace, Confidence, Finding, Fix, Incident, Severi
 SCALED = frozenset({"SGD", "ASGD"})
 
 
-@rule("GRD006", severity=Severity.WARNING, since="0.1", explains=["learning-rate-too-low"])
+@rule(
+    "GRD006",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["learning-rate-too-low", "loss-never-moves"],
+)
 def clipping_too_tight(
-    trace: Trace, *, factor: float = 0.1, update: float = 1e-3, calls: int = 10
+    trace: Trace, *, factor: float = 0.1, update: float = 3e-3, calls: int = 10
 ) -> Iterator[Finding]:
     """Gradient clipping cuts nearly every step to a small part, instead of the rare spike.
 

@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import sqrt
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, Safety, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    OptimizerTrace,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    ops,
+    rule,
+)
 
 NORMS = ops.NORMALIZATIONS - {"local_response_norm"}
 USUAL_EPS = 1e-5
 USUAL_MOMENTUM = 0.1
+# They divide by the root of an average of squares, plus ε.
+ADAPTIVE = frozenset({"Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta"})
+BETAS = frozenset({"Adam", "AdamW", "NAdam", "RAdam"})
+# The largest ε in use: 1, for Inception with RMSprop.
+LARGEST_OPTIMIZER_EPS = 1.0
+# Averages of squares over two steps or fewer.
+SHORTEST_ALPHA = 0.5
 # Below, float32 holds a zero or a number without all of its digits.
 LEAST_EPS = 1.2e-38
 
 
-@rule("OPT010", severity=Severity.WARNING, since="0.1")
+@rule(
+    "OPT010",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves", "learning-rate-too-low", "learning-rate-too-high", "non-finite"],
+    own=["optimizer"],
+)
 def hyperparameter_out_of_range(
-    graph: Graph, edits: SourceEdits, *, largest_momentum: float = 0.9, largest_eps: float = 1e-2
+    graph: Graph | None,
+    edits: SourceEdits | None,
+    trace: Trace | None,
+    *,
+    largest_momentum: float = 0.9,
+    largest_eps: float = 1e-2,
 ) -> Iterator[Finding]:
-    """A normalisation layer is built with a momentum or an ε that is outside of what works.
+    """A normalisation layer or an optimizer is built with a number that is outside of what works.
 
     PyTorch's momentum m is the weight of the *new* batch: r ← (1 − m)·r + m·(this batch), by default
     0.1. Keras and others weigh the old value, r ← m·r + (1 − m)·(this batch), by default 0.99. With
@@ -29,6 +60,17 @@ def hyperparameter_out_of_range(
     channel, as a dead unit has one, is 0/0, NaN. A large ε wins over σ²: with ε = 64 inputs of variance 1
     leave the layer with a deviation of 1/√65 = 0.12. The second argument of BatchNorm is ε, not a
     width: `nn.BatchNorm1d(32, 64)` is such a layer.
+
+    In a run that is watched, optimizers are looked at as well:
+
+    - Adam's β₁ above √β₂, as when the two are swapped: the average of the gradients then lasts longer
+      than that of their squares, outside of where Adam is known to converge;
+    - ε = 0, with which a weight that never had a gradient gets 0/0, and ε above 1, beside which √v is
+      nothing;
+    - SGD's momentum from 1 on, whose velocity never fades, and a dampening of 1, which lets no gradient
+      in after the first;
+    - RMSprop's α at 1, or below one half, as other frameworks' 1 − α;
+    - a limit of 0 or less for `clip_grad_norm_`, which leaves nothing of any gradient or turns it around.
 
     A momentum counts from `largest_momentum` on, an ε from `largest_eps`. `momentum=None`, the average
     of all batches, and layers that keep no running statistics are let be; `momentum=1`, the last batch
@@ -64,7 +106,8 @@ def hyperparameter_out_of_range(
     ```
 
     ## When to ignore it
-    Where the running statistics are never used, or are loaded and must not change.
+    Where the running statistics are never used, or are loaded and must not change. Where an optimizer's
+    odd value is what is studied.
 
     ## Fix safety
     Unsafe: the model's outputs in eval mode change, with another ε also those in training. An edit is
@@ -72,8 +115,13 @@ def hyperparameter_out_of_range(
 
     ## References
     Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2. PyTorch, `torch.nn.BatchNorm2d`, the note
-    on momentum; Keras, `BatchNormalization`.
+    on momentum; Keras, `BatchNormalization`. Kingma & Ba 2015, arXiv:1412.6980, theorem 4.1 (β₁² < √β₂),
+    and Reddi, Kale & Kumar 2018, arXiv:1904.09237 (β₁ < √β₂).
     """
+    if trace is not None:
+        yield from _watched(trace)
+    if graph is None or edits is None:
+        return
     seen: set[Any] = set()
     for node in graph.calls(*NORMS):
         layer, site = graph.layer(node), graph.constructed(node)
@@ -89,6 +137,83 @@ def hyperparameter_out_of_range(
                 yield _no_momentum(graph, edits, node)
         if isinstance(eps, (int, float)) and (eps < LEAST_EPS or eps >= largest_eps):
             yield _eps(graph, edits, node, float(eps))
+
+
+def _watched(trace: Trace) -> Iterator[Finding]:
+    """What is wrong with the optimizers of a run."""
+    for optimizer in trace.optimizers:
+        said: dict[str, tuple[str, str, float]] = {}
+        for group in optimizer.groups if optimizer.steps else ():
+            for option, told in _of_group(optimizer.kind, group):
+                said.setdefault(option, told)
+        for option, (what, fix, value) in said.items():
+            yield _of_optimizer(optimizer, option, what, fix, value)
+    for clip in trace.clips:
+        if clip.limit <= 0 and clip.calls:
+            yield Finding(
+                f"clip_grad_norm_ with a limit of {clip.limit:g} multiplies every gradient by "
+                f"{'0: nothing is learnt' if clip.limit == 0 else 'less than 0: the loss is climbed'}",
+                where=clip.site,
+                evidence={"limit": clip.limit, "calls": clip.calls},
+                fixes=[Fix("a limit above 0, 1.0 is usual; float('inf') to read the norm alone")],
+                severity=Severity.ERROR,
+            )
+
+
+def _of_group(kind: str, group: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str, float]]]:
+    """(option, (what it does, a better value, its value)) for what is out of range in a group."""
+    betas = group.get("betas")
+    if kind in BETAS and isinstance(betas, (tuple, list)) and len(betas) == 2:
+        first, second = map(float, betas)
+        if first > sqrt(second):
+            is_swapped = second <= sqrt(first)
+            what = (
+                f"β₁={first:g} is above √β₂={sqrt(second):.3g}: the average of the gradients lasts "
+                "longer than that of their squares"
+            )
+            better = f"betas=({second:g}, {first:g})" if is_swapped else "betas=(0.9, 0.999)"
+            yield "betas", (what, better, first)
+    eps = _number(group.get("eps"))
+    if kind in ADAPTIVE and eps is not None:
+        if eps < LEAST_EPS:
+            yield "eps", ("a weight whose gradient was always 0 becomes 0/0 = NaN", "eps=1e-8", eps)
+        elif eps > LARGEST_OPTIMIZER_EPS:
+            what = (
+                f"√v + {eps:g} is about {eps:g} whatever the gradients are, and divides each step"
+            )
+            yield "eps", (what, "eps=1e-8", eps)
+    momentum, dampening = _number(group.get("momentum")), _number(group.get("dampening"))
+    if kind in ("SGD", "RMSprop") and momentum is not None and momentum >= 1:
+        yield "momentum", ("the velocity never fades, and only grows", "momentum=0.9", momentum)
+    if kind == "SGD" and momentum and dampening is not None and dampening >= 1:
+        what = "no gradient but the first gets into the velocity"
+        yield "dampening", (what, "dampening=0", dampening)
+    alpha = _number(group.get("alpha"))
+    if kind == "RMSprop" and alpha is not None and alpha >= 1:
+        yield "alpha", ("the average of squares stays at 0", "alpha=0.99", alpha)
+    elif kind == "RMSprop" and alpha is not None and alpha < SHORTEST_ALPHA:
+        what = (
+            f"the average of squares is that of about {1 / (1 - alpha):.2g} steps, so that each gradient "
+            "is divided by its own size"
+        )
+        yield "alpha", (what, f"alpha={1 - alpha:g}", alpha)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _of_optimizer(
+    optimizer: OptimizerTrace, option: str, what: str, fix: str, value: float
+) -> Finding:
+    shown = "" if option == "betas" else f" has {option}={value:g}"
+    return Finding(
+        f"{optimizer.kind}{shown}: {what}",
+        where=optimizer.site,
+        evidence={"option": option, "value": value},
+        fixes=[Fix(fix)],
+        confidence=Confidence.LIKELY,
+    )
 
 
 def _is_fresh(layer: Any) -> bool:

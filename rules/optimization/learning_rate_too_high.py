@@ -30,6 +30,7 @@ def learning_rate_too_high(
     update: float = 0.1,
     growth: float = 2.0,
     learnt: float = 0.02,
+    thrown: float = 0.25,
     steps: int = 20,
 ) -> Iterator[Finding]:
     """The steps are so long that the loss grows, becomes NaN, or never comes down.
@@ -43,7 +44,9 @@ def learning_rate_too_high(
     than `update` of its weights; or if it ends above `growth` times its start and above as much of the
     best constant answer's, with steps of 3% or more. A warning if the median step is above `update` and
     after `steps` steps less than `learnt` of the constant answer's loss is gone; also where such steps
-    came first, and the loss leapt before it fell back to what a guess has. Large updates alone are no
+    came first, and the loss leapt before it fell back to what a guess has, or where one was above
+    `thrown`, or where the loss leapt by such a one and ends above `growth` times its start: what had been
+    learnt before is gone. Large updates alone are no
     finding: some nets learn well so. Losses without a known constant answer may grow for reasons of their
     own (GANs, reinforcement learning, growing penalties): there the median step must be above `update`,
     and the finding is a warning.
@@ -95,9 +98,20 @@ def learning_rate_too_high(
             yield _finding(trace, model, paces, message, certain)
             continue
         usual = median(paces.values())
-        stays = _change(trace) > 0.9
+        if (
+            max(paces.values()) > thrown
+            and (leap := _leapt(trace, growth))
+            and _change(trace) > growth
+        ):
+            message = (
+                f"the loss leapt to {leap:.3g}, by a step that changed the median layer by "
+                f"{_percent(max(paces.values()))} of its weights, and ends at {_change(trace):.2g} times "
+                "its start"
+            )
+            yield _finding(trace, model, paces, message, certain=False)
+            continue
         gone = [share for o in trace.objectives if (share := o.learnt(steps)) is not None]
-        if not stays or not gone or max(gone) >= learnt or trace.steps < steps:
+        if not gone or max(gone) >= learnt or trace.steps < steps or not _stays(trace, learnt):
             continue
         if usual > update:
             message = (
@@ -105,12 +119,18 @@ def learning_rate_too_high(
                 f"{trace.steps} steps the loss is no better than a guess"
             )
             yield _finding(trace, model, paces, message, certain=False)
-        elif max(paces.values()) > update:
+        elif (largest := max(paces.values())) > update:
             leap = _leapt(trace, growth)
             if leap is not None:
                 message = (
-                    f"the loss leapt to {leap:.3g}, by steps of up to {_percent(max(paces.values()))} of a "
+                    f"the loss leapt to {leap:.3g}, by steps of up to {_percent(largest)} of a "
                     f"layer's weights, and after {trace.steps} steps is no better than a guess"
+                )
+                yield _finding(trace, model, paces, message, certain=False)
+            elif largest > thrown:
+                message = (
+                    f"a step changed the median layer by {_percent(largest)} of its weights, and after "
+                    f"{trace.steps} steps the loss is no better than a guess"
                 )
                 yield _finding(trace, model, paces, message, certain=False)
 
@@ -213,6 +233,15 @@ def _finding(
         fixes=fixes,
         severity=Severity.ERROR if certain else Severity.WARNING,
         confidence=Confidence.LIKELY,
+    )
+
+
+def _stays(trace: Trace, learnt: float) -> bool:
+    """Whether the losses of every step tell the same: near their start, or where a guess is."""
+    values = [value for _, value in trace.losses if isfinite(value)]
+    guesses = [objective.guess for objective in trace.objectives if objective.guess]
+    return _change(trace) > 0.9 or (
+        len(guesses) == 1 and bool(values) and _end(values) > (1 - learnt) * guesses[0]
     )
 
 

@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from statistics import median
 
-from trainlint.rule import Confidence, Finding, Fix, OptimizerTrace, Severity, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    NotMeasurable,
+    OptimizerTrace,
+    Severity,
+    Trace,
+    rule,
+)
 
 # What an update should be of the weights.
 SOUND_PACE = 3e-3
@@ -21,18 +30,18 @@ SOUND_PACE = 3e-3
 )
 def learning_rate_too_low(
     trace: Trace, *, update: float = 10**-3.5, progress: float = 0.1, steps: int = 20
-) -> Iterator[Finding]:
+) -> Iterator[Finding | NotMeasurable]:
     """Every layer's steps are so short that training would take many times as long as it could.
 
     Measured as the update over the weight, ‖Δw‖/‖w‖. A thousandth in each step is usual; at 10⁻⁵, a
     layer needs 10⁵ steps of one direction to become another one.
 
     Reported where, after `steps` steps, the layer that moves *most* moves less than `update` of its
-    weights in the median, and the loss has come down by less than `progress` of what it was. Rates of a
-    warm-up that is still rising do not count, nor those far below the highest that was seen. Silent, too,
-    where the model beats a guess by half already: it has been trained, or is done. Embeddings, of which
-    a step meets a few rows, are left out. Where the loss of a guess is not known (preference and policy
-    losses, which are trained at such rates on purpose), it is advice.
+    weights in the median, and the loss has come down by less than `progress` of what it was. Not
+    measurable while a warm-up still rises; rates far below the highest that was seen do not count. Silent,
+    too, where the model beats a guess by half already: it has been trained, or is done. Embeddings, of
+    which a step meets a few rows, are left out. Where the loss of a guess is not known (preference and
+    policy losses, which are trained at such rates on purpose), it is advice.
 
     ## Bad
     ```python
@@ -71,13 +80,16 @@ def learning_rate_too_low(
     """
     known = [objective for objective in trace.objectives if objective.guess]
     improved = _improved([value for _, value in trace.losses])
-    if improved is None or improved > progress or trace.steps < steps:
+    if improved is None or improved > progress:
+        return
+    if trace.steps < steps:
+        yield NotMeasurable(f"{trace.steps} of {steps} steps were seen")
         return
     if any((objective.learnt(steps) or 0.0) > 0.5 for objective in known):
         return
     for model in trace.trained:
         optimizer = trace.optimizer_of(model)
-        if optimizer is None or _is_rising(optimizer, trace.steps):
+        if optimizer is None:
             continue
         weights = model.weights()
         recorded = sorted({step for parameter in weights for step in parameter.steps})
@@ -91,6 +103,11 @@ def learning_rate_too_low(
             continue
         fastest, name = max(paces)
         if fastest >= update:
+            continue
+        if _is_rising(optimizer, trace.steps):
+            yield NotMeasurable(
+                f"the learning rate of {optimizer.kind} was still rising at the last step"
+            )
             continue
         better = float(f"{peak * SOUND_PACE / fastest:.0e}") if fastest else None
         fix = (

@@ -98,7 +98,7 @@ def scheduler_misuse(
 
 def _spans(optimizer: OptimizerTrace, steps: int) -> list[tuple[int, int, float]]:
     """(first step, number of steps, largest rate)."""
-    if not optimizer.rates:
+    if not any(rates for _, rates in optimizer.rates):
         return []
     starts = [since for since, rates in optimizer.rates if rates]
     ends = [*starts[1:], steps] if starts else []

@@ -27,6 +27,8 @@ _WRONG_BEFORE: Final = {
     ("nll_loss", "Sigmoid"): "no-logarithm",
     ("kl_div", "Softmax"): "no-logarithm",
 }
+# The best constant answer to them is the mean of the targets.
+_WITH_MEANS: Final = ("mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
 
 
 class _Kind(NamedTuple):
@@ -37,7 +39,7 @@ class _Kind(NamedTuple):
     device: torch.device
     ignore: int
     classes: int
-    squared: bool
+    summed: bool
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Objective:
     counts: Tensor | None = None
     sums: list[Tensor] | None = None
     is_plain: bool = True
+    smoothing: float = 0.0
     made_by: str = ""
     largest: Tensor | None = None
     seen: SeenTargets = field(default_factory=SeenTargets)
@@ -70,16 +73,16 @@ class Objective:
         if (
             kwargs.get("weight") is not None
             or kwargs.get("pos_weight") is not None
-            or kwargs.get("label_smoothing")
             or kwargs.get("reduction", "mean") != "mean"
         ):
             self.is_plain = False
+        self.smoothing = float(kwargs.get("label_smoothing") or 0.0)
         classes = 0
         if self.kind in ("cross_entropy", "nll_loss") and not targets.is_floating_point():
             classes = scores.shape[1] if scores.dim() > 1 else scores.shape[0]
         kind = _Kind(
             targets.shape, targets.dtype, targets.device, int(kwargs.get("ignore_index", -100)),
-            classes, self.kind == "mse_loss" and scores.shape == targets.shape,
+            classes, self.kind in _WITH_MEANS and scores.shape == targets.shape,
         )  # fmt: skip
         self.elements += targets.numel()
         is_full = self.elements > _MOST_WAITING
@@ -97,8 +100,8 @@ class Objective:
             self.seen.add(steps, stacked, kind.ignore)
             if kind.classes:
                 self._add_classes(stacked.reshape(-1), kind.classes)
-            elif kind.squared:
-                self._add_squares(stacked)
+            elif kind.summed:
+                self._add_sums(stacked)
         self.waiting.clear()
         self.elements = 0
 
@@ -112,7 +115,7 @@ class Objective:
             return
         self.counts = counts if self.counts is None else self.counts + counts
 
-    def _add_squares(self, targets: Tensor) -> None:
+    def _add_sums(self, targets: Tensor) -> None:
         """Takes (calls, samples, …). One constant for each output: a constant answer may differ there."""
         wide = targets.to(torch.float64 if targets.device.type == "cpu" else torch.float32)
         wide = wide.flatten(0, 1) if wide.dim() > 1 else wide
@@ -127,10 +130,16 @@ class Objective:
             return None
         if self.counts is not None:
             shares = self.counts.double() / self.counts.sum()
+            shares = (1 - self.smoothing) * shares + self.smoothing / len(shares)
             return float(torch.special.entr(shares).sum())
         if self.sums is not None:
             count, total, squares = self.sums
-            return float((squares / count - (total / count).square()).mean())
+            means = total / count
+            if self.kind == "mse_loss":
+                return float((squares / count - means.square()).mean())
+            if bool(((means < 0) | (means > 1)).any()):
+                return None
+            return float((torch.special.entr(means) + torch.special.entr(1 - means)).mean())
         return None
 
     def trace(self) -> LossTrace:

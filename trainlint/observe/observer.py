@@ -935,7 +935,7 @@ class TrainingObserver:
                 dead, seen = record.dead()
                 sites.append(
                     SiteTrace(record.place, record.site, record.weight, steps, dead=dead,
-                              seen=seen, feeds=record.feeds,
+                              seen=seen, units=record.width, feeds=record.feeds,
                               values=dict(record.values), **columns)
                 )  # fmt: skip
         forwards = root.forwards.copy()

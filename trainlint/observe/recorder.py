@@ -91,6 +91,7 @@ class SiteRecord:
     site: Site | None
     weight: str | None
     units: int | None = None
+    width: int = 0
     is_new: bool = True
     largest: Tensor | None = None
     samples: int = 0
@@ -577,7 +578,7 @@ def _note_units(record: SiteRecord, values: Tensor) -> None:
     largest = values.amax([i for i in range(values.dim()) if i != axis])
     before = record.largest
     if before is None or before.shape != largest.shape or before.device != largest.device:
-        record.largest, record.samples = largest, 0
+        record.largest, record.samples, record.width = largest, 0, largest.numel()
     else:
         record.largest = torch.fmax(before, largest)  # a NaN takes nothing back
     record.samples += values.numel() // values.shape[axis]

@@ -37,11 +37,11 @@ class SiteTrace:
     `mean`, `std`, `rms`, `spread` (RMS of what differs between the samples), `zero` and `saturated` are
     as in a `SiteSignal`; `gradient` is the norm of the loss's gradient by the whole result. `dead` is the
     share of units (channels, features) that were 0 for every sample of a window of recorded steps, for
-    operations that end in exact zeros; one figure a window, of `seen` samples (positions) each. `weight`
-    is the name of the parameter that the operation applies: several sites with one weight are one layer
-    used again. `feeds` says what a sigmoid's or tanh's result goes into: `weights` of another layer, or a
-    product in which it is a `gate`. `values` counts, for a BatchNorm in train mode, the recorded steps by
-    how many values a channel had.
+    operations that end in exact zeros; one figure a window, of `seen` samples (positions) each; `units` is
+    how many there are. `weight` is the name of the parameter that the operation applies: several sites with
+    one weight are one layer used again. `feeds` says what a sigmoid's or tanh's result goes into: `weights`
+    of another layer, or a product in which it is a `gate`. `values` counts, for a BatchNorm in train mode,
+    the recorded steps by how many values a channel had.
     """
 
     place: Place
@@ -57,6 +57,7 @@ class SiteTrace:
     gradient: Series
     dead: Sequence[float] = ()
     seen: Sequence[int] = ()
+    units: int = 0
     feeds: str = ""
     values: Mapping[int, int] = field(default_factory=dict)
 
@@ -217,11 +218,11 @@ class LossTrace:
     """A loss function at one place in the code, over the recorded steps.
 
     `guess` is the loss of the best constant answer to the targets that were seen: their entropy for class
-    indices, their variance for a squared error; None where that is not known (other losses, weights,
-    smoothing). `classes` is the number of scores a sample, for cross entropy. `made_by` is the operation
-    that made the scores, as autograd names it: `Softmax`, `Sigmoid`, `Addmm`; `largest` the largest score
-    that nll_loss or kl_div got. `is_plain` tells that there were neither weights nor another reduction
-    than the mean.
+    indices, that of their means for binary cross entropy, their variance for a squared error; None where
+    that is not known (other losses, weights). `classes` is the number of scores a sample, for cross
+    entropy. `made_by` is the operation that made the scores, as autograd names it: `Softmax`, `Sigmoid`,
+    `Addmm`; `largest` the largest score that nll_loss or kl_div got. `is_plain` tells that there were
+    neither weights nor another reduction than the mean.
     """
 
     kind: str
