@@ -31,12 +31,8 @@ EXPECT = re.compile(r"# expect: ([A-Z]{3}\d{3}(?:, [A-Z]{3}\d{3})*)$")
 # What a script of its own process might show otherwise: argv, DataLoader, exceptions, exit.
 RUN = (
     "broken/digits_zero_grad_once.py",
-    "broken/finetune_optimizer_before_model.py",
-    "broken/eval_never_reset.py",
     "broken/sorted_folders.py",
-    "broken/pixels_as_they_are.py",
     "broken/labels_from_one.py",
-    "healthy/accumulates_four_batches.py",
     "healthy/validates_every_twenty_steps.py",
 )
 
