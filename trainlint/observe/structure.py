@@ -55,7 +55,7 @@ def static_rules(rules: Sequence[Rule]) -> list[Rule]:
 class StaticFindings:
     """What the static rules of `settings` say to each model that is trained; `notes` where they could not.
 
-    Nothing is ever raised. `seconds` is what it took.
+    Nothing is ever raised. `seconds` is what it took of this thread, whatever else the machine does.
     """
 
     settings: Settings
@@ -70,7 +70,7 @@ class StaticFindings:
         if self.models >= _MOST_MODELS or self.seconds > _LONGEST:
             return
         self.models += 1
-        started = time.perf_counter()
+        started = time.thread_time()
         number = len(self.findings)
         try:
             reason = _why_not(model)
@@ -81,7 +81,7 @@ class StaticFindings:
         if reason is not None:
             del self.findings[number:]
             self.notes.append(f"the graph of {type(model).__name__} was not judged: {reason}")
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.thread_time() - started
 
     def _judge(self, model: nn.Module, args: Any, kwargs: Any) -> str | None:
         from trainlint.capture.inputs import Inputs
@@ -92,7 +92,7 @@ class StaticFindings:
         rules = static_rules(self.settings.rules)
         if not rules:
             return None
-        started = time.perf_counter()
+        started = time.thread_time()
         # An observer is called with function modes shut out. Rules may draw random numbers as well.
         with torch._C._EnableTorchFunction(), torch.enable_grad(), _quiet(), preserved(model):
             recording = capture(model, args, kwargs)
@@ -101,7 +101,7 @@ class StaticFindings:
                 return f"on meta tensors it raised {type(error).__name__}: {error}"
             if recording.faults:
                 return "it runs on these inputs, but not on meta tensors of their shapes"
-            if time.perf_counter() - started > _LONG:
+            if time.thread_time() - started > _LONG:
                 rules = [rule for rule in rules if "Variants" not in rule.facts.values()]
                 self.notes.append("the graph took long to make: rules that compare two did not run")
             inputs = Inputs(args, kwargs, "of the training", given=True)
