@@ -1,11 +1,15 @@
 """What watching a training loop costs, as a ratio to the bare step.
 
-    python -m benchmarks.overhead [--rounds 14] [--only PATTERN]
+    python -m benchmarks.overhead [--rounds 14] [--only PATTERN] [--peers]
 
 For each architecture: the CPU time of blocks of training steps, bare, bare again (the noise floor), watched
 adaptively, and watched with every step recorded. The blocks take turns, so that what else the machine does
 falls on all alike, and each watched block is compared with the bare blocks beside it. Process CPU time, one
-thread. What is written down is the median over the rounds, with the quartiles.
+thread. The first steps of a block are not counted: Python has to get used to methods that were replaced,
+which a training run does once. What is written down is the median over the rounds, with the quartiles.
+
+`--peers` installs other tools, each into an environment of its own that has this one's torch, and runs the
+same loops with every step recorded by it; or tells why it does not install or run.
 """
 
 from __future__ import annotations
@@ -14,9 +18,13 @@ import argparse
 import fnmatch
 import math
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +34,8 @@ from torch.nn import functional
 import trainlint
 
 BLOCK = 40
+UNCOUNTED = 5
+_PATIENCE = 900
 
 
 class FunctionalMLP(nn.Module):
@@ -152,16 +162,18 @@ class Loop:
         torch.manual_seed(0)
         make, self._batch = task
         self.model = make()
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     def block(self) -> float:
         """CPU seconds of a step."""
-        batches = [self._batch() for _ in range(BLOCK)]
-        before = time.process_time()
-        for x, y in batches:
-            self._optimizer.zero_grad()
+        batches = [self._batch() for _ in range(UNCOUNTED + BLOCK)]
+        before = 0.0
+        for number, (x, y) in enumerate(batches):
+            if number == UNCOUNTED:
+                before = time.process_time()
+            self.optimizer.zero_grad()
             loss_of(self.model(x), y).backward()
-            self._optimizer.step()
+            self.optimizer.step()
         return (time.process_time() - before) / BLOCK
 
 
@@ -208,15 +220,99 @@ def rows(rounds: int, only: str) -> Iterator[str]:
         yield f"{name:<18}{milliseconds:>9.{digits}f}" + "".join(f"{cell:>22}" for cell in cells)
 
 
+def _torcheck(loop: Loop) -> None:
+    import torcheck  # type: ignore[import-not-found]
+
+    torcheck.register(loop.optimizer)
+    torcheck.add_module_changing_check(loop.model, module_name="model")
+    torcheck.add_module_nan_check(loop.model, module_name="model")
+    torcheck.add_module_inf_check(loop.model, module_name="model")
+
+
+def _smdebug(loop: Loop) -> None:
+    from smdebug.pytorch import Hook, SaveConfig  # type: ignore[import-not-found]
+
+    folder = str(Path(tempfile.mkdtemp()) / "out")
+    hook = Hook(folder, save_config=SaveConfig(save_interval=1), include_collections=["gradients"])
+    hook.register_module(loop.model)
+
+
+# What is installed beside what is here, and how it is told of a loop.
+PEERS: dict[str, tuple[list[str], Callable[[Loop], None]]] = {
+    "torcheck": (["torcheck"], _torcheck),
+    "smdebug": (
+        ["smdebug", "protobuf<3.21", "pyinstrument<4", "boto3", "botocore", "jmespath", "s3transfer",
+         "python-dateutil", "six", "requests", "urllib3", "idna", "certifi", "charset-normalizer",
+         "pandas", "pytz", "tzdata"],
+        _smdebug,
+    ),
+}  # fmt: skip
+
+
+def peer_rows(peer: str, rounds: int, only: str) -> Iterator[str]:
+    """The table of another tool that is installed here."""
+    for name, task in TASKS.items():
+        if fnmatch.fnmatch(name, only):
+            bare, watched = Loop(task), Loop(task)
+            PEERS[peer][1](watched)
+            bare.block(), watched.block()
+            found = [watched.block() / bare.block() for _ in range(rounds)]
+            low, middle, high = statistics.quantiles(found, n=4)
+            yield f"{peer:<18}{name:<18}{middle:>9.3f} [{low:.3f}..{high:.3f}]"
+
+
+def run_peer(peer: str, rounds: int, only: str) -> str:
+    """Its table, or what kept it from making one."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = str(Path(folder, "bin", "python"))
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        (inside,) = Path(folder).glob("lib/python*/site-packages")
+        shared = Path(torch.__file__).parent.parent
+        (inside / "shared.pth").write_text(str(shared))
+        install = [python, "-m", "pip", "install", "-q", "--no-deps", *PEERS[peer][0]]
+        runs = [
+            python,
+            "-m",
+            "benchmarks.overhead",
+            "--peer",
+            peer,
+            "--rounds",
+            str(rounds),
+            "--only",
+            only,
+        ]
+        for what, command in (("install", install), ("run", runs)):
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=_PATIENCE
+                )
+            except subprocess.TimeoutExpired:
+                return f"{peer:<18}does not {what} within {_PATIENCE} s"
+            if done.returncode:
+                last = (done.stderr.strip() or "?").splitlines()[-1]
+                return f"{done.stdout if what == 'run' else ''}{peer:<18}does not {what}: {last}"
+        return done.stdout.rstrip()
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=14)
     parser.add_argument("--only", default="*", help="names, with * and ?")
+    parser.add_argument(
+        "--peers", action="store_true", help="other tools as well, which are installed"
+    )
+    parser.add_argument("--peer", choices=PEERS, default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for row in rows(options.rounds, options.only):
+    if options.peer:
+        table = peer_rows(options.peer, options.rounds, options.only)
+    else:
+        table = rows(options.rounds, options.only)
+    for row in table:
         print(row, flush=True)
+    for peer in PEERS if options.peers else ():
+        print(run_peer(peer, options.rounds, options.only), flush=True)
 
 
 if __name__ == "__main__":
