@@ -407,6 +407,7 @@ for _ in range(12):
     optimizer.step()
 if dist.get_rank() == 0:
     print(norm.item(), loss.item(), torch.get_rng_state().sum().item())
+dist.barrier()  # a process that is gone aborts the others
 dist.destroy_process_group()
 """
 
