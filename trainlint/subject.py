@@ -143,7 +143,7 @@ class _Check:
         from trainlint.probe.stage import probe_of, probed
 
         self.probe = probe_of(
-            model, self.inputs, recipe, self.facts, self.settings, progress, guard
+            model, self.inputs, recipe, self.target, self.facts, self.settings, progress, guard
         )
         self.outcomes["probe"] = probed(self.probe, self.facts, self._rules("probe"), self._run)
         if self.facts.has("Trace"):

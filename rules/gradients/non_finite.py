@@ -141,15 +141,17 @@ def non_finite(
     Goldberg 1991, What every computer scientist should know about floating-point arithmetic. PyTorch,
     frequently asked questions on gradients of `where`. Seed A, problem 3 (NaN from exploding gradients).
     """
-    if trace is not None:
+    found: list[Finding] = []
+    if graph is not None and signal is not None:
+        found += _measured(graph, signal)
+    yield from found
+    if trace is not None and not found:  # else it was seen to happen, too
         yield from _watched(trace)
-    bad = None if signal is None else signal.non_finite
-    if (
-        graph is None
-        or signal is None
-        or bad is None
-        or (not signal.given and not _behind_weights(graph, bad.node))
-    ):
+
+
+def _measured(graph: Graph, signal: Signal) -> Iterator[Finding]:
+    bad = signal.non_finite
+    if bad is None or (not signal.given and not _behind_weights(graph, bad.node)):
         return
     name = graph.name(bad.node)
     reason, cure = CURES.get(name, ("", ""))

@@ -94,10 +94,15 @@ def double_sigmoid(
     Seed A, problem 5. The documentation of torch.nn.BCEWithLogitsLoss (which "combines a Sigmoid layer and
     the BCELoss in one single class") and of torch.nn.BCELoss (the cut at −100).
     """
-    if trace is not None:
+    found: list[Finding] = []
+    if graph is not None and losses is not None and edits is not None:
+        found += _in_graph(graph, losses, edits)
+    yield from found
+    if trace is not None and not found:  # else it was seen to happen, too
         yield from _watched(trace)
-    if graph is None or losses is None or edits is None:
-        return
+
+
+def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
     for call in losses.of("binary_cross_entropy_with_logits", "binary_cross_entropy"):
         links = past_clamps(losses.links(call))
         again = f"inside of {losses.place(call)}"

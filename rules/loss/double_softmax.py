@@ -107,10 +107,15 @@ def double_softmax(
     the softmax's Jacobian: Gao & Pavel 2017, arXiv:1704.00805, proposition 2. The floor is the loss at
     a one-hot p: −log(e/(e + C − 1)).
     """
-    if trace is not None:
+    found: list[Finding] = []
+    if graph is not None and losses is not None and edits is not None:
+        found += _in_graph(graph, losses, edits)
+    yield from found
+    if trace is not None and not found:  # else it was seen to happen, too
         yield from _watched(trace)
-    if graph is None or losses is None or edits is None:
-        return
+
+
+def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
     for call in losses.of("cross_entropy", "nll_loss"):
         links = past_clamps(losses.links(call))
         names = [link.name for link in links]

@@ -99,10 +99,15 @@ def logits_into_bce(
     The documentation of torch.nn.BCELoss and torch.nn.BCEWithLogitsLoss ("more numerically stable ... by
     the log-sum-exp trick").
     """
-    if trace is not None:
+    found: list[Finding] = []
+    if graph is not None and losses is not None and edits is not None:
+        found += _in_graph(graph, losses, edits)
+    yield from found
+    if trace is not None and not found:  # else it was seen to happen, too
         yield from _watched(trace)
-    if graph is None or losses is None or edits is None:
-        return
+
+
+def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
     for call in losses.of("binary_cross_entropy"):
         bounds, links = losses.range(call), losses.links(call)
         if bounds is None or not links or bounds.within(0, 1):

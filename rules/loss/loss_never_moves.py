@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from math import isfinite
@@ -140,13 +141,13 @@ def loss_never_moves(
             ],
             # Targets of a squared error may move away: returns that grow, an annealed second term.
             severity=Severity.INFO if loss.kind == "mse_loss" or len(values) < sure else None,
-            confidence=Confidence.LIKELY,
+            confidence=Confidence.LIKELY if len(values) >= sure else Confidence.POSSIBLE,
         )
 
 
 def _error(values: Sequence[float]) -> float:
     """The standard error of their mean."""
-    return statistics.stdev(values) / len(values) ** 0.5
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _path(trace: Trace) -> float | None:

@@ -98,10 +98,15 @@ def missing_log_softmax(
     torch.nn.KLDivLoss and of torch.nn.CTCLoss. Goodfellow, Bengio & Courville 2016, Deep Learning,
     section 6.2.2.3 (why the log undoes the exp of the softmax).
     """
-    if trace is not None:
+    found: list[Finding] = []
+    if graph is not None and losses is not None and edits is not None:
+        found += _in_graph(graph, losses, edits)
+    yield from found
+    if trace is not None and not found:  # else it was seen to happen, too
         yield from _watched(trace)
-    if graph is None or losses is None or edits is None:
-        return
+
+
+def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
     for call in losses.of("nll_loss", "kl_div", "ctc_loss"):
         bounds = losses.range(call)
         links = past_clamps(losses.links(call))

@@ -155,7 +155,7 @@ def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[s
 
 def _is_ordinary(incident: Incident) -> bool:
     """Whether the operation that made a NaN was given numbers that have not grown."""
-    return max(abs(incident.facts["least"]), abs(incident.facts["largest"])) < ORDINARY
+    return bool(max(abs(incident.facts["least"]), abs(incident.facts["largest"])) < ORDINARY)
 
 
 def _leapt(trace: Trace, growth: float) -> float | None:

@@ -57,6 +57,7 @@ class Probe:
     progress: Callable[[str], None] | None = None
     decided: Callable[[Trace], bool] | None = None
     guard: Guard | None = None
+    target: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ran: Ran | None = None
     _first: list[Batch] = field(default_factory=list)

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
 from trainlint.probe.batches import ProbeProblem, batches, first_samples, same_draws, split
 from trainlint.probe.loop import Limits
 from trainlint.probe.probing import Guard, Probe
-from trainlint.rule import Confidence, Rule, Settings
+from trainlint.rule import Confidence, Rule, Settings, Severity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +44,7 @@ def probe_of(
     model: nn.Module,
     inputs: Inputs,
     recipe: Recipe,
+    target: str,
     facts: Facts,
     settings: Settings,
     progress: Callable[[str], None] | None,
@@ -78,6 +77,7 @@ def probe_of(
         progress=progress,
         decided=decided,
         guard=guard,
+        target=target,
         options=settings.options,
     )
     facts.offer("Trace", probe.trace)
@@ -123,16 +123,32 @@ def probed(
         asking = [rule for rule in rules if "Memorisation" in rule.facts.values()]
         outcome.unmeasured += [(rule, reason) for rule in asking]
     if probe.ran is not None and probe.setup.train is None:
+        watching = [rule for rule in rules if _watches_only(rule)]
         edits = facts.get("SourceEdits")
-        _confirm(outcome, probe, edits, Confidence.LIKELY, longer=1)
-        _confirm(outcome, probe, edits, Confidence.POSSIBLE, longer=_LONGER)
+        _confirm(outcome, probe, watching, edits, Confidence.LIKELY, longer=1)
+        _confirm(outcome, probe, watching, edits, Confidence.POSSIBLE, longer=_LONGER)
     return outcome
 
 
+def _watches_only(rule: Rule) -> bool:
+    """Whether it rests on the trace alone."""
+    facts = set(rule.facts.values())
+    return "Trace" in facts and facts <= {"Trace", "SourceEdits"}
+
+
 def _confirm(
-    outcome: Outcome, probe: Probe, edits: Any, confidence: Confidence, *, longer: int
+    outcome: Outcome,
+    probe: Probe,
+    rules: Sequence[Rule],
+    edits: Any,
+    confidence: Confidence,
+    *,
+    longer: int,
 ) -> None:
-    """Keep of the findings of this confidence those that come again, as they then are."""
+    """Keep of the findings of this confidence those that come again, as they then are.
+
+    A longer run may show what it was instead: what other rules then say is added.
+    """
     doubtful = [finding for finding in outcome.findings if _is_doubtful(finding, confidence)]
     if not doubtful:
         return
@@ -140,32 +156,32 @@ def _confirm(
         trace = probe.trace(seed=longer, longer=longer)
     except FactUnavailable:
         return
-    asked = list({finding.rule.code: finding.rule for finding in doubtful}.values())
-    again = run_rules(
-        asked, Facts({"Trace": trace, "SourceEdits": edits}), target="", options=probe.options
-    )
-    confirmed = {(f.reported.code, f.reported.module): f for f in again.findings}
-    kept: list[RawFinding] = []
-    for finding in outcome.findings:
-        if finding not in doubtful:
-            kept.append(finding)
-            continue
-        same = confirmed.get((finding.reported.code, finding.reported.module))
-        if same is not None:
-            target = finding.reported.target
-            kept.append(
-                replace(same, reported=msgspec.structs.replace(same.reported, target=target))
-            )
-    outcome.findings = kept
+    facts = Facts({"Trace": trace, "SourceEdits": edits})
+    again = run_rules(rules, facts, target=probe.target, options=probe.options).findings
+    confirmed = {(f.reported.code, f.reported.module): f for f in again}
+    known = {finding.reported.code for finding in outcome.findings}
+    kept = [
+        confirmed.get((finding.reported.code, finding.reported.module))
+        if finding in doubtful
+        else finding
+        for finding in outcome.findings
+    ]
+    if longer > 1:
+        kept += [finding for finding in again if finding.reported.code not in known]
+    outcome.findings = [finding for finding in kept if finding is not None]
 
 
 def _is_doubtful(finding: RawFinding, confidence: Confidence) -> bool:
-    """Whether it rests on the trace alone, and is no plain fact."""
-    facts = set(finding.rule.facts.values())
+    """Whether it is seen in a trace, and is no plain fact.
+
+    Advice counts where it is no more than that only because more steps could tell.
+    """
+    is_advice = finding.reported.severity == "info" and (
+        confidence is Confidence.LIKELY or finding.rule.severity == Severity.INFO
+    )
     return (
         finding.reported.stage == "probe"
         and finding.reported.confidence == confidence
-        and finding.reported.severity != "info"
-        and "Trace" in facts
-        and facts <= {"Trace", "SourceEdits"}
+        and not is_advice
+        and _watches_only(finding.rule)
     )
