@@ -28,8 +28,8 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
 
     `model` restricts what is looked at to this module (or several); without it, every module that is
     called from outside of others is. `optimizer` may be given where it exists already, so that it is
-    named in the report. Every step is recorded at first, later so many that it costs about 5%; or
-    each `every` steps.
+    named in the report. Many steps are recorded for the first second that it costs, later so many
+    that it costs about 5%; or each `every` steps.
 
     `stages` are `static`, each model's graph just before its first step, for which its forward runs once
     more on tensors without values, and `probe`, the training itself; `("probe",)` leaves the first out.
@@ -56,7 +56,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
     ) -> None:
         from torch import nn
 
-        from trainlint.observe.observer import TrainingObserver
+        from trainlint.observe.observer import FREE, TrainingObserver
         from trainlint.observe.structure import StaticFindings
 
         _check(on, stages)
@@ -73,6 +73,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         self._observer = TrainingObserver(
             models,
             period=every,
+            free=FREE,
             after_step=None if on is None else self._may_stop,
             before_training=None if self._static is None else self._static.look_at,
         )

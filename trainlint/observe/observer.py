@@ -71,6 +71,8 @@ _LOOK_AGAIN: Final = 8
 # What recording may cost, on average over all steps. The other two of the five parts in a hundred are for
 # what is done at each step.
 OVERHEAD: Final = 0.03
+# Seconds of recording that no one will miss, beside what Python needs to start and to import torch.
+FREE: Final = 1.0
 
 
 class TrainingObserver:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 _FIRST_REPORT: Final = 10.0
 _BETWEEN_REPORTS: Final = 60.0
-# Seconds of recording that no one will miss, beside what Python needs to start and to import torch.
-_FREE: Final = 1.0
 
 
 class RunJob(msgspec.Struct, frozen=True):
@@ -82,12 +80,12 @@ class _Watch:
 
     def _observe(self) -> None:
         from trainlint.observe.hooks import observed
-        from trainlint.observe.observer import TrainingObserver
+        from trainlint.observe.observer import FREE, TrainingObserver
         from trainlint.sites import construction_sites
 
         self._observer = TrainingObserver(
             period=self._job.every,
-            free=_FREE,
+            free=FREE,
             after_step=self._after_step,
             before_training=self._look_at_graph if self._job.static else None,
         )
