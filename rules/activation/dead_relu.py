@@ -30,6 +30,7 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
         "constant-output",
         "no-gradient",
         "learning-rate-too-low",
+        "cannot-memorise",
     ],
     own=["loss", "optimizer", "data"],
     shows="dead",

@@ -41,7 +41,12 @@ WITH_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
 REGRESSIONS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
-@rule("ACT004", severity=Severity.WARNING, since="0.1", explains=["dead-units"])
+@rule(
+    "ACT004",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["dead-units", "loss-never-moves", "cannot-memorise"],
+)
 def output_activation_mismatch(
     graph: Graph, losses: Losses, edits: SourceEdits
 ) -> Iterator[Finding]:

@@ -25,7 +25,12 @@ FIRST_AXIS_RANKS = (0, 1, 3)
 TURNING = ("transpose", "permute", "t", "get_T", "get_mT", "movedim", "matmul", "einsum")
 
 
-@rule("ACT003", severity=Severity.ERROR, since="0.1", explains=["batch-mixing", "constant-output"])
+@rule(
+    "ACT003",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["batch-mixing", "constant-output", "loss-never-moves", "cannot-memorise"],
+)
 def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterator[Finding]:
     """A softmax runs over the samples of the batch, or over a single number.
 

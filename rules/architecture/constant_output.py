@@ -21,7 +21,12 @@ from trainlint.rule import (
 ALIKE = 6e-7
 
 
-@rule("ARC012", severity=Severity.WARNING, since="0.1", explains=["input-without-influence"])
+@rule(
+    "ARC012",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["input-without-influence", "loss-never-moves", "cannot-memorise"],
+)
 def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
     """All samples of a batch get the same output.
 

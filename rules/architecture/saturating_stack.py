@@ -17,7 +17,13 @@ CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "S
     "ARC008",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["vanishing-gradient", "constant-output", "unnormalized-deep-stack"],
+    explains=[
+        "vanishing-gradient",
+        "constant-output",
+        "unnormalized-deep-stack",
+        "loss-never-moves",
+        "cannot-memorise",
+    ],
 )
 def saturating_stack(
     graph: Graph, edits: SourceEdits, *, least: int = 3, error_bound: float = 1e-3

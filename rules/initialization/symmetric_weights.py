@@ -15,7 +15,14 @@ FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
     "INI002",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["vanishing-gradient", "exploding-gradient", "shrinking-init", "exploding-init"],
+    explains=[
+        "vanishing-gradient",
+        "exploding-gradient",
+        "shrinking-init",
+        "exploding-init",
+        "loss-never-moves",
+        "cannot-memorise",
+    ],
 )
 def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """All units of a layer start from the same weights, so they compute, and learn, the same.

@@ -29,7 +29,13 @@ FILLS_WITH_ZERO = {"zeros_", "constant_", "fill_", "zero_"}
     "INI001",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["vanishing-gradient", "shrinking-init", "constant-output"],
+    explains=[
+        "vanishing-gradient",
+        "shrinking-init",
+        "constant-output",
+        "loss-never-moves",
+        "cannot-memorise",
+    ],
 )
 def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """A weight is all zero and keeps itself, or what comes before it, from learning.

@@ -74,6 +74,9 @@ def cannot_memorise(
         },
         fixes=[
             Fix("wider layers where the fewest numbers pass, or another nonlinear layer"),
+            Fix(
+                "no sigmoid, tanh or ReLU behind the last layer, where targets lie outside of its range"
+            ),
             Fix("compare a sample's result in a batch with its result alone: they must be equal"),
         ],
         severity=Severity.INFO if is_small else None,

@@ -25,7 +25,13 @@ from trainlint.rule import (
 PROBABILITIES = ("sigmoid", "softmax", "hardsigmoid")
 
 
-@rule("LOS003", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"], own=["loss"])
+@rule(
+    "LOS003",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["loss-never-moves", "cannot-memorise"],
+    own=["loss"],
+)
 def double_sigmoid(
     graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
 ) -> Iterator[Finding]:

@@ -26,7 +26,13 @@ from trainlint.rule import (
 POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
 
 
-@rule("LOS002", severity=Severity.ERROR, since="0.1", explains=["loss-never-moves"], own=["loss"])
+@rule(
+    "LOS002",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["loss-never-moves", "cannot-memorise"],
+    own=["loss"],
+)
 def missing_log_softmax(
     graph: Graph | None, losses: Losses | None, edits: SourceEdits | None, trace: Trace | None
 ) -> Iterator[Finding]:

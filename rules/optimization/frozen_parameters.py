@@ -16,7 +16,13 @@ from trainlint.rule import (
 )
 
 
-@rule("OPT007", severity=Severity.INFO, since="0.1", explains=["loss-never-moves"], own=())
+@rule(
+    "OPT007",
+    severity=Severity.INFO,
+    since="0.1",
+    explains=["loss-never-moves", "cannot-memorise"],
+    own=(),
+)
 def frozen_parameters(
     trace: Trace, *, share: float = 0.5, adapters: float = 0.05
 ) -> Iterator[Finding]:
