@@ -340,6 +340,15 @@ def test_a_cause_says_what_was_measured_of_it_once() -> None:
     assert found.reported.severity == "error"
 
 
+def test_a_figure_of_that_name_that_is_no_text_is_none_of_a_causes_message() -> None:
+    findings = [
+        cause(paths=("conv1",), evidence={"measured": True}),
+        measured(evidence={"measured": 3}),
+    ]
+    (found,) = diagnose(findings)
+    assert found.reported.message == "cause"
+
+
 def test_what_the_graph_shows_comes_before_what_training_shows() -> None:
     findings = [
         raw("AAA001", row=9, message="graph", severity="warning", explains=("ccc001",)),

@@ -183,7 +183,8 @@ def _with_measured(cause: ReportedFinding, symptoms: Sequence[ReportedFinding]) 
     figures = [cause.evidence.get("measured"), *(s.evidence.get("measured") for s in symptoms)]
     if cause.stage == _MEASURED:
         return cause.message
-    new = [figure for figure in dict.fromkeys(figures) if figure and figure not in cause.message]
+    texts = dict.fromkeys(figure for figure in figures if isinstance(figure, str))
+    new = [figure for figure in texts if figure and figure not in cause.message]
     return f"{cause.message}; measured in training: {', '.join(new)}" if new else cause.message
 
 

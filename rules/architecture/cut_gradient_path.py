@@ -135,7 +135,7 @@ def cut_gradient_path(
             known = signal is not None or (nothing and graph.complete)
             yield replace(
                 found,
-                evidence={**found.evidence, "measured": signal is not None},
+                evidence={**found.evidence, "in_a_real_pass": signal is not None},
                 confidence=Confidence.CERTAIN if known else Confidence.LIKELY,
             )
 
