@@ -126,7 +126,8 @@ def test_a_report_that_cannot_be_written(folder: Path) -> None:
     result = run_command("check", "sound.py", "--output", "no/where.json", cwd=folder)
     assert result.status == 2
     assert (
-        result.stderr == "trainlint: error: cannot write no/where.json: No such file or directory\n"
+        result.stderr
+        == "trainlint: error: cannot write no/where.json: no such folder, or not writable\n"
     )
 
 

@@ -118,6 +118,17 @@ def test_the_optimizer_of_another_live_model_is_none_of_this_one() -> None:
     assert setup_of(namespace, model, None).optimizer is its_own
 
 
+def test_an_optimizer_of_another_model_is_meant_for_the_one_that_the_losses_judge() -> None:
+    model, other = net(), net()
+    of_other = torch.optim.SGD(other.parameters(), lr=0.1)
+    namespace = {"model": model, "other": other, "optimizer": of_other}
+    assert setup_of(namespace, model, None, {"model"}).optimizer is of_other
+    assert setup_of(namespace, model, None, {"model", "other"}).optimizer is None
+    unclear = setup_of(namespace, model, None)
+    assert unclear.why == "optimizer has the parameters of other, and none of this model"
+    assert setup_of(namespace, other, None).why == ""
+
+
 def test_a_loop_is_bound_where_all_its_arguments_are_known() -> None:
     seen: list[Any] = []
 
@@ -458,3 +469,52 @@ def test_a_training_that_ends_the_process_costs_nothing_else(tmp_path: Path, nam
         reason = "it exits there" if name == "exits.py" else "--probe-seconds"
         assert (result.status, target["status"]) == (0, "ok")
         assert reason in target["notes"][0]
+
+
+CLASSES = """
+import torch
+from torch import nn
+
+x = torch.randn(64, 4)
+y = torch.randint(1, 4, (64,))
+train_loader = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
+model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+criterion = nn.CrossEntropyLoss()
+
+
+def evaluate():
+    for a, b in train_loader:
+        LOSS
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "codes_found", "note"),
+    [
+        ("print(criterion(model(a), b))", ["LOS007"], "Target 3 is out of bounds"),
+        ("print(criterion(model(a), b[:5]))", ["LOS007"], "Target 3 is out of bounds"),
+        ("pass", ["LOS007"], "Target 3 is out of bounds"),
+    ],
+)
+def test_a_loss_that_raises_is_judged_by_what_it_raises(
+    tmp_path: Path, call: str, codes_found: list[str], note: str
+) -> None:
+    (tmp_path / "net.py").write_text(CLASSES.replace("LOSS", call))
+    result = run_command("check", "net.py", "--format", "json", cwd=tmp_path)
+    (target,) = result.report["targets"]
+    assert [finding["code"] for finding in result.report["findings"]] == codes_found
+    assert note in target["notes"][0]
+
+
+def test_a_model_beside_that_the_optimizer_has_instead_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        CLASSES.replace("LOSS", "pass").replace(
+            "criterion", "teacher = nn.Linear(4, 3)\noptimizer = torch.optim.SGD(teacher.parameters(), 0.1)\n"
+            "criterion", 1,
+        )
+    )  # fmt: skip
+    result = run_command("check", "net.py::model", "--format", "json", cwd=tmp_path)
+    (target,) = result.report["targets"]
+    assert target["notes"] == [
+        "not probed: optimizer has the parameters of teacher, and none of this model"
+    ]

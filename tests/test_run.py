@@ -270,13 +270,93 @@ def test_the_last_line_is_ours_and_says_what_was_watched(tmp_path: Path) -> None
 
 
 def test_a_report_that_cannot_be_written_does_not_change_the_status(tmp_path: Path) -> None:
-    path = script(tmp_path, LOOP + "sys.exit(3)\n")
+    path = script(tmp_path, LOOP + "import os\nos.mkdir('report.txt')\nsys.exit(3)\n")
     done = subprocess.run(
-        [sys.executable, "-m", "trainlint", "run", f"--output={tmp_path}", path.name], cwd=tmp_path,
+        [sys.executable, "-m", "trainlint", "run", "--output=report.txt", path.name], cwd=tmp_path,
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr.startswith("trainlint: error: no report: cannot write")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--output", "no/where.txt"], "cannot write no/where.txt: no such folder"),
+        (["--output", "."], "cannot write .: is a directory"),
+        (["--bogus"], "no such option: --bogus"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_script_runs(
+    tmp_path: Path, options: list[str], said: str
+) -> None:
+    path = script(tmp_path, "open('ran', 'w')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainlint", "run", *options, path.name], cwd=tmp_path,
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"trainlint: error: {said}")
+    assert not (tmp_path / "ran").exists()
+
+
+ENDLESS = """
+import os, time
+from pathlib import Path
+Path("pid.part").write_text(str(os.getpid()))
+os.rename("pid.part", "pid")
+while True:
+    time.sleep(0.1)
+"""
+
+
+def _running(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """`trainlint run` of a script that never ends, and the script's process."""
+    path = script(tmp_path, ENDLESS)
+    ours = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTIBLE, path.name], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    for _ in range(1200):
+        if (tmp_path / "pid").exists():
+            return ours, int((tmp_path / "pid").read_text())
+        time.sleep(0.1)
+    raise TimeoutError("the script never began")
+
+
+# A test run in the background ignores SIGINT, and its children inherit that.
+_INTERRUPTIBLE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from trainlint.cli import main; main(['run', sys.argv[1]])"
+)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is asked of the system is Linux's")
+def test_an_interrupt_to_trainlint_alone_reaches_the_script(tmp_path: Path) -> None:
+    ours, pid = _running(tmp_path)
+    os.kill(ours.pid, signal.SIGINT)
+    assert ours.wait(60) == 130
+    assert not _is_alive(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is asked of the system is Linux's")
+def test_the_script_dies_with_trainlint(tmp_path: Path) -> None:
+    ours, pid = _running(tmp_path)
+    ours.kill()
+    ours.wait()
+    for _ in range(600):
+        if not _is_alive(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("the script outlived trainlint")
 
 
 # What scripts do, printing what they trained; the random state last.

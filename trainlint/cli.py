@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -188,6 +189,8 @@ def check(
     from trainlint.api import check as run_check
     from trainlint.rule import STAGES
 
+    _check_writable(output)
+
     with _progress() as progress:
         report = run_check(
             wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
@@ -256,6 +259,7 @@ def run(
     """
     from trainlint.running import is_first_of_several, run_script
 
+    _check_writable(output)
     config = load_config(config_path)
     done = run_script(
         script, args, module=module, steps=steps or 0, every=every or 0,
@@ -285,6 +289,15 @@ def _progress() -> Iterator[Callable[[str], None] | None]:
 
     with Console(stderr=True).status("importing torch") as status:
         yield lambda what: status.update(f"checking {what}")
+
+
+def _check_writable(output: Path | None) -> None:
+    """Before anything is run: the report of a long one must not be lost."""
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        reason = "is a directory" if output.is_dir() else "no such folder, or not writable"
+        raise UsageError(f"cannot write {output}: {reason}")
 
 
 def _complain(report: Report) -> None:
@@ -342,7 +355,6 @@ def _console(stream: TextIO) -> Console:
 
 
 def _piped_width() -> int:
-    import os
 
     columns = os.environ.get("COLUMNS", "")
     return int(columns) if columns.isdigit() and int(columns) > 0 else 100

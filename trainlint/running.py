@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from trainlint.records import Report, TargetResult
 from trainlint.registry import check_options, select_rules
 
 _GRACE: Final = 10.0
+_LATE: Final = 2.0
 
 
 def is_first_of_several() -> bool:
@@ -69,14 +71,19 @@ def run_script(
         [*config.ignore, *ignore],
         [*config.extend_select, *extend_select],
     )
+    if script.startswith("-"):
+        raise UsageError(f"no such option: {script} (the script's own stand behind its name)")
     if not module and not Path(script).exists():
         raise UsageError(f"{script}: no such file")
+    if not module and Path(script).is_dir() and not Path(script, "__main__.py").exists():
+        raise UsageError(f"{script}: a directory without a __main__.py")
     with tempfile.TemporaryDirectory(prefix="trainlint-") as folder:
         job = RunJob(
             label=script,
             report=os.path.join(folder, "report.json"),  # noqa: PTH118
             module=module,
             steps=steps,
+            parent=os.getpid(),
             every=every,
             static=static,
             rules=[rule.code for rule in rules],
@@ -148,15 +155,39 @@ def _ended(child: subprocess.Popen[Any]) -> int:
     return child.wait()
 
 
+def _is_in_foreground() -> bool:
+    """Whether a terminal's Ctrl-C goes to us, and so to the child as well."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
 @contextmanager
 def _signals_for(child: subprocess.Popen[Any]) -> Iterator[None]:
-    """Ctrl-C reaches the child by itself, from the terminal; what is sent to us alone is handed on."""
+    """Ctrl-C reaches the child by itself, from the terminal; what is sent to us alone is handed on.
 
-    def hand_on(number: int, _: Any) -> None:
+    Nothing tells an interrupt that was sent to us alone, without a terminal, from one to the whole
+    group: if the child does not end by itself in two seconds, it had none.
+    """
+
+    def hand_on(number: int, _: Any = None) -> None:
         with suppress(ProcessLookupError):
             child.send_signal(number)
 
-    handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    def interrupted(number: int, _: Any) -> None:
+        if not _is_in_foreground():
+            late = threading.Timer(_LATE, hand_on, [number])
+            late.daemon = True
+            late.start()
+
+    handlers: dict[int, Any] = {signal.SIGINT: interrupted, signal.SIGTERM: hand_on}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

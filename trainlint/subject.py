@@ -103,6 +103,8 @@ def analyze(
         if provisionally is not None:
             provisionally(check.analysis())
         check.train(model, recipe, progress, guard)
+    elif check.may_probe and recipe.setup.why:
+        notes.append(f"not probed: {recipe.setup.why}")
     return check.analysis()
 
 

@@ -135,14 +135,15 @@ def _watched(trace: Trace) -> Iterator[Finding]:
         )
     for loss in trace.objectives:
         # Logarithms of probabilities are at most 0, but for rounding.
-        if loss.kind not in ("nll_loss", "kl_div") or not loss.largest or loss.largest < 0.001:
-            continue
+        largest = loss.largest or 0.0
+        if loss.kind not in ("nll_loss", "kl_div") or not 0.001 < largest < math.inf:
+            continue  # where a NaN comes from is another finding
         if loss.made_by not in ("Softmax", "Sigmoid"):
             yield Finding(
                 f"{loss.kind} expects log-probabilities, which are at most 0, and gets values up to "
-                f"{loss.largest:.3g}: the loss falls for ever and compares no classes",
+                f"{largest:.3g}: the loss falls for ever and compares no classes",
                 where=loss.site,
-                evidence={"loss": loss.kind, "largest": round(loss.largest, 4)},
+                evidence={"loss": loss.kind, "largest": round(largest, 4)},
                 fixes=[Fix(f"F.log_softmax(scores, dim=1) before {loss.kind}")],
             )
 

@@ -18,6 +18,7 @@ from trainlint.rule import (
 )
 
 # What an update should be of the weights.
+SURE = 200
 SOUND_PACE = 3e-3
 
 
@@ -123,7 +124,8 @@ def learning_rate_too_low(
             evidence={"learning_rate": peak, "largest_update": fastest, "steps": trace.steps},
             fixes=[Fix(fix)],
             severity=Severity.WARNING if known else Severity.INFO,
-            confidence=Confidence.LIKELY if known else Confidence.POSSIBLE,
+            # In a short run, what falls slowly at first cannot be told from what never will fall.
+            confidence=Confidence.LIKELY if known and trace.steps >= SURE else Confidence.POSSIBLE,
         )
 
 

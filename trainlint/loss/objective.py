@@ -68,7 +68,7 @@ class _Outside:
                     value = _function(call)(scores, target)
             except Exception:  # a loss that wants other targets
                 continue
-            if isinstance(value, Tensor) and (value.requires_grad or not torch.is_grad_enabled()):
+            if isinstance(value, Tensor) and value.requires_grad:
                 return value.mean()
         return None
 
@@ -77,8 +77,6 @@ class _Outside:
     ) -> Iterator[Any]:
         if self.targets is not None:
             yield _first(self.targets, scores)
-            if call.is_rearranged and isinstance(self.targets, Tensor):
-                yield self.targets.reshape(-1).to(scores.device)
             return
         if call.kind in _CLASSES:  # contrastive models return their labels beside the scores
             shape = scores.shape[:1] + scores.shape[2:]
@@ -96,12 +94,11 @@ def objective_of(losses: Losses) -> Objective | None:
     return _Outside(tuple(calls.values()), losses.targets)
 
 
-def loss_from_outside(
-    losses: Losses,
-) -> tuple[Callable[[Any, Any], Tensor | None], LossCall] | None:
+def loss_from_outside(losses: Losses) -> tuple[Callable[[Any, Any], Any], LossCall] | None:
     """The one loss that the file applies to the model's output, as a function of (output, target).
 
     The file's way from the one to the other goes with it: which part of the output, and what lies between.
+    It raises what the loss raises.
     """
     calls = {call.path: call for call in losses.calls if call.path is not None}
     if len(calls) != 1 or len(calls) != len(losses.calls):
@@ -109,7 +106,18 @@ def loss_from_outside(
     (call,) = calls.values()
     if not _is_computable(call) or not call.certain:
         return None
-    return lambda output, target: _Outside((call,), target)(output), call
+
+    def value(output: Any, target: Any) -> Any:
+        parts = {name or "output": tensor for name, tensor in tensors(output)}
+        scores = parts.get(str(call.path), output)
+        if call.kind in _CLASSES and call.is_rearranged and isinstance(scores, Tensor):
+            if scores.dim() > 2:
+                scores = scores.reshape(-1, scores.shape[-1])
+            if isinstance(target, Tensor) and target.numel() == scores.shape[0]:
+                target = target.reshape(-1)
+        return _function(call)(scores, target)
+
+    return value, call
 
 
 def _is_computable(call: LossCall) -> bool:

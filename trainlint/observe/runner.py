@@ -17,6 +17,7 @@ import importlib.machinery
 import importlib.util
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from trainlint.processes.lifetime import end_with_parent
 
 if TYPE_CHECKING:
     from trainlint.observe.report import RunReport
@@ -46,6 +49,7 @@ class RunJob(msgspec.Struct, frozen=True):
     steps: int = 0
     every: int = 0
     static: bool = True
+    parent: int = 0
     rules: list[str] = []
     options: dict[str, dict[str, Any]] = {}
 
@@ -269,6 +273,10 @@ def main() -> None:
     """Be the script. The arguments are the job, and then what `sys.argv` shall be."""
     argv = sys.argv[1:]
     job = msgspec.json.decode(argv[0], type=RunJob)
+    # Whoever kills trainlint means the script.
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != job.parent:
+        os._exit(1)  # it died before we asked to be told
     watch = _Watch(job)
     sys.argv[:] = argv[1:]
     atexit.register(watch.end)  # the first to be registered is the last to run

@@ -7,7 +7,7 @@ They are what the file names at module level, the methods of a LightningModule, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -39,7 +39,8 @@ class Setup:
     `optimizer` is one, or a function of the model that makes one. A batch of a loader is a tuple whose
     last element is the target and whose others are the model's inputs, or a dict. `train` runs the
     user's own loop, `step` is a `training_step(batch, index)`. `names` says what each was called.
-    `judge` is the file's loss layer where `loss` stands for it, `place` where the file calls it.
+    `judge` is the file's loss layer where `loss` stands for it, `place` where the file calls it. `why` says
+    what speaks against a training with what there is.
     """
 
     loss: Callable[..., Any] | None = None
@@ -51,6 +52,7 @@ class Setup:
     names: Mapping[str, str] = field(default_factory=dict)
     judge: Any = None
     place: Any = None
+    why: str = ""
 
     @property
     def own(self) -> frozenset[str]:
@@ -87,13 +89,17 @@ class Setup:
 
 
 def setup_of(
-    namespace: Mapping[str, Any], model: nn.Module, loss: Callable[..., Any] | None
+    namespace: Mapping[str, Any],
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    judged: Container[str] = (),
 ) -> Setup:
     """What the names of a module say of the training of `model`; `loss` is the one found there.
 
     An optimizer counts where it holds parameters of the model, or where no other model that lives there
-    could be its own. Where several models live there, as a GAN's, loaders and losses count for those alone
-    whose optimizer bears the plain name.
+    could be its own: none whose parameters it has, or none that a loss of the file judges, while one
+    judges this. `judged` are the names of the models that are. Where several models live there, as a
+    GAN's, loaders and losses count for those alone whose optimizer bears the plain name.
     """
     lightning = _of_lightning(model)
     if lightning is not None:
@@ -108,9 +114,11 @@ def setup_of(
                 return value
         return None
 
-    optimizer = first("optimizer", _OPTIMIZERS, lambda value: _optimizes(value, model, namespace))
+    optimizer = first(
+        "optimizer", _OPTIMIZERS, lambda value: _optimizes(value, model, namespace, judged)
+    )
     if optimizer is None and _has_siblings(model, namespace):
-        return Setup()
+        return Setup(why=_whose(model, namespace))
     train_loader = first("train_loader", _TRAIN_LOADERS, _is_loader)
     val_loader = first("val_loader", _VAL_LOADERS, _is_loader)
     setup = Setup(loss, optimizer, train_loader, val_loader, names=names)
@@ -121,7 +129,9 @@ def setup_of(
     return setup
 
 
-def _optimizes(value: Any, model: nn.Module, namespace: Mapping[str, Any]) -> bool:
+def _optimizes(
+    value: Any, model: nn.Module, namespace: Mapping[str, Any], judged: Container[str]
+) -> bool:
     from torch import nn
     from torch.optim import Optimizer
 
@@ -129,10 +139,34 @@ def _optimizes(value: Any, model: nn.Module, namespace: Mapping[str, Any]) -> bo
         held = {id(p) for group in value.param_groups for p in group["params"]}
         if any(id(p) in held for p in model.parameters()):
             return True
-        lives_here = any(value is model for value in namespace.values())
-        others = (m for m in namespace.values() if isinstance(m, nn.Module) and m is not model)
-        return lives_here and not any(id(p) in held for m in others for p in m.parameters())
+        own = {name for name, value in namespace.items() if value is model}
+        owners = {
+            name
+            for name, other in namespace.items()
+            if isinstance(other, nn.Module)
+            and other is not model
+            and any(id(p) in held for p in other.parameters())
+        }
+        if not owners:
+            return bool(own)
+        return any(n in judged for n in own) and not any(n in judged for n in owners)
     return inspect.isfunction(value) and _takes_one(value)
+
+
+def _whose(model: nn.Module, namespace: Mapping[str, Any]) -> str:
+    """Whose parameters the plain optimizer has, where this is the model of the plain name."""
+    from torch import nn
+    from torch.optim import Optimizer
+
+    if not any(namespace.get(name) is model for name in _MODELS):
+        return ""
+    for name in _OPTIMIZERS:
+        if isinstance(optimizer := namespace.get(name), Optimizer):
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for owner, other in namespace.items():
+                if isinstance(other, nn.Module) and any(id(p) in held for p in other.parameters()):
+                    return f"{name} has the parameters of {owner}, and none of this model"
+    return ""
 
 
 def _has_siblings(model: nn.Module, namespace: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
-from trainlint.probe.batches import ProbeProblem, batches, first_samples, same_draws, split
+from trainlint.probe.batches import batches, first_samples, same_draws, split
 from trainlint.probe.loop import Limits
 from trainlint.probe.probing import Guard, Probe
 from trainlint.rule import Confidence, Rule, Settings, Severity
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainlint.probe.setup import Setup
 
 _SAMPLES = 16
-_LONGER = 4
+_LONGER = 8
 
 
 def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
@@ -93,14 +93,7 @@ def with_loss_of_file(setup: Setup, losses: Losses) -> Setup:
     if found is None:
         return setup
     function, call = found
-
-    def loss(output: Any, target: Any) -> Any:
-        value = function(output, target)
-        if value is None:
-            raise ProbeProblem(f"{call.kind} refuses the output or the targets")
-        return value
-
-    return replace(setup, loss=loss, judge=setup.loss, place=call.where)
+    return replace(setup, loss=function, judge=setup.loss, place=call.where)
 
 
 def _memorisation(probe: Probe, facts: Facts) -> Any:
@@ -115,7 +108,7 @@ def probed(
     """The findings of a probe. What is not certain must come again with another seed.
 
     Another seed means another order of the data and other dropout, from the same initial weights. What is
-    only possible, since more steps could tell, must come again after four times as many.
+    only possible, since more steps could tell, must come again after eight times as many.
     """
     outcome = run(rules)
     reason = facts.missing.get("Memorisation")

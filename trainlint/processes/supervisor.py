@@ -12,7 +12,6 @@ ends its children, and whatever they have started, and then itself.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import math
@@ -43,12 +42,11 @@ from trainlint.processes.jobs import (
     decode_message,
     encode,
 )
+from trainlint.processes.lifetime import adopt_orphans, end_with_parent
 
 CAN_FORK: Final = sys.platform == "linux"
 _KEPT_OUTPUT: Final = 4000
 _POLL_SECONDS: Final = 0.05
-_DEATH_SIGNAL_OPTION: Final = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
-_SUBREAPER_OPTION: Final = 36  # PR_SET_CHILD_SUBREAPER
 
 
 @dataclass
@@ -332,7 +330,7 @@ def _be_the_child(job: Job, sender: int, printer: int) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _control_process(_DEATH_SIGNAL_OPTION, signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(printer, 1)
@@ -348,11 +346,6 @@ def _be_the_child(job: Job, sender: int, printer: int) -> None:
         os._exit(status)
 
 
-def _control_process(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(option, value)
-
-
 def _write(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
@@ -360,8 +353,8 @@ def _write(descriptor: int, data: bytes) -> None:
 
 def _serve(workers: int, parent: int) -> None:
     """The zygote: import torch, then fork a child for every job on standard input."""
-    _control_process(_DEATH_SIGNAL_OPTION, signal.SIGTERM)
-    _control_process(_SUBREAPER_OPTION, 1)
+    end_with_parent(signal.SIGTERM)
+    adopt_orphans()
     if os.getppid() != parent:
         return  # it died before we asked to be told
     import warnings

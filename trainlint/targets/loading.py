@@ -613,14 +613,16 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
     others = {candidate.name for candidate in loaded.discovery.candidates if candidate.likely}
     live = {key: kind for key, value in namespace.items() if (kind := kind_of(value))}
     loss = next((v for key in _LOSS_NAMES if _is_loss(v := namespace.get(key))), None)
+    uses = loss_uses(loaded.text, live)
+    judged = [use.scores.models for use in uses if use.scores is not None]
     return Recipe(
-        uses=loss_uses(loaded.text, live),
+        uses=uses,
         names=own,
         others=frozenset(others - own),
         loss=loss,
         targets=namespace.get("example_targets"),
         training=training_of(loaded.text),
-        setup=setup_of(namespace, model, loss),
+        setup=setup_of(namespace, model, loss, frozenset[str]().union(*judged)),
     )
 
 
