@@ -175,6 +175,7 @@ def test_a_sound_training_is_clean_and_says_what_it_was() -> None:
     assert [f for f in report.findings if f.severity != "info"] == []
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(
     ("given", "code"),
     [
@@ -233,6 +234,7 @@ def test_a_model_may_give_its_own_loss() -> None:
     assert report.targets[0].watched == "6 steps of Adam on train_loader, an optimizer of ours"
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -507,12 +509,9 @@ def test_a_loss_that_raises_is_judged_by_what_it_raises(
 
 
 def test_a_model_beside_that_the_optimizer_has_instead_is_noted(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(
-        CLASSES.replace("LOSS", "pass").replace(
-            "criterion", "teacher = nn.Linear(4, 3)\noptimizer = torch.optim.SGD(teacher.parameters(), 0.1)\n"
-            "criterion", 1,
-        )
-    )  # fmt: skip
+    others = "teacher = nn.Linear(4, 3)\noptimizer = torch.optim.SGD(teacher.parameters(), 0.1)\n"
+    text = CLASSES.replace("LOSS", "pass").replace("criterion", f"{others}criterion", 1)
+    (tmp_path / "net.py").write_text(text)
     result = run_command("check", "net.py::model", "--format", "json", cwd=tmp_path)
     (target,) = result.report["targets"]
     assert target["notes"] == [
