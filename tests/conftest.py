@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+# The tests run side by side, and their tensors are tiny: threads would only wait for each other. For the
+# processes that tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 COMMAND = str(Path(sys.executable).with_name("trainlint"))
 
 

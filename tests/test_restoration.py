@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import importlib.util
 import random
 import sys
 import warnings
@@ -133,14 +134,18 @@ _LIBRARY = (
     "transformers/ViTFor",
     "transformers/LlamaFor",
 )
-LIBRARY = [
-    next(
-        Architecture(entry.name, entry.build, entry.inputs)
-        for entry in zoo_library.entries()
-        if entry.name.startswith(part)
-    )
-    for part in _LIBRARY
-]
+LIBRARY = (
+    []
+    if importlib.util.find_spec("transformers") is None
+    else [
+        next(
+            Architecture(entry.name, entry.build, entry.inputs)
+            for entry in zoo_library.entries()
+            if entry.name.startswith(part)
+        )
+        for part in _LIBRARY
+    ]
+)
 ARCHITECTURES = [*OWN, *AWKWARD, *LIBRARY]
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {

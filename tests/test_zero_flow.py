@@ -164,9 +164,17 @@ def build(names: list[str], seed: int) -> nn.Module:
 
 
 def zeroed(model: nn.Module, which: list[str]) -> nn.Module:
+    """With these parameters zero, and the biases beside them positive.
+
+    Behind a zero weight and negative biases alone, a ReLU is dead for another reason.
+    """
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in which:
-            model.get_parameter(name).zero_()
+            parameters[name].zero_()
+            bias = f"{name.rpartition('.')[0]}.bias"
+            if bias in parameters:
+                parameters[bias].abs_()
     return model
 
 
