@@ -313,6 +313,30 @@ def test_equal_samples_with_different_targets_cannot_be_told_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize("attempts", [0, 1, 3])
+def test_time_that_is_up_between_two_attempts_is_said(
+    monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    from trainlint.probe import memory
+
+    original, made = memory._attempt, 0
+
+    def attempt(*args: Any) -> Any:
+        nonlocal made
+        made += 1
+        return original(*args[:-1], args[-1] if made <= attempts else 0.0)
+
+    monkeypatch.setattr(memory, "_attempt", attempt)
+    monkeypatch.setattr(memory, "HALF", 0.0)  # none is good enough
+    clock = memory.time.monotonic
+    monkeypatch.setattr(
+        memory.time, "monotonic", lambda: clock() + (1e6 if made > attempts else 0.0)
+    )
+    rows = list(loader())
+    report = watched(train_loader=rows, select=["LOS009"])
+    assert report.targets[0].not_measurable == ["LOS009 cannot-memorise: not finished in 15 s"]
+
+
 def test_few_samples_are_too_few() -> None:
     report = watched(train_loader=[(torch.randn(4, 8), torch.arange(4) % 2)], select=["LOS009"])
     assert report.targets[0].not_measurable == [

@@ -66,9 +66,12 @@ def memorise(
     def tried(rate: float, steps: int) -> str | None:
         nonlocal guess
         with restored():
-            guess, losses = _attempt(model, setup, few, rate, steps, deadline)
-        if guess is None or not losses:
+            known, losses = _attempt(model, setup, few, rate, steps, deadline)
+        if known is None or not losses:
+            if time.monotonic() > deadline:
+                return f"not finished in {seconds:g} s"
             return "the best constant answer to this loss is not known"
+        guess = known
         attempts.append((rate, losses))
         return None
 
@@ -79,7 +82,9 @@ def memorise(
         if is_learnt():
             break
     else:
-        tried(min(attempts, key=lambda attempt: min(attempt[1]))[0], _LAST_STEPS)
+        problem = tried(min(attempts, key=lambda attempt: min(attempt[1]))[0], _LAST_STEPS)
+        if problem is not None:
+            return problem
     rate, losses = min(attempts, key=lambda attempt: min(attempt[1]))
     assert guess is not None
     if time.monotonic() > deadline and min(losses) >= HALF * guess:
