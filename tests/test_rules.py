@@ -29,10 +29,8 @@ FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # One worker for all of them, since they share one check.
 pytestmark = pytest.mark.xdist_group("rules")
 RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
-# Their examples are training scripts, which are watched; those of all others are models.
-WATCHED = frozenset(rule.code for rule in all_rules() if "Trace" in {
-    fact for parameter, fact in rule.facts.items() if parameter not in rule.optional
-})  # fmt: skip
+# Examples with a loop of their own are watched; all others are files to check.
+LOOP = ".backward()"
 
 
 def sections(rule: Rule) -> dict[str, str]:
@@ -67,8 +65,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], l
 @pytest.fixture(scope="session")
 def report(written: dict[tuple[str, str], list[Path]]) -> Report:
     """One check of them all: torch is imported once."""
-    models = [paths for (code, _), paths in written.items() if code not in WATCHED]
-    return trainlint.check([path for paths in models for path in paths])
+    paths = [path for each in written.values() for path in each]
+    return trainlint.check([path for path in paths if LOOP not in path.read_text(encoding="utf-8")])
 
 
 def watched(path: Path) -> Report:
@@ -82,7 +80,7 @@ def watched(path: Path) -> Report:
 
 def found_in(report: Report, path: Path) -> list[tuple[str, str]]:
     """(code, severity) of the findings in a file, symptoms included. Its models must have been checked."""
-    if path.name[:6].upper() in WATCHED:
+    if LOOP in path.read_text(encoding="utf-8"):
         return [
             (found.code, found.severity)
             for finding in watched(path).findings

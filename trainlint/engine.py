@@ -132,7 +132,7 @@ def _fact(name: str, rule: Rule, facts: Facts) -> Any:
 
 def _stage(rule: Rule, facts: Facts) -> str:
     """The last stage that had a say."""
-    for stage in ("probe", "signal"):
+    for stage in ("probe", "signal", "data"):
         names = [name for name, given in FACT_STAGES.items() if given == stage]
         if any(name in rule.facts.values() and facts.has(name) for name in names):
             return stage

@@ -106,6 +106,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def random_states() -> Iterator[None]:
+    """Restore the random states of torch, on all devices in use, of numpy and of python."""
+    snapshot = _Snapshot()
+    snapshot.keep_random_states()
+    with snapshot.restored():
+        yield
+
+
+@contextlib.contextmanager
 def unchanged_weights(model: nn.Module) -> Iterator[None]:
     """Restore values and gradients of parameters and buffers, for a run on the real ones. Costs a copy.
 

@@ -63,8 +63,10 @@ from trainlint.analysis.reachability import (
 from trainlint.analysis.rows import Fold, flat_width, flatten_fixes, folds, is_map
 from trainlint.analysis.variants import Variants
 from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
+from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
+from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores
 from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.loss.ranges import Range, value_range
 from trainlint.loss.uses import Link, LossCall, Losses, past_clamps
@@ -119,17 +121,23 @@ from trainlint.theory.propagation import Propagation
 
 __all__ = [
     "Alike",
+    "Checkpoint",
     "ClipTrace",
+    "ColumnData",
     "Confidence",
     "Constant",
+    "Data",
     "DepthTrace",
+    "Difference",
     "Draw",
     "Edit",
     "EvaluationTrace",
     "Expectation",
+    "FieldData",
     "Finding",
     "Fix",
     "Fold",
+    "Generalization",
     "GradientCut",
     "GradientPath",
     "Graph",
@@ -152,6 +160,7 @@ __all__ = [
     "NonFinite",
     "NotMeasurable",
     "OptimizerTrace",
+    "Overlap",
     "Parameter",
     "ParameterTrace",
     "Prescription",
@@ -162,12 +171,15 @@ __all__ = [
     "Rule",
     "Safety",
     "ScheduleTrace",
+    "Scores",
     "Severity",
+    "Shift",
     "Signal",
     "Site",
     "SiteSignal",
     "SiteTrace",
     "SourceEdits",
+    "SplitData",
     "Spot",
     "Suppression",
     "Suppressions",
@@ -316,13 +328,14 @@ FACT_STAGES: Final = {
     "Propagation": "static",
     "Losses": "static",
     "SourceEdits": "static",
+    "Data": "data",
     "Signal": "signal",
     "Influence": "signal",
     "Trace": "probe",
     "Memorisation": "probe",
     "Suppressions": "report",
 }
-STAGES: Final = ("static", "signal", "probe")
+STAGES: Final = ("static", "data", "signal", "probe")
 
 
 @dataclass(frozen=True)

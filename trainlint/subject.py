@@ -96,6 +96,7 @@ def analyze(
     facts = _facts(inputs, graph, settings, recipe)
     check = _Check(target, inputs, graph, facts, settings, notes, started)
     check.look_at_graph()
+    check.look_at_data()
     if check.measures and provisionally is not None:
         provisionally(check.analysis())
     check.measure()
@@ -126,6 +127,12 @@ class _Check:
     def look_at_graph(self) -> None:
         """What needs the graph alone."""
         self.outcomes["static"] = self._run(self._rules("static"))
+
+    def look_at_data(self) -> None:
+        """What needs the data, and no training."""
+        self.outcomes["data"] = self._run(self._rules("data"))
+        if self.facts.has("Data"):
+            self.stages.append("data")
 
     def measure(self) -> None:
         """What needs a real pass. Rules that can do without what a stage measures run in any case."""
@@ -217,6 +224,7 @@ _MEASUREMENTS: Final = {
     "Signal": "not measured on real numbers",
     "Influence": "not measured what influences what",
     "Trace": "not probed",
+    "Data": "the data were not looked at",
 }
 
 
@@ -245,6 +253,8 @@ def static_facts(inputs: Inputs, graph: Graph, recipe: Recipe) -> Facts:
 
 def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> Facts:
     facts = static_facts(inputs, graph, recipe)
+    if "data" in settings.stages and recipe.setup.train_loader is not None:
+        facts.offer("Data", lambda: _data(graph.model, recipe))
     if "signal" in settings.stages and not graph.faults:
         facts.offer("Signal", lambda: _signal(inputs, graph, facts.get("Losses")))
         facts.offer("Influence", lambda: _influence(inputs, graph, facts.get("Losses")))
@@ -281,6 +291,16 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
             return None
 
     return replace(pulse(graph.model, inputs, graph, objective=objective), again=another)
+
+
+def _data(model: nn.Module, recipe: Recipe) -> Any:
+    from trainlint.data.describing import data_of
+    from trainlint.probe.batches import ProbeProblem
+
+    try:
+        return data_of(model, recipe.setup)
+    except ProbeProblem as problem:
+        raise FactUnavailable(str(problem)) from None
 
 
 def _influence(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:

@@ -173,6 +173,20 @@ def observed(observer: Observer) -> Iterator[Callable[[], BaseException | None]]
         yield lambda: tell.problem
 
 
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Nothing within is told to any observer."""
+    silenced = [tell for tell in list(_TELLERS) if tell.problem is None and not tell.is_telling]
+    for tell in silenced:
+        tell.observer.leaves_mode()
+        tell.is_telling = True
+    try:
+        yield
+    finally:
+        for tell in silenced:
+            tell.is_telling = False
+
+
 def _warn_at_the_users_line(original: Callable[..., None]) -> Callable[..., None]:
     """`warnings.warn` that looks past our function mode, so that a warning names the line that it did.
 

@@ -11,6 +11,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from trainlint.generalization.curves import Generalization
+
 if TYPE_CHECKING:
     from trainlint.sites import Site
 
@@ -360,6 +362,7 @@ class Trace:
     `losses` are (step, value) of each backward pass's loss, `objectives` the loss functions by place,
     `evaluations` those of passes that nothing is trained by, such as validation.
     `own` says what of it is the user's: the `loop`, the `loss`, the `optimizer`, the `data`.
+    `generalization` is how training and validation error went, where both could be measured.
     """
 
     steps: int
@@ -375,6 +378,7 @@ class Trace:
     notes: Sequence[str] = ()
     own: frozenset[str] = frozenset({"loop", "loss", "optimizer", "data"})
     loaders: Sequence[LoaderTrace] = ()
+    generalization: Generalization | None = None
 
     def of(self, *kinds: str) -> Iterator[Incident]:
         """The incidents of these kinds."""

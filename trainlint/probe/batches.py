@@ -50,8 +50,8 @@ def same_draws(*loaders: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def batches(loader: Any, name: str) -> Iterator[Any]:
-    """What the loader gives, pass after pass; a function without arguments is called for each.
+def batches(loader: Any, name: str, *, once: bool = False) -> Iterator[Any]:
+    """What the loader gives, pass after pass, or `once`; a function without arguments is called for each.
 
     Raises `ProbeProblem` where it fails or gives nothing. An iterator is refused: it could not be read
     again, and its owner would miss what we have read.
@@ -71,6 +71,8 @@ def batches(loader: Any, name: str) -> Iterator[Any]:
             raise ProbeProblem(f"{name} raised {described(error)}") from error
         if not count:
             raise ProbeProblem(f"{name} is empty")
+        if once:
+            return
 
 
 def split(batch: Any, model: nn.Module, loss: Callable[..., Any] | None, name: str) -> Batch:

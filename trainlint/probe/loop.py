@@ -23,11 +23,13 @@ from trainlint.sites import Site, outermost, owner_of
 from trainlint.targets.loading import Stop
 
 if TYPE_CHECKING:
+    from trainlint.generalization.meter import Meter
     from trainlint.observe.trace import Trace
     from trainlint.probe.setup import Setup
 
 _VALIDATED: Final = 4
 _VALIDATIONS: Final = 4
+_MEASURED: Final = 5
 # After so many steps, and twice that, and so on, it is asked whether the probe may end.
 _FIRST_LOOK: Final = 5
 _DECIDED: Final = "an error was certain"
@@ -61,7 +63,7 @@ def loss_of(model: nn.Module, batch: Batch, loss: Callable[..., Any] | None) -> 
     if loss is not None:
         value = loss(output, batch.target)
     else:
-        value = _own_loss(output)
+        value = own_loss(output)
         if value is None:
             raise ProbeProblem(
                 "no loss: name one criterion or loss_fn, or let the model return `.loss`"
@@ -71,8 +73,8 @@ def loss_of(model: nn.Module, batch: Batch, loss: Callable[..., Any] | None) -> 
     return value if value.dim() == 0 else value.mean()
 
 
-def _own_loss(output: Any) -> Tensor | None:
-    """`output.loss` as Hugging Face's models have it, `output["loss"]`, or a scalar that comes first."""
+def own_loss(output: Any) -> Tensor | None:
+    """What a model computes itself: `output.loss`, `output["loss"]`, or a scalar that comes first."""
     if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
         given: Tensor = output["loss"]
         return given
@@ -94,10 +96,12 @@ def train(
     *,
     after_step: Callable[[int], None] | None = None,
     decided: Callable[[Trace], bool] | None = None,
+    meter: Meter | None = None,
 ) -> Ran:
     """Train with the plain loop of every tutorial, recorded at each step.
 
-    `decided` is asked now and then whether what was seen settles it.
+    `decided` is asked now and then whether what was seen settles it; `meter` measures before, five times on
+    the way, and at the end.
     """
     observer = TrainingObserver(period=1)
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -106,24 +110,24 @@ def train(
     started = time.monotonic()
     ended: str | None = None
     failed = False
-    look = _FIRST_LOOK
+    is_settled = _settler(observer, limits, decided)
     with observed(observer) as problem:
         try:
             model.train()
             for index, batch in enumerate(islice(data(), limits.steps)):
-                if validation is not None and index in _checkpoints(limits.steps):
+                if validation is not None and index in _validation_steps(limits.steps):
                     _validate(model, setup, validation, device)
+                _measure(meter, index, limits)
                 if index and time.monotonic() - started > limits.seconds:
                     ended = f"{index} of {limits.steps} steps in {limits.seconds:g} s"
                     break
-                _step(model, setup, optimizer, batch, index, device)
+                step_of(model, setup, optimizer, batch, index, device)
                 if after_step is not None:
                     after_step(index + 1)
-                if decided is not None and index + 1 == look < limits.steps:
-                    look *= 2
-                    if decided(observer.trace()):
-                        ended = _DECIDED
-                        break
+                if is_settled(index + 1):
+                    ended = _DECIDED
+                    break
+            _measure(meter, observer.step, limits, last=True)
         except ProbeProblem:
             raise
         except Stop as stop:
@@ -134,21 +138,64 @@ def train(
     broken = problem()
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
-    return Ran(_located(observer.trace(), setup), ended, failed, ended is _DECIDED)
+    trace = _measured(_located(observer.trace(), setup), meter)
+    return Ran(trace, ended, failed, ended is _DECIDED)
 
 
-def _checkpoints(steps: int) -> range:
+def checkpoints(steps: int) -> frozenset[int]:
+    """The steps before which, or at the end after which, it is measured how well a model does."""
+    return frozenset(round(part * steps / _MEASURED) for part in range(_MEASURED + 1))
+
+
+def _settler(
+    observer: TrainingObserver, limits: Limits, decided: Callable[[Trace], bool] | None
+) -> Callable[[int], bool]:
+    """Asked after each step; asks `decided` after 5, 10, 20 and so on, but not after the last."""
+    look = _FIRST_LOOK
+
+    def is_settled(steps: int) -> bool:
+        nonlocal look
+        if decided is None or steps != look or steps >= limits.steps:
+            return False
+        look *= 2
+        return decided(observer.trace())
+
+    return is_settled
+
+
+def _measure(meter: Meter | None, steps: int, limits: Limits, *, last: bool = False) -> None:
+    if meter is not None and ((last and steps) or steps in checkpoints(limits.steps)):
+        meter.measure(steps, last=last)
+
+
+def _measured(trace: Trace, meter: Meter | None) -> Trace:
+    """With what the meter showed, in units of the loss of a constant answer to the only loss function."""
+    if meter is None:
+        return trace
+    known = [objective for objective in trace.objectives if objective.guess is not None]
+    objective = known[0] if len(known) == 1 else None
+    found = meter.generalization(
+        trace.steps,
+        None if objective is None else objective.guess,
+        "" if objective is None else objective.kind,
+    )
+    return replace(trace, generalization=found)
+
+
+def _validation_steps(steps: int) -> range:
     return range(0, steps, max(1, steps // _VALIDATIONS))
 
 
-def _step(
+def step_of(
     model: nn.Module,
     setup: Setup,
     optimizer: Any,
     batch: Batch,
     index: int,
     device: torch.device,
+    before_step: Callable[[], None] | None = None,
 ) -> None:
+    """One forward, backward and step, the `index`-th; `before_step` may change the gradients."""
     here = Batch(
         moved(batch.args, device), moved(dict(batch.kwargs), device), moved(batch.target, device)
     )
@@ -156,13 +203,15 @@ def _step(
     def closure() -> Tensor:
         optimizer.zero_grad()
         if setup.step is not None:
-            given = _own_loss(setup.step(moved(batch.whole, device), index))
+            given = own_loss(setup.step(moved(batch.whole, device), index))
             if given is None:
                 raise ProbeProblem("training_step returns no loss")
             value = given
         else:
             value = loss_of(model, here, setup.loss)
         value.backward()  # type: ignore[no-untyped-call]
+        if before_step is not None:
+            before_step()
         return value
 
     if isinstance(optimizer, torch.optim.LBFGS):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from trainlint.data.pool import pool_of
 from trainlint.engine import FactUnavailable
+from trainlint.generalization.meter import MOST, Meter
 from trainlint.measure.memory import available_memory
 from trainlint.measure.pulse import objective_of, on_device_of, seed_generators
 from trainlint.preserve import preserved_training
@@ -154,7 +156,7 @@ class Probe:
         if self.setup.train is not None:
             with self._guarded(is_own_loop=True):
                 return run_loop(self.setup.train, limits, after_step=after, decided=self.decided)
-        validation = None
+        validation = meter = None
         if self.setup.train_loader is None:
             data = self._made_up
             limits = Limits(min(_MADE_UP_STEPS, limits.steps), limits.seconds)
@@ -162,11 +164,23 @@ class Probe:
             data = partial(self._batches, "train_loader", self.setup.train_loader)
             if self.setup.val_loader is not None and self.setup.step is None:
                 validation = partial(self._batches, "val_loader", self.setup.val_loader)
+                meter = self._meter(limits)
         with self._guarded(is_own_loop=False):
             return train(
             self.model, self._completed(), self._optimizer(), data, validation, limits,
-            after_step=after, decided=self.decided,
+            after_step=after, decided=self.decided, meter=meter,
         )  # fmt: skip
+
+    def _meter(self, limits: Limits) -> Meter:
+        names = self.setup.names
+        train, validation = (
+            pool_of(loader, names.get(part, part), most=MOST)
+            for part, loader in (
+                ("train_loader", self.setup.train_loader),
+                ("val_loader", self.setup.val_loader),
+            )
+        )
+        return Meter(self.model, self.setup, train, validation, limits.seconds / 4)
 
     def _guarded(self, *, is_own_loop: bool) -> AbstractContextManager[Any]:
         if self.guard is None:

@@ -1,0 +1,1 @@
+"""How well what is learnt holds for other samples: measured, with its error."""

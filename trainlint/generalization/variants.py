@@ -1,0 +1,23 @@
+"""What can be changed in a training to make it generalise better, with its strength."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change, or several at once; the values as they stand change nothing.
+
+    `l2` and `l1` are factors of the penalties l2 · Σw² / 2 and l1 · Σ|w| on weight matrices, `dropout` the
+    probability of each dropout layer (layers are put behind hidden activations where there are none),
+    `noise` the deviation of Gaussian noise on the inputs in units of their own, `augment` names another
+    change of inputs (`flip`, `shift`), `width` is the factor of the hidden sizes.
+    """
+
+    l2: float | None = None
+    l1: float | None = None
+    dropout: float | None = None
+    noise: float = 0.0
+    augment: str = ""
+    width: float = 1.0
