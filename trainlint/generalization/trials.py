@@ -61,7 +61,11 @@ def copied(model: nn.Module, setup: Setup, optimizer: Any) -> Copy:
     made = None if callable(optimizer) else optimizer
     loss = setup.loss if isinstance(setup.loss, nn.Module) else None
     try:
-        model, made, loss = copy.deepcopy((model, made, loss))
+        memo: dict[int, Any] = {}
+        given, (model, made, loss) = made, copy.deepcopy((model, made, loss), memo)
+        # Optimizers leave out what their base class does not know: LBFGS its parameters.
+        for name in vars(given).keys() - vars(made).keys() if given is not None else ():
+            setattr(made, name, copy.deepcopy(getattr(given, name), memo))
     except Exception as error:
         raise ProbeProblem(f"the model cannot be copied: {described(error)}") from error
     if callable(optimizer):
