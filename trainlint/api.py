@@ -176,6 +176,20 @@ def _input_text(inputs: Any, config: Config) -> str | None:
     return inputs
 
 
+def job_of(target: FileTarget, config: Config, *, debug: bool = False) -> Job:
+    """The job for one file, `file.py::Net` or `package.module:name`. Raises `UsageError` for others."""
+    [name] = _names(target)
+    places = list(_places(name))
+    if len(places) != 1 or places[0].get("scanned"):
+        raise UsageError(f"{name} is a directory; name a file of it")
+    return Job(
+        **{"path": "", **places[0]},
+        timeout=config.timeout,
+        memory_limit=config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
+        debug=debug,
+    )
+
+
 def _names(target: Any) -> list[str]:
     """The names of files and the like. Raises `UsageError` for anything else."""
     is_one = isinstance(target, (str, os.PathLike)) or not isinstance(target, Iterable)

@@ -70,6 +70,10 @@ def copied(model: nn.Module, setup: Setup, optimizer: Any) -> Copy:
         raise ProbeProblem(f"the model cannot be copied: {described(error)}") from error
     if callable(optimizer):
         made = optimizer(model)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ProbeProblem(
+                f"the optimizer's function makes {type(made).__name__}, no optimizer"
+            )
     return Copy(model, made, setup if loss is None else replace(setup, loss=loss))
 
 

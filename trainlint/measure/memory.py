@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -21,3 +22,13 @@ def available_memory() -> int | None:
             pages = int(Path("/proc/self/statm").read_text().split()[5])
             limits.append(soft - pages * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(limits)) if limits else None
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far, 0 where that cannot be told."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

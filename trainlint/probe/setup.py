@@ -93,13 +93,16 @@ def setup_of(
     model: nn.Module,
     loss: Callable[..., Any] | None,
     judged: Container[str] = (),
+    *,
+    loops: bool = True,
 ) -> Setup:
     """What the names of a module say of the training of `model`; `loss` is the one found there.
 
     An optimizer counts where it holds parameters of the model, or where no other model that lives there
     could be its own: none whose parameters it has, or none that a loss of the file judges, while one
     judges this. `judged` are the names of the models that are. Where several models live there, as a
-    GAN's, loaders and losses count for those alone whose optimizer bears the plain name.
+    GAN's, loaders and losses count for those alone whose optimizer bears the plain name. Without `loops`
+    a loop of the user's own does not count.
     """
     lightning = _of_lightning(model)
     if lightning is not None:
@@ -122,7 +125,7 @@ def setup_of(
     train_loader = first("train_loader", _TRAIN_LOADERS, _is_loader)
     val_loader = first("val_loader", _VAL_LOADERS, _is_loader)
     setup = Setup(loss, optimizer, train_loader, val_loader, names=names)
-    for name in _LOOPS:
+    for name in _LOOPS if loops else ():
         loop = _bound_loop(namespace.get(name), model, namespace)
         if loop is not None:
             return Setup(loss, optimizer, train=loop, names={**names, "train": name})
@@ -233,7 +236,7 @@ def _of_lightning(model: Any) -> Setup | None:
         if owner is None or owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
             return None
     return Setup(
-        optimizer=lambda _: _first_optimizer(model.configure_optimizers()),
+        optimizer=lambda own: _first_optimizer(own.configure_optimizers()),
         train_loader=model.train_dataloader,
         step=model.training_step,
         names={

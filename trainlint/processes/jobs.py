@@ -6,11 +6,19 @@ from typing import Any
 
 import msgspec
 
+from trainlint.generalization.experiments import Experiment, Split, TrialResult, TrialSpec
 from trainlint.records import ReportedFinding, TargetResult
 
 
+class TrialJob(msgspec.Struct, frozen=True):
+    """Trainings to be made of the one model that a job names, in this order."""
+
+    experiment: Experiment
+    specs: list[TrialSpec]
+
+
 class Job(msgspec.Struct, frozen=True):
-    """One file to check. `name` is the model asked for, None for all of them.
+    """One file to check, or to make `trials` of. `name` is the model asked for, None for all of them.
 
     `label` is how the report names the file; `dotted` the module's name where it was given as
     `package.module:attribute`. `scanned` tells that the file was met in a directory, not named: that it
@@ -34,6 +42,7 @@ class Job(msgspec.Struct, frozen=True):
     probe_steps: int = 50
     probe_seconds: float = 30.0
     debug: bool = False
+    trials: TrialJob | None = None
 
     @property
     def target(self) -> str:
@@ -66,6 +75,30 @@ class Told(msgspec.Struct, frozen=True, tag="told"):
     text: str
 
 
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """The data are there, and split; the trials begin."""
+
+    split: Split
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Why no trial is possible of this target."""
+
+    reason: str
+
+
+class Advanced(msgspec.Struct, frozen=True, tag="advanced"):
+    """Which share of the trial under way is done."""
+
+    share: float
+
+
+class Tried(msgspec.Struct, frozen=True, tag="tried"):
+    """One trial is finished."""
+
+    result: TrialResult
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The child finished its job. Only this message proves it: `os._exit(0)` looks clean as well."""
 
@@ -78,7 +111,7 @@ class Died(msgspec.Struct, frozen=True, tag="died"):
     output: str = ""
 
 
-Message = Begin | Analyzed | Told | Done | Died
+Message = Begin | Analyzed | Told | Prepared | Refused | Advanced | Tried | Done | Died
 decode_message = msgspec.json.Decoder(Message).decode
 decode_job = msgspec.json.Decoder(Job).decode
 

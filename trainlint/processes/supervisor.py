@@ -31,6 +31,7 @@ from typing import Final
 
 import msgspec
 
+from trainlint.measure.memory import available_memory
 from trainlint.processes.jobs import (
     Analyzed,
     Begin,
@@ -38,6 +39,7 @@ from trainlint.processes.jobs import (
     Done,
     Job,
     Message,
+    Tried,
     decode_job,
     decode_message,
     encode,
@@ -47,6 +49,9 @@ from trainlint.processes.lifetime import adopt_orphans, end_with_parent
 CAN_FORK: Final = sys.platform == "linux"
 _KEPT_OUTPUT: Final = 4000
 _POLL_SECONDS: Final = 0.05
+# What a child may need beside what a trial was seen to take, and the share of free memory that we use.
+_SPARE: Final = 64 << 20
+_SHARE_OF_FREE: Final = 0.7
 
 
 @dataclass
@@ -135,9 +140,12 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]
 def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[int, Message]]:
     waiting = deque(jobs)
     running: dict[int, _Child] = {}
+    # Trainings may take any amount of memory: the first shows how many there is room for.
+    most = 0
+    room = 1 if any(job.trials is not None for _, job in waiting) else workers
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and len(running) < room:
                 child = _start(*waiting.popleft())
                 running[child.number] = child
             _sleep(running.values())
@@ -145,7 +153,11 @@ def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[
                 # Its exit, not the end of the pipe, is what counts: a process that the target left
                 # behind may hold the pipe open. What it sent before is still in there.
                 ended = _reap(child, block=False)
-                yield from _receive(child)
+                for number, message in _receive(child):
+                    if isinstance(message, Tried) and message.result.memory > most:
+                        most = message.result.memory
+                        room = min(workers, _room(most, len(running)))
+                    yield number, message
                 _listen(child)
                 late = time.monotonic() >= child.deadline
                 if ended or child.done or late:
@@ -157,6 +169,14 @@ def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[
         for child in running.values():
             _end(child)
         _end_orphans(())
+
+
+def _room(took: int, running: int) -> int:
+    """For how many trials there is memory, where one took so much and so many hold theirs."""
+    free = available_memory()
+    if free is None:
+        return sys.maxsize
+    return max(1, int((free + took * running) * _SHARE_OF_FREE) // (took + _SPARE))
 
 
 def _sleep(children: Collection[_Child]) -> None:
@@ -360,6 +380,11 @@ def _serve(workers: int, parent: int) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    jobs = []
+    for line in sys.stdin.buffer:
+        if not line.strip():
+            break
+        jobs.append(decode_job(line))
     # All that a child needs, once; nothing here may run a tensor operation.
     import sympy  # type: ignore[import-untyped]  # noqa: F401 (torch's meta functions want it)
     import torch  # noqa: F401
@@ -373,14 +398,14 @@ def _serve(workers: int, parent: int) -> None:
     import trainlint.theory.propagation
 
     trainlint.registry.all_rules()
+    if any(job.trials is not None for job in jobs):
+        import trainlint.generalization.laboratory
+
+        with contextlib.suppress(ImportError):
+            import sklearn.model_selection  # noqa: F401
     # What is there now stays: a child's collector need not look through all of torch each time.
     gc.collect()
     gc.freeze()
-    jobs = []
-    for line in sys.stdin.buffer:
-        if not line.strip():
-            break
-        jobs.append(decode_job(line))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = sys.stdout.buffer
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):

@@ -13,21 +13,37 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainlint.errors import InputError, LoadError
+import msgspec
+
+from trainlint.errors import InputError, LoadError, UsageError
 from trainlint.fixes.source import SourceText
-from trainlint.processes.jobs import Analyzed, Begin, Done, Job, Message, Told
+from trainlint.processes.jobs import (
+    Advanced,
+    Analyzed,
+    Begin,
+    Done,
+    Job,
+    Message,
+    Prepared,
+    Refused,
+    Told,
+    TrialJob,
+    Tried,
+)
 from trainlint.records import TargetResult
 
 if TYPE_CHECKING:
     from torch import nn
 
     from trainlint.capture.inputs import Inputs
+    from trainlint.generalization.experiments import Experiment
+    from trainlint.generalization.laboratory import Laboratory
     from trainlint.rule import Settings
     from trainlint.subject import Analysis
     from trainlint.targets.loading import LoadedFile
@@ -58,7 +74,10 @@ def work(job: Job, send: Send) -> None:
         # What it printed before `os._exit` or a crash must not be lost in a buffer.
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     send(Begin(job.target))
-    _guarded(job, send_after_output, job.target, lambda: _check_file(job, send_after_output))
+    if job.trials is not None:
+        _make_trials(job, job.trials, send_after_output)
+    else:
+        _guarded(job, send_after_output, job.target, lambda: _check_file(job, send_after_output))
     send_after_output(Done())
 
 
@@ -89,14 +108,7 @@ def _check_file(job: Job, send: Send) -> None:
     from trainlint.targets.discovery import without_forward
     from trainlint.targets.loading import load_file, models_of, named_model
 
-    path = _find(job)
-    if path.suffix == ".ipynb":
-        raise LoadError(
-            "notebooks are not read: save its code as a .py file, or call trainlint.check(model, x) in it"
-        )
-    text = SourceText.read(str(path))
-    if text is None:
-        raise LoadError(_unreadable(path))
+    path, text = _read(job)
     settings = Settings(
         select_rules(job.rules), job.options, job.stages, job.probe_steps, job.probe_seconds
     )
@@ -133,6 +145,106 @@ def _check_file(job: Job, send: Send) -> None:
             unfinished = "" if stopped else without_forward(loaded.discovery)
             reason = f"no model found{stopped}" + (f": {unfinished}" if unfinished else "")
             _failed(send, job.label, reason, status)
+
+
+def _read(job: Job) -> tuple[Path, SourceText]:
+    path = _find(job)
+    if path.suffix == ".ipynb":
+        raise LoadError(
+            "notebooks are not read: save its code as a .py file, or call trainlint.check(model, x) in it"
+        )
+    text = SourceText.read(str(path))
+    if text is None:
+        raise LoadError(_unreadable(path))
+    return path, text
+
+
+def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
+    """Make trials one after another; what makes all of them impossible is said once."""
+    from trainlint.measure.memory import peak_memory
+    from trainlint.probe.batches import ProbeProblem
+    from trainlint.processes.startup import without_compiler
+    from trainlint.sites import recording
+    from trainlint.targets.loading import Stop, reason_of
+
+    at_start = peak_memory()
+    told = 0.0
+
+    def progress(share: float) -> None:
+        nonlocal told
+        if time.monotonic() - told > _BETWEEN_WORDS:
+            told = time.monotonic()
+            send(Advanced(share))
+
+    try:
+        with recording(), without_compiler():
+            with _time_limit(job.timeout / 2, "half of --timeout"):
+                laboratory = _laboratory(job, wanted.experiment)
+            send(Prepared(laboratory.split))
+            for spec in wanted.specs:
+                send(Begin(job.target))
+                result = laboratory.run(spec, progress)
+                send(Tried(msgspec.structs.replace(result, memory=peak_memory() - at_start)))
+    except (LoadError, InputError, UsageError, ProbeProblem) as error:
+        send(Refused(str(error)))
+    except (MemoryError, SystemExit, Stop) as error:
+        send(Refused(reason_of(error)))
+    except Exception as error:  # a fault of ours, or of what makes the data
+        detail = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        send(Refused(f"internal error: {traceback.format_exc() if job.debug else detail}"))
+
+
+def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
+    """The one model of the file that can be trained, its data, and their folds."""
+    from trainlint.generalization.laboratory import Laboratory, setup_with_loss
+    from trainlint.targets.loading import load_file, models_of, named_model, recipe_of
+
+    _seed_numpy()
+    loaded = load_file(*_read(job), job.dotted)
+    namespace = vars(loaded.module)
+    found: list[tuple[str, nn.Module]] = []
+    if job.name is not None:
+        found = [(job.name, named_model(loaded, job.name))]
+    else:
+        made = ((each.name, each.make()) for each in models_of(loaded))
+        found = [(name, model) for name, model in made if model is not None]
+    recipes = [(name, model, recipe_of(loaded, model, name, loops=False)) for name, model in found]
+    trained = [each for each in recipes if each[2].setup.train_loader is not None]
+    if len(trained) > 1:
+        names = ", ".join(f"{job.label}::{name}" for name, _, _ in trained)
+        raise LoadError(f"holds several models, say which: {names}")
+    if not trained:
+        stopped = f" ({loaded.stopped})" if loaded.stopped else ""
+        reasons = [recipe.setup.why for _, _, recipe in recipes if recipe.setup.why]
+        if not found:
+            raise LoadError(f"no model found{stopped}")
+        raise LoadError(
+            reasons[0]
+            if reasons
+            else f"it has no training data at module level: name them train_loader{stopped}"
+        )
+    _, model, recipe = trained[0]
+    return Laboratory(
+        model,
+        setup_with_loss(model, recipe),
+        experiment,
+        groups=namespace.get("groups"),
+        splitter=_splitter(namespace),
+    )
+
+
+def _splitter(namespace: Mapping[str, Any]) -> Any:
+    """The file's own `cv`, if that splits samples as scikit-learn's splitters do."""
+    given = namespace.get("cv")
+    return given if callable(getattr(given, "split", None)) else None
+
+
+def _seed_numpy() -> None:
+    """Data that are made with numpy come out the same in each process, where it is installed."""
+    with contextlib.suppress(ImportError):
+        import numpy as np
+
+        np.random.seed(0)
 
 
 def _check_model(

@@ -602,8 +602,11 @@ def example_inputs(loaded: LoadedFile) -> Any:
 _LOSS_NAMES: Final = ("loss_fn", "criterion", "loss", "loss_func", "loss_function")
 
 
-def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
-    """What the file shows of the training of this model, which it calls `name`."""
+def recipe_of(loaded: LoadedFile, model: nn.Module, name: str, *, loops: bool = True) -> Recipe:
+    """What the file shows of the training of this model, which it calls `name`.
+
+    Without `loops`, a loop of the user's own does not count.
+    """
     from trainlint.loss.objective import kind_of
 
     namespace = vars(loaded.module)
@@ -622,7 +625,7 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str) -> Recipe:
         loss=loss,
         targets=namespace.get("example_targets"),
         training=training_of(loaded.text),
-        setup=setup_of(namespace, model, loss, frozenset[str]().union(*judged)),
+        setup=setup_of(namespace, model, loss, frozenset[str]().union(*judged), loops=loops),
     )
 
 
