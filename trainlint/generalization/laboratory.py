@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from trainlint.data.pool import Pool, pool_of
-from trainlint.generalization import variants
+from trainlint.generalization.applying import applied
 from trainlint.generalization.curves import Checkpoint, Generalization, Scores
 from trainlint.generalization.experiments import (
     Experiment,
@@ -31,7 +31,6 @@ from trainlint.generalization.experiments import (
 )
 from trainlint.generalization.folds import Folds, folds_of, samples_of
 from trainlint.generalization.trials import Copy, Plan, copied, trial
-from trainlint.generalization.variants import Variant
 from trainlint.measure.pulse import seed_generators
 from trainlint.probe.batches import ProbeProblem, described
 from trainlint.probe.loop import own_loss
@@ -48,6 +47,8 @@ _MOST_LOSSES: Final = 1000
 class Laboratory:
     """Makes trials of one model. `groups` and `splitter` are as for `folds_of`.
 
+    `of_width` builds the model anew with its hidden sizes times a factor, to be thrown away.
+
     Raises `ProbeProblem` where no trial is possible, `UsageError` where scikit-learn is missing.
     """
 
@@ -56,6 +57,7 @@ class Laboratory:
     experiment: Experiment
     groups: Any = None
     splitter: Any = None
+    of_width: Callable[[float], Copy] | None = None
     pool: Pool = field(init=False)
     held_out: Pool | None = field(init=False, default=None)
     folds: Folds = field(init=False)
@@ -120,13 +122,11 @@ class Laboratory:
     def _run(self, spec: TrialSpec, progress: Callable[[float], None] | None) -> TrialResult:
         train, validation = self.folds.pairs[spec.fold]
         steps = self.steps_for(len(train))
-        # Its own weights, where a variant builds the model anew, are of the trial's seed.
+        # Where a variant builds the model anew, its weights are those of the trial's seed.
         seed_generators(spec.seed)
-        subject, options = _changed(
-            copied(self.model, self.setup, optimizer_for(self.setup)), spec.variant
-        )
+        change = applied(self._copy(spec.variant.width), replace(spec.variant, width=1.0))
         measured = trial(
-            subject,
+            change.subject,
             self.pool,
             Plan(
                 train,
@@ -138,11 +138,19 @@ class Laboratory:
                 ends_only=self.experiment.ends_only,
             ),
             held_out=self.held_out,
-            guess=None,
+            prepared=change.prepared,
+            before_step=change.before_step,
             progress=None if progress is None else lambda done: progress(done / max(1, steps)),
-            **options,
         )
-        return self._result(spec, subject, measured, train, validation, steps)
+        return self._result(spec, change.subject, measured, train, validation, steps)
+
+    def _copy(self, width: float) -> Copy:
+        """The model to be trained, of the width that a variant asks for."""
+        if width != 1.0:
+            if self.of_width is None:
+                raise ProbeProblem("a model of another width has to be built anew")
+            return self.of_width(width)
+        return copied(self.model, self.setup, optimizer_for(self.setup))
 
     def steps_for(self, samples: int) -> int:
         """How many steps a trial on so many samples takes."""
@@ -193,16 +201,6 @@ def _score(scores: Scores, *, keep: bool) -> TrialScore:
         None if scores.metric is None else figure(scores.metric),
         [figure(loss) for loss in losses],
     )
-
-
-def _changed(subject: Copy, variant: Variant) -> tuple[Copy, dict[str, Any]]:
-    """The copy under a change, and what `trial` is given for it."""
-    applied = getattr(variants, "applied", None)
-    if variant == Variant():
-        return subject, {}
-    if applied is None:
-        raise ProbeProblem(f"nothing is known of how to apply {variant}")
-    raise NotImplementedError
 
 
 def optimizer_for(setup: Setup) -> Any:

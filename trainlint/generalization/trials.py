@@ -133,5 +133,8 @@ def _passes(subject: Copy, pool: Pool, plan: Plan) -> Iterator[Batch]:
             if pool.shuffles is False
             else torch.randperm(pool.size, generator=generator).tolist()
         )
+        # A sample alone has no statistics for a BatchNorm: it waits for the next pass.
+        if pool.batch_size > 1 and pool.size > 1 and pool.size % pool.batch_size == 1:
+            order = order[:-1]
         for raw in pool.batches(order):
             yield split(raw, subject.model, subject.setup.loss, pool.name)
