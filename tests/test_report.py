@@ -16,9 +16,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import trainlint
+from trainlint import report as forms
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
 from trainlint.records import Report, ReportedFinding, TargetResult
-from trainlint.report import FORMATS, concise
+from trainlint.report import concise
 from trainlint.report.text import print_report
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -130,7 +131,7 @@ def test_concise_is_one_line_a_finding(here: Path) -> None:
     text = concise.render(full_report()) + "\n"
     check_snapshot("concise.txt", text)
     assert len(text.splitlines()) == 3
-    with_advice = FORMATS["concise"](full_report(), show_info=True).splitlines()
+    with_advice = forms.rendered(full_report(), "concise", show_info=True).splitlines()
     assert with_advice[:3] == text.splitlines()
     assert [line.split()[1] for line in with_advice[3:]] == ["info"]
 
@@ -272,7 +273,7 @@ def test_markup_in_the_users_text_is_printed_as_it_stands(here: Path) -> None:
 
 FINDING_KEYS = [
     "code", "name", "severity", "confidence", "message", "stage", "target", "module", "filename",
-    "location", "end_location", "evidence", "symptoms", "fixes",
+    "location", "end_location", "evidence", "symptoms", "fixes", "fingerprint",
 ]  # fmt: skip
 TARGET_KEYS = ["target", "status", "reason", "stages", "seconds"]
 
@@ -311,7 +312,7 @@ def test_json_has_the_keys_of_the_contract_in_order() -> None:
     assert data["findings"][0]["location"] == {"row": 9, "column": 21}
     assert data["findings"][2]["location"] is None
     assert data["findings"][0]["fixes"][0]["verified"] is None
-    assert FORMATS["json"](full_report()) == full_report().to_json()
+    assert forms.rendered(full_report(), "json") == full_report().to_json()
 
 
 def test_json_of_a_real_check() -> None:

@@ -15,6 +15,7 @@ import msgspec
 from trainlint.config import Config
 from trainlint.engine import Facts, run_rules
 from trainlint.errors import UsageError
+from trainlint.fingerprints import fingerprinted
 from trainlint.fixes.source import SourceText
 from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import Setup
@@ -373,7 +374,7 @@ def _report(collected: _Collected, rules: Sequence[Rule], files: Sequence[str]) 
     kept += _on_suppressions(collected, rules, suppressions)
     kept.sort(key=lambda item: _rank(*item))
     return Report(
-        [_relative(finding) for finding, _ in kept],
+        fingerprinted([_relative(finding) for finding, _ in kept]),
         [_readable(result) for result in collected.results],
     )
 

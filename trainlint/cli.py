@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -15,12 +16,14 @@ import click
 import msgspec
 
 from trainlint import __version__
-from trainlint.config import FAIL_ON, Config, load_config
+from trainlint.config import FAIL_ON, load_config
 from trainlint.errors import TrainlintError, UsageError
+from trainlint.report import FORMAT_NAMES, rendered
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trainlint.baseline import Baseline
     from trainlint.records import Report
 
 
@@ -105,6 +108,22 @@ def _complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> l
     return [name for name in names if name.startswith(incomplete)]
 
 
+def _report_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How and where to write the report."""
+    form = click.option(
+        "--format", "form", type=click.Choice(FORMAT_NAMES), default="text", show_default=True,
+        help="How to write the report.",
+    )  # fmt: skip
+    output = click.option(
+        "--output", multiple=True, metavar="[FORMAT:]FILE",
+        help="Write the report to this file; with a FORMAT, one more in that form.",
+    )  # fmt: skip
+    statistics = click.option(
+        "--statistics", is_flag=True, help="Only count the findings of each rule."
+    )
+    return form(output(statistics(command)))
+
+
 _plots_option: Final = click.option(
     "--plots/--no-plots", default=None,
     help="Draw all pictures of a watched training, or none [where a finding needs one].",
@@ -122,13 +141,16 @@ _plots_option: Final = click.option(
 )
 @click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
-@click.option(
-    "--format", "form", type=click.Choice(["text", "concise", "json"]), default="text",
-    show_default=True, help="How to write the report.",
-)  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
+@_report_options
 @click.option("--show-info", is_flag=True, help="Show advice, too.")
 @_plots_option
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="Leave out the findings in this file."
+)
+@click.option(
+    "--write-baseline", type=click.Path(path_type=Path),
+    help="Write all findings to this file, for --baseline.",
+)  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(min=1), help="Seconds for each model [120].")
 @click.option(
     "--memory-limit",
@@ -159,9 +181,12 @@ def check(
     fail_on: str | None,
     exit_zero: bool,
     form: str,
-    output: Path | None,
+    output: tuple[str, ...],
+    statistics: bool,
     show_info: bool,
     plots: bool | None,
+    baseline: Path | None,
+    write_baseline: Path | None,
     timeout: float | None,
     memory_limit: int | None,
     probe_steps: int | None,
@@ -187,9 +212,14 @@ def check(
     if not wanted:
         raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
     from trainlint.api import check as run_check
+    from trainlint.baseline import read_baseline
+    from trainlint.baseline import write_baseline as write_report_as_baseline
     from trainlint.rule import STAGES
 
-    _check_writable(output)
+    outputs = _outputs(output, form)
+    _check_writable([*(path for _, path in outputs), *([write_baseline] if write_baseline else [])])
+    known = config.baseline if baseline is None else str(baseline)
+    before = None if known is None else read_baseline(Path(known))
 
     with _progress() as progress:
         report = run_check(
@@ -198,12 +228,21 @@ def check(
             debug=debug or bool(ctx.obj),
         )  # fmt: skip
     _complain(report)
+    if write_baseline is not None:
+        write_report_as_baseline(report, write_baseline)
+        click.echo(
+            f"trainlint: wrote {len(report.findings)} findings to {write_baseline}", err=True
+        )
+        ctx.exit(2 if report.has_errors else 0)
+    if before is not None:
+        report = _without_known(report, before, str(known))
     if form == "concise":  # its lines have no place for what the other forms say themselves
         from trainlint.report.concise import remarks
 
         for remark in remarks(report):
             click.echo(f"trainlint: {remark}", err=True)
-    _write(report, config, form, output, show_info=show_info, plots=plots)
+    manner = _Manner(config.fail_on, show_info, plots, statistics)
+    _write_all(report, form, outputs, manner)
     ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
 
 
@@ -223,11 +262,7 @@ def check(
 @click.option(
     "--fail-on", type=click.Choice(FAIL_ON), help="Exit with 1 for findings from here on."
 )
-@click.option(
-    "--format", "form", type=click.Choice(["text", "concise", "json"]), default="text",
-    show_default=True, help="How to write the report.",
-)  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
+@_report_options
 @click.option("--show-info", is_flag=True, help="Show advice, too.")
 @_plots_option
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
@@ -246,7 +281,8 @@ def run(
     ignore: tuple[str, ...],
     fail_on: str | None,
     form: str,
-    output: Path | None,
+    output: tuple[str, ...],
+    statistics: bool,
     show_info: bool,
     plots: bool | None,
     config_path: Path | None,
@@ -259,7 +295,8 @@ def run(
     """
     from trainlint.running import is_first_of_several, run_script
 
-    _check_writable(output)
+    outputs = _outputs(output, form)
+    _check_writable([path for _, path in outputs])
     config = load_config(config_path)
     done = run_script(
         script, args, module=module, steps=steps or 0, every=every or 0,
@@ -270,10 +307,8 @@ def run(
     if is_first_of_several():
         try:
             _complain(done.report)
-            _write(
-                done.report, config, form, output, show_info=show_info, plots=plots, to=sys.stderr,
-                status=status,
-            )  # fmt: skip
+            manner = _Manner(fail_on or config.fail_on, show_info, plots, statistics, status)
+            _write_all(done.report, form, outputs, manner, to=sys.stderr)
         except Exception as error:  # the script has run: its status is not ours to change
             click.echo(f"trainlint: error: no report: {error}", err=True)
     ctx.exit(status)
@@ -291,13 +326,43 @@ def _progress() -> Iterator[Callable[[str], None] | None]:
         yield lambda what: status.update(f"checking {what}")
 
 
-def _check_writable(output: Path | None) -> None:
+def _outputs(values: tuple[str, ...], form: str) -> list[tuple[str, Path]]:
+    """(form, file) of each --output. Raises `UsageError` for several files without a form."""
+    outputs = []
+    plain = 0
+    for value in values:
+        prefix, separator, name = value.partition(":")
+        if separator and name and prefix in FORMAT_NAMES:
+            outputs.append((prefix, Path(name)))
+        else:
+            plain += 1
+            outputs.append((form, Path(value)))
+    if plain > 1:
+        raise UsageError(
+            f"one file for --format {form}; others with their form: --output sarif:FILE"
+        )
+    return outputs
+
+
+def _check_writable(files: list[Path]) -> None:
     """Before anything is run: the report of a long one must not be lost."""
-    if output is None:
-        return
-    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        reason = "is a directory" if output.is_dir() else "no such folder, or not writable"
-        raise UsageError(f"cannot write {output}: {reason}")
+    for file in files:
+        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            reason = "is a directory" if file.is_dir() else "no such folder, or not writable"
+            raise UsageError(f"cannot write {file}: {reason}")
+
+
+def _without_known(report: Report, baseline: Baseline, name: str) -> Report:
+    """Without the findings of a baseline; what that did is said on stderr."""
+    from trainlint.baseline import without
+
+    report, dropped, gone = without(report, baseline)
+    if dropped:
+        click.echo(f"trainlint: {dropped} findings stand in {name}, and are left out", err=True)
+    for entry in gone:
+        text = f"{entry.target}: {entry.code} of {name} no longer occurs"
+        click.echo(f"trainlint: {text}", err=True)
+    return report
 
 
 def _complain(report: Report) -> None:
@@ -309,39 +374,55 @@ def _complain(report: Report) -> None:
                 click.echo(f"    | {line[:200]}", err=True)
 
 
-def _write(
+@dataclass(frozen=True)
+class _Manner:
+    """How a report is written, in whatever form."""
+
+    fail_on: str
+    show_info: bool
+    plots: bool | None
+    statistics: bool = False
+    status: int | None = None
+
+
+def _write_all(
     report: Report,
-    config: Config,
     form: str,
-    output: Path | None,
+    outputs: list[tuple[str, Path]],
+    manner: _Manner,
     *,
-    show_info: bool,
-    plots: bool | None,
     to: TextIO | None = None,
-    status: int | None = None,
 ) -> None:
-    from trainlint.report import FORMATS
+    """To each file, and to the terminal unless a file without a form takes that place."""
+    takes_place = any(each == form for each, _ in outputs)
+    if not takes_place:
+        _write(report, form, to or sys.stdout, manner)
+    for each, path in outputs:
+        try:
+            stream = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        with stream:
+            _write(report, each, stream, manner)
 
-    try:
-        stream = (to or sys.stdout) if output is None else output.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}") from None
-    try:
-        if form == "text":
-            from trainlint.report.text import print_report
 
-            console = _console(stream)
-            print_report(
-                report, console, show_info=show_info, fail_on=config.fail_on, plots=plots,
-                status=status,
-            )  # fmt: skip
-        else:
-            text = FORMATS[form](report, show_info=show_info)
-            if text:
-                stream.write(text + "\n")
-    finally:
-        if output is not None:
-            stream.close()
+def _write(report: Report, form: str, stream: TextIO, manner: _Manner) -> None:
+    if manner.statistics and form in ("text", "concise", "json"):
+        from trainlint.report import statistics
+
+        text = statistics.render(report, form, show_info=manner.show_info)
+    elif form == "text":
+        from trainlint.report.text import print_report
+
+        print_report(
+            report, _console(stream), show_info=manner.show_info, fail_on=manner.fail_on,
+            plots=manner.plots, status=manner.status,
+        )  # fmt: skip
+        return
+    else:
+        text = rendered(report, form, show_info=manner.show_info, fail_on=manner.fail_on)
+    if text:
+        stream.write(text + "\n")
 
 
 def _console(stream: TextIO) -> Console:

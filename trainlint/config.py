@@ -18,7 +18,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
 
     `timeout` is in seconds a model, `memory_limit` in MiB (0: four fifths of the machine's memory),
     `jobs` the number of files checked at once (0: one a core). `probe_steps` is how many optimizer steps
-    a probe trains (0: none), `probe_seconds` for how long at most. `rules` holds the options of rules:
+    a probe trains (0: none), `probe_seconds` for how long at most. `baseline` is a file of findings that
+    are left out. `rules` holds the options of rules:
     `[tool.trainlint.rules.saturating-stack] least = 4`.
     """
 
@@ -33,6 +34,7 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     jobs: Annotated[int, msgspec.Meta(ge=0)] = 0
     probe_steps: Annotated[int, msgspec.Meta(ge=0)] = 50
     probe_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    baseline: str | None = None
     rules: dict[str, dict[str, Any]] = {}
 
 
@@ -68,7 +70,12 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
         raise ConfigError(f"{path}: [tool.trainlint]: {error}") from None
     if config.fail_on not in FAIL_ON:
         raise ConfigError(f"{path}: fail-on must be one of {', '.join(FAIL_ON)}")
-    return msgspec.structs.replace(config, targets=_from_here(config.targets, path.parent))
+    baseline = config.baseline
+    return msgspec.structs.replace(
+        config,
+        targets=_from_here(config.targets, path.parent),
+        baseline=None if baseline is None else os.path.relpath(path.parent / baseline),
+    )
 
 
 def _from_here(targets: list[str], folder: Path) -> list[str]:

@@ -35,7 +35,8 @@ class ReportedFinding(msgspec.Struct, frozen=True):
 
     `symptoms` are findings that this one explains, in the same form. `location` and `filename` are None
     where the model has no source (a live module built elsewhere). `modules` beside `module` lie in
-    `evidence["modules"]` where one line built several.
+    `evidence["modules"]` where one line built several. `fingerprint` names the finding whatever is edited
+    around it (`trainlint.fingerprints`); symptoms have none.
     """
 
     code: str
@@ -52,6 +53,7 @@ class ReportedFinding(msgspec.Struct, frozen=True):
     evidence: dict[str, Any] = {}
     symptoms: list[ReportedFinding] = []
     fixes: list[Fix] = []
+    fingerprint: str = ""
 
 
 class LayerSeries(msgspec.Struct, frozen=True):

@@ -1,29 +1,45 @@
-"""The report in its forms, one module each: a function from a `Report` to text."""
+"""The report in its forms: each loaded when it is asked for."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from trainlint.records import Report
-
-
-class Form(Protocol):
-    """Writes a report as text. `show_info` is for forms that people read."""
-
-    def __call__(self, report: Report, *, show_info: bool = False) -> str:
-        """The report as text."""
-
-
-def _json(report: Report, *, show_info: bool = False) -> str:  # noqa: ARG001  programs get it all
-    return report.to_json()
-
-
-def _concise(report: Report, *, show_info: bool = False) -> str:
-    from trainlint.report.concise import render
-
-    return render(report, show_info=show_info)
-
+if TYPE_CHECKING:
+    from trainlint.records import Report
 
 # `text` is written to a console, see `trainlint.report.text`.
-FORMATS: Final[dict[str, Form]] = {"json": _json, "concise": _concise}
-FORMAT_NAMES: Final = ("text", *FORMATS)
+FORMAT_NAMES: Final = (
+    "text", "concise", "json", "sarif", "github", "gitlab", "junit", "markdown",
+)  # fmt: skip
+
+
+def rendered(report: Report, form: str, *, show_info: bool = False, fail_on: str = "error") -> str:
+    """The report in a form other than `text`. Raises `ValueError` for another name.
+
+    `show_info` adds advice where people read it; `json` and `sarif` have all. `fail_on` is the least
+    severity that fails the run, for forms that know failures.
+    """
+    if form == "json":
+        return report.to_json()
+    if form == "concise":
+        from trainlint.report import concise
+
+        return concise.render(report, show_info=show_info)
+    if form == "sarif":
+        from trainlint.report import sarif
+
+        return sarif.render(report)
+    if form in ("github", "gitlab"):
+        from trainlint.report import code_hosts
+
+        write = code_hosts.github if form == "github" else code_hosts.gitlab
+        return write(report, show_info=show_info)
+    if form == "junit":
+        from trainlint.report import junit
+
+        return junit.render(report, show_info=show_info, fail_on=fail_on)
+    if form == "markdown":
+        from trainlint.report import markdown
+
+        return markdown.render(report, show_info=show_info)
+    raise ValueError(form)

@@ -101,7 +101,7 @@ def _print_finding(
         console.print(_wrapped(likewise, 2, console.width), style="dim")
     for row in _excerpt(finding, console.width):
         console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
-    evidence = _evidence(finding.evidence)
+    evidence = evidence_of(finding)
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
     gallery.print_for(finding)
@@ -189,10 +189,11 @@ def _others(finding: ReportedFinding) -> Iterator[str]:
         yield f"and {len(others) - _MOST_OTHERS} more"
 
 
-def _evidence(evidence: dict[str, Any]) -> str:
+def evidence_of(finding: ReportedFinding) -> str:
+    """The figures of a finding on one line, but for those that are drawn."""
     return " · ".join(
         f"{name.replace('_', ' ')} {_figure(value)}"
-        for name, value in evidence.items()
+        for name, value in finding.evidence.items()
         if name != _MESSAGES and not _is_profile(value) and not _is_empty(value)
     )
 

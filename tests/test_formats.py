@@ -1,0 +1,472 @@
+"""The forms for machines: SARIF, GitHub, GitLab, JUnit, Markdown; statistics; baselines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree as ET
+
+import msgspec
+import pytest
+from conftest import run_command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import trainlint
+from trainlint.fingerprints import fingerprinted, in_repository
+from trainlint.fixes.edit import Edit, Fix, Location, Safety
+from trainlint.fixes.source import SourceText, apply
+from trainlint.records import Report, ReportedFinding, TargetResult
+from trainlint.report import FORMAT_NAMES, rendered
+
+NET = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 3, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.again = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return self.again(self.norm(self.conv(x)))
+"""
+
+
+def found(**changes: Any) -> ReportedFinding:
+    values: dict[str, Any] = {
+        "code": "NRM001", "name": "norm-features-mismatch", "severity": "error",
+        "confidence": "certain", "message": "BatchNorm2d(32) receives 64 channels", "stage": "static",
+        "target": "net.py::Net", "module": "norm", "filename": "net.py", "location": Location(9, 21),
+        "end_location": Location(9, 39), "evidence": {"num_features": 32, "received": 64},
+        "fixes": [
+            Fix("BatchNorm2d(64)", Safety.SAFE, [Edit("net.py", Location(9, 36), Location(9, 38), "64")])
+        ],
+    }  # fmt: skip
+    return ReportedFinding(**{**values, **changes})
+
+
+def report_of(*findings: ReportedFinding, **target: Any) -> Report:
+    values = {"target": "net.py::Net", "status": "ok", "seconds": 0.25, **target}
+    return Report(fingerprinted(findings), [TargetResult(**values)])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose models lie in a folder of it, which is the current one."""
+    (tmp_path / ".git").mkdir()
+    folder = tmp_path / "src dir"
+    folder.mkdir()
+    (folder / "net.py").write_text(NET, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# ---------------------------------------------------------------------- SARIF: what 2.1.0 allows
+
+
+class _Closed(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
+    """Any other key is an error, as `additionalProperties: false` has it throughout the schema."""
+
+
+class Text(_Closed):
+    text: str
+    markdown: str | None = None
+
+
+class Artifact(_Closed):
+    uri: str
+    uri_base_id: str
+
+
+class Region(_Closed):
+    start_line: int
+    start_column: int
+    end_line: int | None = None
+    end_column: int | None = None
+
+
+class Physical(_Closed):
+    artifact_location: Artifact
+    region: Region | None = None
+
+
+class Logical(_Closed):
+    fully_qualified_name: str
+
+
+class Place(_Closed):
+    physical_location: Physical | None = None
+    logical_locations: list[Logical] = []
+    id: int | None = None
+    message: Text | None = None
+
+
+class Replacement(_Closed):
+    deleted_region: Region
+    inserted_content: Text
+
+
+class Change(_Closed):
+    artifact_location: Artifact
+    replacements: list[Replacement]
+
+
+class SarifFix(_Closed):
+    artifact_changes: list[Change]
+    description: Text
+
+
+class Result(_Closed):
+    rule_id: str
+    level: str
+    message: Text
+    locations: list[Place]
+    partial_fingerprints: dict[str, str]
+    properties: dict[str, Any]
+    rule_index: int | None = None
+    related_locations: list[Place] = []
+    fixes: list[SarifFix] = []
+
+
+class Level(_Closed):
+    level: str
+
+
+class Descriptor(_Closed):
+    id: str
+    name: str
+    short_description: Text
+    help: Text
+    default_configuration: Level
+    properties: dict[str, Any]
+
+
+class Driver(_Closed):
+    name: str
+    version: str
+    semantic_version: str
+    rules: list[Descriptor]
+
+
+class Tool(_Closed):
+    driver: Driver
+
+
+class Notification(_Closed):
+    level: str
+    message: Text
+
+
+class Invocation(_Closed):
+    execution_successful: bool
+    tool_execution_notifications: list[Notification]
+
+
+class SarifRun(_Closed):
+    tool: Tool
+    column_kind: str
+    original_uri_base_ids: dict[str, dict[str, Any]]
+    invocations: list[Invocation]
+    results: list[Result]
+
+
+class Log(msgspec.Struct, forbid_unknown_fields=True):
+    version: str
+    runs: list[SarifRun]
+    schema: str = msgspec.field(name="$schema")
+
+
+def sarif(report: Report) -> SarifRun:
+    log = msgspec.json.decode(rendered(report, "sarif").encode(), type=Log)
+    assert log.version == "2.1.0"
+    (run,) = log.runs
+    for result in run.results:
+        assert result.level in ("none", "note", "warning", "error")
+        if result.rule_index is not None:
+            assert run.tool.driver.rules[result.rule_index].id == result.rule_id
+    return run
+
+
+def test_sarif_names_files_from_the_repositorys_root(here: Path) -> None:
+    symptom = found(code="ARC013", name="incompatible-shapes", message="behind it", fixes=[])
+    run = sarif(report_of(found(symptoms=[symptom])))
+    (result,) = run.results
+    physical = result.locations[0].physical_location
+    assert physical is not None
+    assert physical.artifact_location == Artifact("src%20dir/net.py", "%SRCROOT%")
+    assert unquote(physical.artifact_location.uri) == "src dir/net.py"
+    assert physical.region == Region(9, 21, 9, 39)
+    assert [rule.id for rule in run.tool.driver.rules] == ["ARC013", "NRM001"]
+    assert [place.message for place in result.related_locations] == [Text("so also: behind it")]
+    (fix,) = result.fixes
+    assert fix.artifact_changes[0].replacements[0].inserted_content.text == "64"
+
+
+def test_sarif_of_what_has_no_source_and_of_what_failed(here: Path) -> None:
+    nowhere = found(filename=None, location=None, end_location=None, fixes=[], severity="info")
+    report = report_of(nowhere)
+    failed = TargetResult("other.py", "error", "SyntaxError: '(' was never closed")
+    run = sarif(Report(report.findings, [*report.targets, failed]))
+    assert run.results[0].level == "note"
+    assert run.results[0].locations[0].physical_location is None
+    (invocation,) = run.invocations
+    assert not invocation.execution_successful
+    assert "never closed" in invocation.tool_execution_notifications[0].message.text
+
+
+def test_sarif_of_real_models_holds_all_findings() -> None:
+    folder = Path(__file__).parent.parent / "fixtures" / "broken"
+    files = [folder / name for name in ("first_cnn.py", "sigmoid_mlp.py", "gan.py")]
+    report = trainlint.check(files, stages=("static",))
+    run = sarif(report)
+    assert [result.rule_id for result in run.results] == [f.code for f in report.findings]
+    assert len({r.partial_fingerprints["trainlint/v1"] for r in run.results}) == len(run.results)
+    for result, finding in zip(run.results, report.findings, strict=True):
+        physical = result.locations[0].physical_location
+        assert physical is not None
+        assert finding.filename is not None
+        assert Path(physical.artifact_location.uri).name == Path(finding.filename).name
+
+
+# ---------------------------------------------------------------------- code hosts
+
+
+def parsed(line: str) -> tuple[str, dict[str, str], str]:
+    """A workflow command as GitHub's runner reads it."""
+    match = re.fullmatch(r"::(\w+) (.*?)::(.*)", line)
+    assert match, line
+    unescape = {"%25": "%", "%0D": "\r", "%0A": "\n", "%3A": ":", "%2C": ","}
+
+    def plain(text: str) -> str:
+        return re.sub("%(25|0D|0A|3A|2C)", lambda code: unescape[code[0]], text)
+
+    properties = dict(pair.split("=", 1) for pair in match[2].split(","))
+    return match[1], {name: plain(value) for name, value in properties.items()}, plain(match[3])
+
+
+def test_github_annotations(here: Path) -> None:
+    report = report_of(found(), found(severity="info", message="advice"))
+    (line,) = rendered(report, "github").splitlines()
+    command, properties, message = parsed(line)
+    assert command == "error"
+    assert properties == {
+        "title": "NRM001 norm-features-mismatch", "file": "src dir/net.py", "line": "9",
+        "endLine": "9", "col": "21", "endColumn": "39",
+    }  # fmt: skip
+    assert message == "BatchNorm2d(32) receives 64 channels\nBatchNorm2d(64)"
+    assert len(rendered(report, "github", show_info=True).splitlines()) == 2
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.text(alphabet=st.characters(exclude_characters="/\0"), min_size=1))
+def test_github_annotations_are_one_line_whatever_is_said(message: str, name: str) -> None:
+    finding = found(message=message, filename=f"{name}.py", fixes=[])
+    line = rendered(Report([finding]), "github")
+    assert not set(line) & set("\r\n")
+    _, properties, said = parsed_any(line)
+    assert said == message
+    assert properties["line"] == "9"
+
+
+def parsed_any(line: str) -> tuple[str, dict[str, str], str]:
+    head, _, data = line[2:].partition("::")
+    command, _, rest = head.partition(" ")
+    return parsed_parts(command, rest, data)
+
+
+def parsed_parts(command: str, rest: str, data: str) -> tuple[str, dict[str, str], str]:
+    codes = {"25": "%", "0D": "\r", "0A": "\n", "3A": ":", "2C": ","}
+    said = re.sub("%(25|0D|0A)", lambda match: codes[match[1]], data)
+    return command, dict(pair.split("=", 1) for pair in rest.split(",")), said
+
+
+def test_gitlab_code_quality(here: Path) -> None:
+    nowhere = found(filename=None, location=None, end_location=None, fixes=[])
+    entries = json.loads(rendered(report_of(found(), nowhere), "gitlab"))
+    assert [set(entry) for entry in entries] == [
+        {"description", "check_name", "fingerprint", "severity", "location"}
+    ] * 2
+    assert [entry["location"] for entry in entries] == [
+        {"path": "src dir/net.py", "lines": {"begin": 9, "end": 9}},
+        {"path": "src dir/net.py", "lines": {"begin": 1}},
+    ]
+    assert entries[0]["severity"] == "critical"
+    assert entries[0]["fingerprint"] != entries[1]["fingerprint"]
+    assert json.loads(rendered(Report(), "gitlab")) == []
+
+
+@settings(deadline=None)
+@given(st.text(), st.sampled_from(["error", "warning", "info", "never"]))
+def test_junit_is_xml_whatever_is_said(message: str, fail_on: str) -> None:
+    findings = [
+        found(message=message, severity="error"),
+        found(message=message, severity="warning", location=Location(10, 1)),
+    ]
+    failed = TargetResult("other.py", "error", message, output=message)
+    skipped = TargetResult("data.py", "skipped", message)
+    clean = TargetResult("sound.py::Net", "ok")
+    report = Report(findings, [TargetResult("net.py::Net", "ok"), failed, skipped, clean])
+    suite = ET.fromstring(rendered(report, "junit", fail_on=fail_on))[0]
+    cases = suite.findall("testcase")
+    failures = {"error": 1, "warning": 2, "info": 2, "never": 0}[fail_on]
+    assert len(suite.findall("testcase/failure")) == failures == int(suite.get("failures", ""))
+    assert len(suite.findall("testcase/error")) == 1 == int(suite.get("errors", ""))
+    assert len(suite.findall("testcase/skipped")) == 1 == int(suite.get("skipped", ""))
+    assert len(cases) == 5 == int(suite.get("tests", ""))
+
+
+def test_markdown_has_a_row_and_a_diff(here: Path) -> None:
+    text = rendered(report_of(found(message="a|b <c> *d*")), "markdown")
+    assert "### trainlint: 1 error, 0 warnings" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| 🔴")]
+    assert row.replace("\\|", "").count("|") == 5
+    assert "a\\|b &lt;c&gt; \\*d\\*" in row
+    assert "+ 9 │ self.norm = nn.BatchNorm2d(64)" in text
+    assert "nothing found in 1 model" in rendered(report_of(), "markdown")
+
+
+# ---------------------------------------------------------------------- fingerprints
+
+
+def test_fingerprints_tell_findings_of_one_function_apart(here: Path) -> None:
+    first, second = found(), found(module="again", location=Location(10, 22), end_location=None)
+    one = {f.module: f.fingerprint for f in fingerprinted([first, second])}
+    other = {f.module: f.fingerprint for f in fingerprinted([second, first])}
+    assert one == other
+    assert one["norm"] != one["again"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.sampled_from(["import os", "x = 1", "", "# comment"]), max_size=6), st.booleans()
+)
+def test_fingerprints_survive_lines_before(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], crlf: bool
+) -> None:
+    path = tmp_path_factory.mktemp("f") / "net.py"
+    path.write_text(NET, encoding="utf-8")
+    before = fingerprinted([found(filename=str(path))])[0].fingerprint
+    text = "".join(f"{line}\n" for line in lines) + NET
+    other = tmp_path_factory.mktemp("f") / "net.py"
+    other.write_bytes((text.replace("\n", "\r\n") if crlf else text).encode())
+    moved = found(filename=str(other), location=Location(9 + len(lines), 21))
+    after = fingerprinted([moved])[0]
+    # The folder's name is part of it where there is no repository around.
+    assert in_repository(str(path)) != in_repository(str(other))
+    renamed = msgspec.structs.replace(moved, filename=str(path))
+    path.write_bytes(other.read_bytes())
+    os_time = path.stat().st_mtime + 1
+    os.utime(path, (os_time, os_time))
+    assert fingerprinted([renamed])[0].fingerprint == before != after.fingerprint
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_several_forms_at_once(here: Path) -> None:
+    done = run_command(
+        "check", "net.py", "--static", "--output", "sarif:out.sarif", "--output", "junit:out.xml",
+        "--output", "markdown:out.md", cwd=here,
+    )  # fmt: skip
+    assert done.status == 1
+    assert "norm-features-mismatch" in done.stdout
+    assert json.loads((here / "out.sarif").read_text())["version"] == "2.1.0"
+    assert ET.parse(here / "out.xml").getroot().tag == "testsuites"
+    assert (here / "out.md").read_text(encoding="utf-8").startswith("### trainlint: 2 errors")
+
+
+def test_a_file_without_a_form_takes_the_terminals_place(here: Path) -> None:
+    done = run_command(
+        "check", "net.py", "--static", "--format", "json", "--output", "r.json", cwd=here
+    )
+    assert done.stdout == ""
+    assert len(json.loads((here / "r.json").read_text())["findings"]) == 2
+    refused = run_command("check", "net.py", "--output", "a", "--output", "b", cwd=here)
+    assert refused.status == 2
+    assert "--output sarif:FILE" in refused.stderr
+
+
+def test_statistics(here: Path) -> None:
+    done = run_command("check", "net.py", "--static", "--statistics", cwd=here)
+    assert done.stdout == "2  NRM001  error    norm-features-mismatch\n"
+    counted = run_command("check", "net.py", "--static", "--statistics", "--format=json", cwd=here)
+    assert json.loads(counted.stdout) == [
+        {"code": "NRM001", "name": "norm-features-mismatch", "severity": "error", "count": 2}
+    ]
+
+
+def test_a_baseline_lets_only_new_findings_fail(here: Path) -> None:
+    first = run_command("check", "net.py", "--static", "--write-baseline", "known.json", cwd=here)
+    assert (first.status, first.stdout) == (0, "")
+    kept = run_command("check", "net.py", "--static", "--baseline", "known.json", cwd=here)
+    assert kept.status == 0, kept.stdout
+    assert "2 findings stand in known.json" in kept.stderr
+    # Edited above, and one more fault below.
+    text = "import math\n\n" + NET.replace(
+        "nn.BatchNorm2d(16)\n", "nn.BatchNorm2d(16)\n        self.more = nn.BatchNorm2d(8)\n"
+    ).replace("self.again(self.norm", "self.more(self.again(self.norm").replace("(x)))", "(x))))")
+    (here / "net.py").write_text(text, encoding="utf-8")
+    new = run_command(
+        "check", "net.py", "--static", "--baseline", "known.json", "--format=json", cwd=here
+    )
+    assert [finding["module"] for finding in new.found("NRM001")] == ["more"]
+    assert new.status == 1
+
+
+def test_a_baseline_says_what_is_gone(here: Path) -> None:
+    run_command("check", "net.py", "--static", "--write-baseline", "known.json", cwd=here)
+    (here / "net.py").write_text(NET.replace("(16)", "(64)").replace("(32)", "(64)"))
+    (here / "pyproject.toml").write_text('[tool.trainlint]\nbaseline = "known.json"\n')
+    done = run_command("check", "net.py", "--static", cwd=here)
+    assert done.status == 0
+    assert done.stderr.count("NRM001 of known.json no longer occurs") == 2
+    # What was not looked at is not gone.
+    (here / "other.py").write_text(NET.replace("(16)", "(64)").replace("(32)", "(64)"))
+    assert run_command("check", "other.py", "--static", cwd=here).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot read b.json"), ("[]", "b.json is no baseline")]
+)
+def test_a_bad_baseline_is_one_line(here: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (here / "b.json").write_text(content)
+    done = run_command("check", "net.py", "--baseline", "b.json", cwd=here)
+    assert done.status == 2
+    assert said in done.stderr
+    assert len(done.complaints()) == 1
+
+
+@pytest.mark.parametrize("form", FORMAT_NAMES)
+def test_every_form_of_a_clean_model(form: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\nmodel = nn.Linear(4, 2)\n")
+    done = run_command("check", "net.py", "--static", "--format", form, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+
+
+def test_sarif_edits_mend_the_file(here: Path) -> None:
+    report = trainlint.check("net.py", stages=("static",))
+    text = SourceText.read("net.py")
+    assert text is not None
+    edits = []
+    for result in sarif(report).results:
+        for replacement in result.fixes[0].artifact_changes[0].replacements:
+            region = replacement.deleted_region
+            edits.append(
+                Edit(
+                    "net.py",
+                    Location(region.start_line, region.start_column),
+                    Location(region.end_line or 0, region.end_column or 0),
+                    replacement.inserted_content.text,
+                )
+            )
+    Path("net.py").write_text(apply(text.text, edits), encoding="utf-8")
+    assert trainlint.check("net.py", stages=("static",)).findings == []
