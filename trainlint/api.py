@@ -128,9 +128,8 @@ def _check_live(
     from trainlint.capture.inputs import from_text, from_value
     from trainlint.preserve import preserved
     from trainlint.subject import analyze
-    from trainlint.targets.loading import unwrapped
 
-    model = unwrapped(_instance(target))
+    model = instance_of(target)
     with preserved(model):
         given = None
         if isinstance(inputs, str):
@@ -149,19 +148,25 @@ def _check_live(
     return _Collected(findings, [analysis.result])
 
 
-def _instance(target: Any) -> nn.Module:
-    """The model itself, or what a class or factory makes. Raises `UsageError`."""
+def instance_of(target: Any) -> nn.Module:
+    """The model, or what a class or factory makes, out of its wrappers. Raises `UsageError`."""
     from torch import nn
 
     from trainlint.sites import recording
+    from trainlint.targets.loading import unwrapped
 
+    model: nn.Module
     if isinstance(target, nn.Module):
-        return target
+        model = unwrapped(target)
+        return model
+    if not callable(target):
+        raise UsageError(f"{type(target).__name__} is no model, nor does it make one")
     with recording():
         made = target()
     if not isinstance(made, nn.Module):
         raise UsageError(f"{target!r} makes no torch.nn.Module but {type(made).__name__}")
-    return made
+    model = unwrapped(made)
+    return model
 
 
 # ---------------------------------------------------------------------- files

@@ -166,7 +166,18 @@ _plots_option: Final = click.option(
     "--probe-seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
     help="Seconds of the probe at most [30].",
 )  # fmt: skip
-@click.option("--jobs", type=click.IntRange(min=1), help="Files checked at once [one a core].")
+@click.option(
+    "--kfold", type=click.IntRange(min=2), metavar="K",
+    help="Cross-validate what has no error, on K folds of its training data.",
+)  # fmt: skip
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), metavar="E",
+    help="Epochs of each training of --kfold [as many steps as the probe].",
+)  # fmt: skip
+@click.option(
+    "--jobs", type=click.IntRange(min=1),
+    help="Files checked, or folds trained, at once [one a core].",
+)  # fmt: skip
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
 @click.option("--debug", is_flag=True, help="Show tracebacks of trainlint's own errors.")
 @click.pass_context
@@ -191,6 +202,8 @@ def check(
     memory_limit: int | None,
     probe_steps: int | None,
     probe_seconds: float | None,
+    kfold: int | None,
+    epochs: float | None,
     jobs: int | None,
     config_path: Path | None,
     debug: bool,
@@ -211,6 +224,10 @@ def check(
     wanted = list(targets) or config.targets
     if not wanted:
         raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
+    if kfold and static:
+        raise UsageError("--kfold trains the model, --static does not even run it: leave one out")
+    if epochs and not kfold:
+        raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
     from trainlint.api import check as run_check
     from trainlint.baseline import read_baseline
     from trainlint.baseline import write_baseline as write_report_as_baseline
@@ -227,6 +244,11 @@ def check(
             stages=STAGES[:1] if static else STAGES, config=config, progress=progress,
             debug=debug or bool(ctx.obj),
         )  # fmt: skip
+    if kfold:
+        from trainlint.generalization.crossvalidation import with_folds
+
+        with _bar("folds") as advance:
+            report = with_folds(report, kfold, config, epochs=epochs, progress=advance)
     _complain(report)
     if write_baseline is not None:
         write_report_as_baseline(report, write_baseline)
@@ -324,6 +346,21 @@ def _progress() -> Iterator[Callable[[str], None] | None]:
 
     with Console(stderr=True).status("importing torch") as status:
         yield lambda what: status.update(f"checking {what}")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[float, str], None] | None]:
+    """How much of a long work is done, on stderr, and only where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda share, text: bar.update(task, completed=share, description=text)
 
 
 def _outputs(values: tuple[str, ...], form: str) -> list[tuple[str, Path]]:

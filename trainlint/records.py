@@ -14,15 +14,18 @@ from trainlint.fixes.edit import Edit, Fix, Location
 from trainlint.rule import Severity
 
 __all__ = [
+    "CrossValidation",
     "Edit",
     "Figure",
     "Fix",
+    "FoldResult",
     "LayerSeries",
     "Location",
     "ModelSeries",
     "Report",
     "ReportedFinding",
     "Series",
+    "Spread",
     "TargetResult",
 ]
 
@@ -100,14 +103,96 @@ class Series(msgspec.Struct, frozen=True):
     validation: list[tuple[int, Figure]] = []
 
 
+class Spread(msgspec.Struct, frozen=True):
+    """A mean over folds with its standard error, as if the folds were independent, and as they are.
+
+    `error` is s / √k for the deviation s of k folds. `corrected` is s · √(1/k + q), with q the samples
+    validated on over those trained on in a fold: trainings on mostly the same samples err alike (Nadeau &
+    Bengio 2003, Machine Learning 52, eq. 9). It is an approximation: no estimate from one cross-validation
+    is unbiased (Bengio & Grandvalet 2004, JMLR 5).
+    """
+
+    mean: Figure
+    error: Figure
+    corrected: Figure
+
+
+class FoldResult(msgspec.Struct, frozen=True):
+    """One fold, counted from 1. `reason` says why its training has no result, or None.
+
+    Losses are means over samples, in eval mode after the last step; `train_error` and `validation_error`
+    their standard errors over the samples. `sticks_out` tells that its validation loss differs from the
+    other folds' by more than chance makes of its samples and of theirs; `worst` are then the numbers of
+    its samples with the greatest losses, as the dataset counts them.
+    """
+
+    fold: int
+    reason: str | None = None
+    train_samples: int = 0
+    validation_samples: int = 0
+    steps: int = 0
+    train_loss: Figure | None = None
+    train_error: Figure | None = None
+    validation_loss: Figure | None = None
+    validation_error: Figure | None = None
+    train_metric: Figure | None = None
+    validation_metric: Figure | None = None
+    sticks_out: bool = False
+    worst: list[int] = []
+
+
+class CrossValidation(msgspec.Struct, frozen=True):
+    """A cross-validation: each fold, and the means over those that have a result.
+
+    `splitter` is the class of scikit-learn that made the folds, `why` the reason for it. `metric` is
+    `accuracy`, `R²` or empty. `steps` and `epochs` are the most of a fold. `gap` is the validation loss
+    over the training loss; `guess` the loss of the best constant answer, None where it is not known.
+    `train` and `validation` are points (steps before, mean loss over folds), `best_step` is that of the
+    least validation loss of them.
+    """
+
+    target: str
+    splitter: str
+    why: str
+    samples: int
+    loader: str
+    optimizer: str
+    loss: str
+    folds: list[FoldResult]
+    train_loss: Spread
+    validation_loss: Spread
+    gap: Spread
+    metric: str = ""
+    train_metric: Spread | None = None
+    validation_metric: Spread | None = None
+    guess: Figure | None = None
+    steps: int = 0
+    epochs: float | None = None
+    best_step: int = 0
+    train: list[tuple[int, Figure]] = []
+    validation: list[tuple[int, Figure]] = []
+    notes: list[str] = []
+    seconds: float = 0.0
+
+    def to_json(self, indent: int = 2) -> str:
+        """As it stands in the JSON of a report."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=indent).decode()
+
+    def __str__(self) -> str:
+        """What the command line prints, without colours."""
+        from trainlint.report.folds import as_text
+
+        return as_text(self)
+
+
 class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
     `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `watched` says
     what was seen of a training run, `not_measurable` which rules applied but could not tell, and why.
     `notes` are remarks, such as the line at which the run of a file stopped. `series` are the figures of a
-    training that was watched, None where there was none. `output` is what the target printed, kept for
-    failures only.
+    training that was watched, `cross_validation` what `--kfold` measured, None where there was none.
+    `output` is what the target printed, kept for failures only.
     """
 
     target: str
@@ -121,6 +206,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     not_measurable: list[str] = []
     notes: list[str] = []
     series: Series | None = None
+    cross_validation: CrossValidation | None = None
     output: str = ""
 
 

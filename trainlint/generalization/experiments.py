@@ -43,9 +43,10 @@ class Experiment(msgspec.Struct, frozen=True):
     """What the trials of one target have in common.
 
     With `folds` of 2 or more, the samples of the training loader are split into so many, each held out
-    once; 0 stands for the file's own training and validation loaders. `seed` decides the split. A trial
-    takes `steps` optimizer steps, or `epochs` of its training samples, for at most `seconds`. `most`
-    samples of either set are scored at each checkpoint: six of them or, with `ends_only`, two.
+    once; 0 stands for the file's own training and validation loaders, 1 for as many as a given splitter
+    makes. `seed` decides the split. A trial takes `steps` optimizer steps, or `epochs` of its training
+    samples, for at most `seconds`. `most` samples of either set are scored at each checkpoint: six of
+    them or, with `ends_only`, two.
     """
 
     folds: int = 5
@@ -104,8 +105,8 @@ class TrialResult(msgspec.Struct, frozen=True):
     """What became of one trial. `reason` says why it has no result, or None.
 
     `metric` is `accuracy`, `R²` or empty, `unit` what one loss belongs to: a `sample` or a `batch`. `asked`
-    is how many steps were planned, where time did not suffice for them. `validation` are the numbers of
-    the samples scored, `memory` the bytes that the process grew by.
+    is how many steps were planned, where time did not suffice for them. `scored` are the
+    dataset's numbers of the samples that were validated on, `memory` the bytes that the process grew by.
     """
 
     spec: TrialSpec

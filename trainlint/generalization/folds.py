@@ -150,10 +150,10 @@ def folds_of(
 ) -> Folds:
     """Split into `k` folds.
 
-    A `splitter` of scikit-learn's kind is used as it is. Otherwise classes have the same shares in each
-    fold, and samples of one group stay together: those that `groups` names, one a sample, or those with
-    equal inputs. Raises `ProbeProblem` where there are fewer samples, or groups, than folds, and
-    `UsageError` without scikit-learn.
+    A `splitter` of scikit-learn's kind is used as it is; with `k` of 1 it makes any number. Otherwise
+    classes have the same shares in each fold, and samples of one group stay together: those that `groups`
+    names, one a sample, or those with equal inputs. Raises `ProbeProblem` where there are fewer samples,
+    or groups, than folds, and `UsageError` without scikit-learn.
     """
     selection = _model_selection()
     size = samples.pool.size
@@ -189,8 +189,8 @@ def folds_of(
                 notes.append(_rare(rare, counts, k))
     if samples.pool.shuffles is False:
         notes.append(
-            f"{samples.pool.name} does not shuffle: if its samples follow each other in time, name "
-            f"cv = TimeSeriesSplit({k}) in the file"
+            f"{samples.pool.name} does not shuffle; folds do. If its samples follow each other in time, "
+            f"split by TimeSeriesSplit({k}): as cv in a file, as k of cross_validate"
         )
     name = _name(classes, held)
     options: dict[str, Any] = {"n_splits": k}
@@ -236,8 +236,8 @@ def _given(
     """The folds of a splitter that the user gave, if they hold out what they validate on."""
     pairs = _pairs(splitter, samples, samples.classes, groups)
     name = type(splitter).__name__
-    if len(pairs) < 2:
-        raise ProbeProblem(f"{name} makes {len(pairs)} folds")
+    if len(pairs) < 2 or (k > 1 and len(pairs) != k):
+        raise ProbeProblem(f"{name} makes {len(pairs)} folds: ask for as many, and at least 2")
     for number, (train, validation) in enumerate(pairs):
         if not train or not validation:
             raise ProbeProblem(f"fold {number + 1} of {name} is empty")
@@ -250,8 +250,6 @@ def _given(
         notes.append(
             f"{leaking} samples validated on equal one that is trained on in the same fold"
         )
-    if len(pairs) != k:
-        notes.append(f"{name} makes {len(pairs)} folds, not {k}")
     return Folds(pairs, name, "it was given", notes)
 
 

@@ -182,8 +182,14 @@ class Laboratory:
             parameters=sum(p.numel() for p in subject.model.parameters()),
             metric=measured.metric,
             unit=measured.unit,
-            scored=[validation[n] for n in scored],
+            scored=[_place(held_out, validation[n]) for n in scored],
         )
+
+
+def _place(pool: Pool, number: int) -> int:
+    """The number that the dataset gives a sample, where that is one."""
+    place = pool.place(number)
+    return place if isinstance(place, int) else number
 
 
 def _point(point: Checkpoint) -> TrialPoint:
@@ -217,7 +223,8 @@ def _optimizer_name(setup: Setup) -> str:
         return "Adam, an optimizer of ours"
     if isinstance(setup.optimizer, torch.optim.Optimizer):
         return type(setup.optimizer).__name__
-    return setup.names.get("optimizer", getattr(setup.optimizer, "__name__", "optimizer"))
+    name = setup.names.get("optimizer", getattr(setup.optimizer, "__name__", ""))
+    return name if name.isidentifier() else "the optimizer given"
 
 
 def _loss_name(setup: Setup) -> str:

@@ -100,7 +100,8 @@ def trial(
         subject.setup,
         pool.only(plan.train),
         (held_out or pool).only(plan.validation),
-        most=plan.most,
+        plan.seconds / 2,
+        plan.most,
     )
     points = frozenset({0}) if plan.ends_only else checkpoints(plan.steps)
     device = next((p.device for p in subject.model.parameters()), torch.device("cpu"))

@@ -53,7 +53,7 @@ def print_report(
     shown = [finding for finding in report.findings if show_info or finding.severity != "info"]
     for target in report.targets:
         if target.status == "ok":
-            _print_target(target, console)
+            _print_target(target, console, drawn=plots is not False)
     for target in report.targets:
         if target.status == "skipped":
             text = f"skipped {target.target}: {target.reason}"
@@ -71,7 +71,7 @@ def print_report(
     _print_summary(report, shown, console, show_info=show_info, status=status)
 
 
-def _print_target(target: TargetResult, console: Console) -> None:
+def _print_target(target: TargetResult, console: Console, *, drawn: bool = True) -> None:
     facts = [] if target.watched is None else [target.watched]
     if target.inputs is not None:
         done = ", ".join(target.stages)
@@ -86,6 +86,10 @@ def _print_target(target: TargetResult, console: Console) -> None:
     if target.not_measurable:
         text = "not measurable: " + "; ".join(target.not_measurable)
         console.print(_wrapped(text, 2, console.width), style="dim")
+    if target.cross_validation is not None:
+        from trainlint.report.folds import print_folds
+
+        print_folds(target.cross_validation, console, drawn=drawn)
 
 
 def _print_finding(
