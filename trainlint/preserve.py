@@ -4,7 +4,8 @@
 attributes, with what is in plain lists, dicts, sets and objects, hooks, train/eval modes, also of modules
 that are held in plain lists, and the random states of torch, numpy and python. Parameters and float
 buffers are not copied: a capture on meta tensors never writes to them. `unchanged_weights` restores those
-and their gradients, and `preserved_training` all of this, optimizers and torch's global settings.
+and their gradients, `preserved_evaluation` all buffers, and `preserved_training` all of this, optimizers
+and torch's global settings.
 """
 
 from __future__ import annotations
@@ -110,6 +111,23 @@ def random_states() -> Iterator[None]:
     """Restore the random states of torch, on all devices in use, of numpy and of python."""
     snapshot = _Snapshot()
     snapshot.keep_random_states()
+    with snapshot.restored():
+        yield
+
+
+@contextlib.contextmanager
+def preserved_evaluation(*models: nn.Module) -> Iterator[None]:
+    """Restore what a pass in eval mode may change: modes, attributes, all buffers, and random states.
+
+    Parameters, their gradients and lazy layers are left as they are.
+    """
+    snapshot = _Snapshot()
+    snapshot.keep_random_states()
+    for model in models:
+        for root in every_root(model):
+            snapshot.keep_modules(root)
+            for buffer in root.buffers():
+                snapshot.keep_tensor(buffer)
     with snapshot.restored():
         yield
 

@@ -4,40 +4,162 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Confidence, Finding, Fix, NotMeasurable, Severity, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Difference,
+    Finding,
+    Fix,
+    Generalization,
+    NotMeasurable,
+    Severity,
+    Trace,
+    rule,
+)
 
 
-@rule("GEN001", severity=Severity.WARNING, since="0.1", own=["data", "loss"])
+@rule(
+    "GEN001",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["past-early-stop"],
+    own=["data", "loss"],
+    shows="losses",
+)
 def overfitting(
     trace: Trace, *, gap: float = 0.05, epochs: float = 1.0
 ) -> Iterator[Finding | NotMeasurable]:
-    """What is learnt of the training data does not hold for the validation data.
+    """What is learnt of the training samples does not hold for validation samples.
+
+    A model with room for it learns, beside what the samples have in common, what is peculiar to each of
+    them. Its loss then goes on falling on those, and no more on others. How much that costs is the gap:
+    validation loss over training loss, here in units of the loss of the best constant answer, so that 1
+    is as much as the whole task is worth.
+
+    Both losses are those of single samples (up to 512 of each set, the same ones at each of six
+    checkpoints) in eval mode, so that the gap has an error: Welch's test of a difference of means.
+    Reported where the gap is more than `gap` with 95 % confidence, and has grown to that since before
+    the training, as far as samples differed then already. Where the probe could train once more without
+    some of the training samples, the gap of these counts: a difference between the two sets of data is
+    no overfitting (GEN007). Not measurable before each sample was seen in `epochs` epochs, and where the
+    loss of a constant answer is not known. That nothing is reported does not say that nothing will
+    come: a probe of 50 steps sees few epochs of a large set.
 
     ## Bad
     ```python
     x, y = torch.randn(264, 40), torch.randint(2, (264,))
+    y[:200] = (x[:200, :4].sum(1) + torch.randn(200) > 0).long()
+    y[200:] = (x[200:, :4].sum(1) + torch.randn(64) > 0).long()
+    train_loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x[:64], y[:64]), batch_size=32, shuffle=True
+    )
+    val_loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x[64:], y[64:]), batch_size=64
+    )
+    model = nn.Sequential(nn.Linear(40, 256), nn.ReLU(), nn.Linear(256, 2))
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ```
 
     ## Good
     ```python
-    x, y = torch.randn(264, 40), torch.randint(2, (264,))
+    x = torch.randn(2200, 40)
+    y = (x[:, :4].sum(1) + torch.randn(2200) > 0).long()
+    train_loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x[:2000], y[:2000]), batch_size=64, shuffle=True
+    )
+    val_loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x[2000:], y[2000:]), batch_size=64
+    )
+    model = nn.Sequential(nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 2))
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ```
+
+    ## When to ignore it
+    When a model is to learn its data by heart (a compressed scene, a lookup), or validation loss still
+    falls and only that counts: GEN003 says when it does no more.
+
+    ## Fix safety
+    Only shown: what helps is to be tried, and costs a training each.
+
+    ## References
+    Welch 1947, Biometrika 34 (unequal variances); Zhang et al. 2017, arXiv:1611.03530; Goodfellow,
+    Bengio & Courville 2016, "Deep Learning", chapter 7.
     """
     measured = trace.generalization
-    if measured is None or not measured.guess:
+    if measured is None:
         return
-    if measured.epochs is not None and measured.epochs < epochs:
+    if not measured.guess:
+        yield NotMeasurable("the loss of a constant answer, the unit of the gap, is not known")
+        return
+    if measured.epochs is None:
+        yield NotMeasurable("how often each training sample was seen is not known")
+        return
+    if measured.epochs < epochs:
         yield NotMeasurable(f"{measured.epochs:.2g} of an epoch was seen")
         return
     difference = measured.gap()
-    if difference is None or difference.bound <= gap:
+    if difference is None or difference.bound <= gap or not _is_learnt(measured, gap):
         return
-    last = measured.last
-    yield Finding(
-        f"after {last.step} steps the loss is {last.train.mean:.3g} on training data and "
-        f"{last.validation.mean:.3g} on validation data",
+    yield _finding(measured, difference)
+
+
+def _is_learnt(measured: Generalization, gap: float) -> bool:
+    """Whether the gap came by training, and is no difference between the two sets of samples."""
+    shift, own = measured.shift(), measured.overfit()
+    if shift is not None and own is not None:
+        return own.bound > gap or shift.bound <= gap
+    before = None if measured.first is None else measured.gap(measured.first)
+    grown = measured.grown()
+    if before is None or grown is None or before.bound <= gap:
+        return True
+    return grown.bound > gap
+
+
+def _finding(measured: Generalization, gap: Difference) -> Finding:
+    last, metric = measured.last, measured.metric
+    train, validation = last.train, last.validation
+    beside = ""
+    evidence = {
+        "steps": last.step,
+        "epochs": round(measured.epochs or 0.0, 2),
+        "training_loss": round(train.mean, 6),
+        "training_error": round(train.error, 6),
+        "validation_loss": round(validation.mean, 6),
+        "validation_error": round(validation.error, 6),
+        "constant_answer": round(measured.guess or 0.0, 6),
+        "gap": round(gap.mean, 4),
+        "bound": round(gap.bound, 4),
+    }
+    if metric and train.metric is not None and validation.metric is not None:
+        beside = f"; {metric} {train.metric:.3g} and {validation.metric:.3g}"
+        evidence |= {"metric": metric, "training_metric": round(train.metric, 4)}
+        evidence |= {"validation_metric": round(validation.metric, 4)}
+    return Finding(
+        f"after {last.step} steps ({measured.epochs:.2g} epochs) the loss is {train.mean:.3g} ± "
+        f"{train.error:.2g} on training data and {validation.mean:.3g} ± {validation.error:.2g} on "
+        f"validation data, more by at least {gap.bound:.0%} of that of a constant answer, "
+        f"{measured.guess:.3g}{beside}",
         where=measured.site,
-        evidence={"gap": difference.mean, "bound": difference.bound, "t": difference.t},
-        fixes=[Fix("weight decay, dropout, a smaller model, more data")],
+        evidence=evidence,
+        fixes=_fixes(measured),
         confidence=Confidence.LIKELY,
     )
+
+
+def _fixes(measured: Generalization) -> list[Fix]:
+    """What is worth trying, from what costs least on."""
+    best = measured.best()
+    fixes = []
+    if best is not measured.last and best.step:
+        fixes.append(
+            Fix(
+                f"stop early: validation loss was least, {best.validation.mean:.3g}, at step {best.step}"
+            )
+        )
+    return [
+        *fixes,
+        Fix("weight decay (AdamW, weight_decay=0.01 to 0.1), dropout behind hidden layers"),
+        Fix("more data, or augmentation: other views of the samples that there are"),
+        Fix("a smaller model"),
+    ]

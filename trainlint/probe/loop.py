@@ -169,9 +169,12 @@ def _measure(meter: Meter | None, steps: int, limits: Limits, *, last: bool = Fa
 
 
 def _measured(trace: Trace, meter: Meter | None) -> Trace:
-    """With what the meter showed, in units of the loss of a constant answer to the only loss function."""
+    """With what the meter showed, in units of the loss of a constant answer."""
     if meter is None:
         return trace
+    if meter.problem:
+        note = f"training and validation data were not compared: {meter.problem}"
+        trace = replace(trace, notes=[*trace.notes, note])
     known = [objective for objective in trace.objectives if objective.guess is not None]
     objective = known[0] if len(known) == 1 else None
     found = meter.generalization(

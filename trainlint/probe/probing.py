@@ -20,7 +20,7 @@ from trainlint.engine import FactUnavailable
 from trainlint.generalization.meter import MOST, Meter
 from trainlint.measure.memory import available_memory
 from trainlint.measure.pulse import objective_of, on_device_of, seed_generators
-from trainlint.preserve import preserved_training
+from trainlint.preserve import preserved_training, random_states
 from trainlint.probe.batches import Batch, ProbeProblem, batches, described, same_draws, split
 from trainlint.probe.loop import Limits, Ran, run_loop, train
 from trainlint.probe.memorisation import Memorisation
@@ -28,6 +28,7 @@ from trainlint.probe.memory import memorise
 
 if TYPE_CHECKING:
     from trainlint.capture.inputs import Inputs
+    from trainlint.data.pool import Pool
     from trainlint.observe.trace import Trace
     from trainlint.probe.setup import Setup
 
@@ -63,6 +64,8 @@ class Probe:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ran: Ran | None = None
     _first: list[Batch] = field(default_factory=list)
+    _pools: dict[str, Pool] = field(default_factory=dict)
+    _note: str = ""
 
     def trace(self, seed: int = 0, longer: int = 1) -> Trace:
         """What was seen of a training so many times `longer` than the limit of steps.
@@ -123,11 +126,14 @@ class Probe:
         return text
 
     def notes(self) -> list[str]:
-        """Why it ended before its last step, if it did."""
-        if self.ran is None or self.ran.ended is None:
+        """What could not be measured, and why it ended before its last step, if it did."""
+        if self.ran is None:
             return []
+        notes = [*self.ran.trace.notes, *([self._note] if self._note else [])]
+        if self.ran.ended is None:
+            return notes
         how = "the probe's training raised" if self.ran.failed else "the probe ended early:"
-        return [f"{how} {self.ran.ended}"]
+        return [*notes, f"{how} {self.ran.ended}"]
 
     # ------------------------------------------------------------------
 
@@ -162,8 +168,9 @@ class Probe:
             limits = Limits(min(_MADE_UP_STEPS, limits.steps), limits.seconds)
         else:
             data = partial(self._batches, "train_loader", self.setup.train_loader)
-            if self.setup.val_loader is not None and self.setup.step is None:
-                validation = partial(self._batches, "val_loader", self.setup.val_loader)
+            if self.setup.val_loader is not None:
+                if self.setup.step is None:
+                    validation = partial(self._batches, "val_loader", self.setup.val_loader)
                 meter = self._meter(limits)
         with self._guarded(is_own_loop=False):
             return train(
@@ -171,16 +178,24 @@ class Probe:
             after_step=after, decided=self.decided, meter=meter,
         )  # fmt: skip
 
-    def _meter(self, limits: Limits) -> Meter:
-        names = self.setup.names
-        train, validation = (
-            pool_of(loader, names.get(part, part), most=MOST)
-            for part, loader in (
-                ("train_loader", self.setup.train_loader),
-                ("val_loader", self.setup.val_loader),
-            )
-        )
-        return Meter(self.model, self.setup, train, validation, limits.seconds / 4)
+    def _meter(self, limits: Limits) -> Meter | None:
+        try:
+            train, validation = self._pool("train_loader"), self._pool("val_loader")
+        except ProbeProblem as problem:
+            self._note = f"training and validation data were not compared: {problem}"
+            return None
+        return Meter(
+            self.model, self.setup, train, validation, limits.seconds / 4,
+            steps=limits.steps, with_linear=True,
+        )  # fmt: skip
+
+    def _pool(self, part: str) -> Pool:
+        """The samples of a loader, read so that nothing of its own order changes."""
+        if part not in self._pools:
+            loader = getattr(self.setup, part)
+            with random_states(), same_draws(loader):
+                self._pools[part] = pool_of(loader, self.setup.names.get(part, part), most=MOST)
+        return self._pools[part]
 
     def _guarded(self, *, is_own_loop: bool) -> AbstractContextManager[Any]:
         if self.guard is None:
@@ -200,8 +215,11 @@ class Probe:
     def _batches(self, part: str, loader: Any) -> Iterator[Batch]:
         name = self.setup.names.get(part, part)
         for read in batches(loader, name):
+            if self.setup.step is not None:
+                yield Batch((), {}, None, read)
+                continue
             batch = split(read, self.model, self.setup.loss, name)
-            if part == "train_loader" and not self._first and self.setup.step is None:
+            if part == "train_loader" and not self._first:
                 self._first.append(batch)
             yield batch
 

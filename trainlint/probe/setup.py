@@ -231,19 +231,33 @@ def _of_lightning(model: Any) -> Setup | None:
     """A LightningModule that brings its own optimizer and data."""
     if not any(kind.__name__ == "LightningModule" for kind in type(model).__mro__):
         return None
-    for name in ("training_step", "configure_optimizers", "train_dataloader"):
-        owner = next((kind for kind in type(model).__mro__ if name in vars(kind)), None)
-        if owner is None or owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
-            return None
+    if not all(
+        _is_written(model, name)
+        for name in ("training_step", "configure_optimizers", "train_dataloader")
+    ):
+        return None
+    validates = _is_written(model, "val_dataloader") and getattr(
+        model, "automatic_optimization", True
+    )
     return Setup(
         optimizer=lambda own: _first_optimizer(own.configure_optimizers()),
         train_loader=model.train_dataloader,
+        val_loader=model.val_dataloader if validates else None,
         step=model.training_step,
         names={
             "optimizer": "configure_optimizers",
             "train_loader": "train_dataloader",
+            "val_loader": "val_dataloader",
             "step": "training_step",
         },
+    )
+
+
+def _is_written(model: Any, name: str) -> bool:
+    """Whether the user's own class has this method."""
+    owner = next((kind for kind in type(model).__mro__ if name in vars(kind)), None)
+    return owner is not None and not owner.__module__.startswith(
+        ("lightning.", "pytorch_lightning.")
     )
 
 
