@@ -92,7 +92,7 @@ def trial(
 
     Validation samples are of `held_out`, if given, else of the same pool. `prepared` changes a training
     batch (noise, augmentation), `before_step` the gradients (L1). Raises `ProbeProblem` where data cannot
-    be read, or the loss is no number; whatever the model raises passes through.
+    be read or evaluated, or the loss is no number; what the model raises in training passes through.
     """
     seed_generators(plan.seed)
     meter = Meter(
@@ -110,7 +110,7 @@ def trial(
     subject.model.train()
     for batch in _passes(subject, meter.train, plan):
         if done in points:
-            meter.measure(done)
+            _measure(meter, done)
         if done >= plan.steps or time.monotonic() > deadline:
             break
         ready = batch if prepared is None else prepared(batch)
@@ -119,10 +119,16 @@ def trial(
         if progress is not None:
             progress(done)
     if meter.checkpoints[-1].step != done:
-        meter.measure(done, last=True)
+        _measure(meter, done)
     measured = meter.generalization(done, guess)
     assert measured is not None
     return measured
+
+
+def _measure(meter: Meter, step: int) -> None:
+    meter.measure(step, last=True)
+    if meter.problem:
+        raise ProbeProblem(meter.problem)
 
 
 def _passes(subject: Copy, pool: Pool, plan: Plan) -> Iterator[Batch]:
