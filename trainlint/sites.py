@@ -171,6 +171,16 @@ def optimizer_site(optimizer: Any) -> Site | None:
     return None if optimizer is None else _OPTIMIZER_SITES.get(optimizer)
 
 
+_LOADER_SITES: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
+
+
+def loader_site(loader: Any) -> Site | None:
+    """Where a `DataLoader` was constructed, if that happened within `recording()`."""
+    from torch.utils.data import DataLoader
+
+    return _LOADER_SITES.get(loader) if isinstance(loader, DataLoader) else None
+
+
 _OUTERMOST: Final[set[CodeType]] = set()
 
 
@@ -267,18 +277,21 @@ def construction_sites() -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-    """Note construction and initialisation sites of all modules and optimizers that are built within."""
+    """Note where modules, optimizers and loaders are constructed within, and where weights are filled."""
     from torch import Tensor, nn
     from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
 
-    original_init = Optimizer.__init__
+    def sited(original_init: Any, sites: weakref.WeakKeyDictionary[Any, Site]) -> Any:
+        @wraps(original_init)
+        def init_with_site(self: Any, *args: Any, **kwargs: Any) -> None:
+            original_init(self, *args, **kwargs)
+            site = calling_site(2)
+            if site is not None:
+                with contextlib.suppress(TypeError):  # a class of the user's that is not hashed
+                    sites[self] = site
 
-    @wraps(original_init)
-    def init_with_site(self: Any, *args: Any, **kwargs: Any) -> None:
-        original_init(self, *args, **kwargs)
-        site = calling_site(2)
-        if site is not None:
-            _OPTIMIZER_SITES[self] = site
+        return init_with_site
 
     def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @wraps(function)
@@ -295,7 +308,9 @@ def recording() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(construction_sites())
-        stack.enter_context(replaced(Optimizer, "__init__", init_with_site))
+        for kind, sites in ((Optimizer, _OPTIMIZER_SITES), (DataLoader, _LOADER_SITES)):
+            init = sited(vars(kind)["__init__"], sites)
+            stack.enter_context(replaced(kind, "__init__", init))
         for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, _FILLING_METHODS)):
             for name in names:
                 stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))

@@ -1,47 +1,106 @@
-"""From loaders to the fact `Data`."""
+"""From loaders to the fact `Data`.
+
+Comes in: a model with its setup. Goes out: what the loaders give, described and compared, and why where
+they cannot be read. No training.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from trainlint.data.facts import Data, SplitData
-from trainlint.data.pool import Pool, pool_of
+from trainlint.data.facts import Data, FieldData, SplitData
+from trainlint.data.overlap import overlap_of
+from trainlint.data.pool import pool_of
+from trainlint.data.reading import Reading, read
+from trainlint.data.shift import shift_of
 from trainlint.preserve import random_states
-from trainlint.probe.batches import same_draws
+from trainlint.probe.batches import ProbeProblem, same_draws
+from trainlint.sites import loader_site
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from trainlint.probe.setup import Setup
 
-MOST: Final = 4096
+SECONDS: Final = 6.0
 
 
-def data_of(model: nn.Module, setup: Setup) -> Data:
+def data_of(model: nn.Module, setup: Setup, *, seconds: float = SECONDS) -> Data:
     """What the loaders of a setup give. Raises `ProbeProblem` where the training data cannot be read.
 
-    The model is only asked for its signature. Random states and the loaders' generators are as before.
+    The model is only asked for its signature. Random states and the loaders' generators are as before. Half
+    of the `seconds` is for either set.
     """
     names = setup.names
+    has_loss = setup.loss is not None
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def described(loader: Any, part: str) -> tuple[SplitData, Reading]:
+        started = time.monotonic()
+        pool = pool_of(loader, names.get(part, part), seconds=seconds / 4)
+        left = seconds / 2 - (time.monotonic() - started)
+        found = read(pool, model=model, has_loss=has_loss, seconds=left)
+        return split_of(found, loader), found
+
     with random_states(), same_draws(setup.train_loader, setup.val_loader):
-        train = _split(pool_of(setup.train_loader, names.get("train_loader", "train_loader")))
-        validation = None
-        if setup.val_loader is not None:
-            validation = _split(pool_of(setup.val_loader, names.get("val_loader", "val_loader")))
-    return Data(
-        train, validation, trainable=sum(p.numel() for p in model.parameters() if p.requires_grad)
+        train, read_train = described(setup.train_loader, "train_loader")
+        if setup.val_loader is None:
+            return Data(train, trainable=trainable)
+        try:
+            validation, read_validation = described(setup.val_loader, "val_loader")
+        except ProbeProblem as problem:
+            return Data(train, trainable=trainable, problem=str(problem))
+        return Data(
+            train,
+            validation,
+            overlap_of(read_train, read_validation),
+            shift_of(read_train, read_validation),
+            trainable,
+        )
+
+
+def split_of(reading: Reading, loader: Any = None) -> SplitData:
+    """What was read, as it is told."""
+    pool = reading.pool
+    target = None if reading.target is None else reading.target.described()
+    repeatable = (
+        True if reading.repeatable is None and isinstance(loader, list) else reading.repeatable
     )
-
-
-def _split(pool: Pool, site: Any = None) -> SplitData:
     return SplitData(
         pool.name,
-        site,
+        loader_site(loader),
         pool.size if pool.whole else None,
-        pool.size,
+        len(reading),
         pool.batch_size,
         pool.shuffles,
-        None,
-        (),
-        None,
+        repeatable,
+        [figures.described() for figures in reading.inputs],
+        target,
+        len(reading.hashes) - len(set(reading.hashes)),
+        None if pool.shuffles else _runs(reading.labels, target),
+        reading.problem,
     )
+
+
+def _runs(labels: Tensor | None, target: FieldData | None) -> float | None:
+    """Runs of equal class over those of a random order (Wald & Wolfowitz 1940)."""
+    if labels is None or target is None or target.kind != "classes" or labels[0].numel() != 1:
+        return None
+    seen = labels.flatten().tolist()
+    return runs_ratio(seen)
+
+
+def runs_ratio(labels: Sequence[float]) -> float | None:
+    """Runs of equal labels over those expected of a random order; None where all are alike."""
+    counts: dict[float, int] = {}
+    for label in labels:
+        counts[label] = counts.get(label, 0) + 1
+    if len(counts) < 2:
+        return None
+    size = len(labels)
+    expected = 1 + size - sum(count**2 for count in counts.values()) / size
+    runs = 1 + sum(a != b for a, b in pairwise(labels))
+    return runs / expected

@@ -28,9 +28,9 @@ class ColumnData:
 class FieldData:
     """One tensor of each sample: an input, or the target.
 
-    `name` is `input`, `input[1]`, a dict's key, or `target`. `kind` is `image` (C, H, W) or (H, W, C), `table`
-    (F,), `ids` (whole numbers into a table), `sequence` (T, F), `text` (a str), or `other`; of a target
-    `classes` (whole numbers, or one number a sample that is 0 or 1) or `values`. `shape` is that of one
+    `name` is `input`, `input[1]`, a dict's key, or `target`. `kind` is `image` (C, H, W) or (H, W, C),
+    `table` (F,), `ids` (whole numbers into a table), `sequence` (T, F), `text` (a str), or `other`; of a
+    target `classes` (whole numbers, or one number a sample that is 0 or 1) or `values`. `shape` is that of one
     sample, with None where samples differ. Statistics are of the finite values; `columns` those along
     `axis` of the shape, the channels or features, at most 1024. `whole` tells whether all values are whole
     numbers. `non_finite` counts the samples with a NaN or infinity, `broken` are the first of their
@@ -87,13 +87,13 @@ class Overlap:
     """Validation samples that stand in the training data as well.
 
     Of `compared` validation samples, `exact` equal one of `against` training samples in all inputs, and
-    `near` more nearly do, so that they look like copies (resaved, shifted, rounded). `same` of the validation
-    samples are the very entries of a dataset that the training data hold too, found without reading.
-    `pairs` are the first of all these: (validation sample, training sample). `usual` is the share of training
-    samples that have an equal twin in the training data themselves, and `excess` how many copies there are
-    beyond chance, with 95 % confidence and 0 where they are no more than chance makes: data with few
-    possible values have equal samples in any split. Samples that carry no information (all values alike, an
-    empty text) are not compared.
+    `near` more nearly do, so that they look like copies (resaved, shifted, rounded). `same` of the
+    validation samples are the very entries of a dataset that the training data hold too. `pairs` are the
+    first of all these: (validation sample, training sample). `usual` is the share of training samples that
+    have an equal twin in the training data themselves, and `excess` how many copies there are beyond
+    chance, with 95 % confidence and 0 where they are no more than chance makes: data with few possible
+    values have equal samples in any split. Samples that carry no information (all values alike, an empty
+    text) are not compared.
     """
 
     exact: int

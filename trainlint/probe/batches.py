@@ -15,7 +15,7 @@ from trainlint.tree import map_tensors, tensors
 if TYPE_CHECKING:
     from torch import nn
 
-_LABELS: Final = ("labels", "label", "target", "targets", "y")
+LABELS: Final = ("labels", "label", "target", "targets", "y")
 
 
 class ProbeProblem(Exception):  # noqa: N818 (an answer, not an error of ours)
@@ -111,9 +111,9 @@ def _split_mapping(
 ) -> Batch:
     if loss is None:
         return Batch((), dict(batch), None, batch)
-    label = next((key for key in _LABELS if key in batch), None)
+    label = next((key for key in LABELS if key in batch), None)
     if label is None:
-        raise ProbeProblem(f"{name} gives a dict without any of {', '.join(_LABELS)}")
+        raise ProbeProblem(f"{name} gives a dict without any of {', '.join(LABELS)}")
     rest = {key: value for key, value in batch.items() if key != label}
     try:
         inspect.signature(model.forward).bind(**rest)
