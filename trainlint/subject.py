@@ -199,6 +199,7 @@ class _Check:
             notes=[
                 *self.notes,
                 *_not_measured(self.facts),
+                *_not_read(self.facts),
                 *([] if probe is None else probe.notes()),
             ],
             series=series_of(self.facts.get("Trace")) if "probe" in self.stages else None,
@@ -235,6 +236,18 @@ def _not_measured(facts: Facts) -> list[str]:
         what = _MEASUREMENTS.get(name, f"not known: {name.lower()}")
         reasons.setdefault(facts.missing[name], what)
     return [f"{what}: {reason}" for reason, what in reasons.items()]
+
+
+def _not_read(facts: Facts) -> list[str]:
+    """Which of the data could not be read, and why."""
+    if not facts.has("Data"):
+        return []
+    data = facts.get("Data")
+    parts = [data.problem] if data.problem else []
+    for split in (data.train, data.validation):
+        if split is not None and split.problem:
+            parts.append(f"{split.problem}, so that {split.read} samples of it were looked at")
+    return [f"not all of the data were looked at: {part}" for part in dict.fromkeys(parts)]
 
 
 def static_facts(inputs: Inputs, graph: Graph, recipe: Recipe) -> Facts:

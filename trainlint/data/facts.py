@@ -30,8 +30,8 @@ class FieldData:
 
     `name` is `input`, `input[1]`, a dict's key, or `target`. `kind` is `image` (C, H, W) or (H, W, C),
     `table` (F,), `ids` (whole numbers into a table), `sequence` (T, F), `text` (a str), or `other`; of a
-    target `classes` (whole numbers, or one number a sample that is 0 or 1) or `values`. `shape` is that of one
-    sample, with None where samples differ. Statistics are of the finite values; `columns` those along
+    target `classes` (whole numbers, or one number a sample that is 0 or 1) or `values`. `shape` is that of
+    one sample, with None where samples differ. Statistics are of the finite values; `columns` those along
     `axis` of the shape, the channels or features, at most 1024. `whole` tells whether all values are whole
     numbers. `non_finite` counts the samples with a NaN or infinity, `broken` are the first of their
     numbers, `broken_columns` the columns with the count of samples. `counts` says how often each class was

@@ -159,8 +159,8 @@ def _near(
     """(validation -> training positions of near copies, whether equal inputs cannot be so by chance).
 
     The distances of training samples to their next one, of all different inputs, show how often a sample
-    has another one so near: the lower tail of such distances goes like a power of the distance, with the data's
-    own dimension as exponent (Levina & Bickel 2004). Nearer than what that leaves for chance is a copy.
+    has another one so near: the lower tail of such distances goes like a power of the distance, with the
+    data's own dimension as exponent (Levina & Bickel 2004). Nearer than what that leaves for chance is a copy.
     """
     if train.prints is None or validation.prints is None:
         return {}, False

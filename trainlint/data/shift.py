@@ -47,8 +47,8 @@ def of_inputs(one: Tensor, other: Tensor) -> tuple[float | None, float | None, i
     """(p-value, distance, feature) of two sets of (N, D) features.
 
     Kolmogorov and Smirnov's test on each feature, the least p-value times their number (Bonferroni): of
-    equal distributions at most the share p of all pairs of sets gets p or less. The distance is Wasserstein's
-    of that feature in its deviations: for a mere shift, by how many of them.
+    equal distributions at most the share p of all pairs of sets gets p or less. The distance is
+    Wasserstein's of that feature in its deviations: for a mere shift, by how many of them.
     """
     best: tuple[float, float, int] | None = None
     tested = 0
