@@ -220,6 +220,8 @@ class _Run:
             for place, message in run_jobs(jobs, workers):
                 portion = waiting[place]
                 self._receive(portion, message)
+                if isinstance(message, Died) and self.split is None:
+                    raise ExperimentError(message.reason)  # before its first training
                 if isinstance(message, Died) and portion:
                     number = portion.popleft()
                     self._finish(number, TrialResult(self.specs[number], message.reason))

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trainlint.capture.inputs import Inputs
     from trainlint.generalization.experiments import Experiment
     from trainlint.generalization.laboratory import Laboratory
+    from trainlint.loss.uses import Recipe
     from trainlint.rule import Settings
     from trainlint.subject import Analysis
     from trainlint.targets.loading import LoadedFile
@@ -214,15 +215,7 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
         names = ", ".join(f"{job.label}::{name}" for name, _, _ in trained)
         raise LoadError(f"holds several models, say which: {names}")
     if not trained:
-        stopped = f" ({loaded.stopped})" if loaded.stopped else ""
-        reasons = [recipe.setup.why for _, _, recipe in recipes if recipe.setup.why]
-        if not found:
-            raise LoadError(f"no model found{stopped}")
-        raise LoadError(
-            reasons[0]
-            if reasons
-            else f"it has no training data at module level: name them train_loader{stopped}"
-        )
+        raise LoadError(_untrained(loaded, recipes))
     _, model, recipe = trained[0]
     return Laboratory(
         model,
@@ -231,6 +224,24 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
         groups=namespace.get("groups"),
         splitter=_splitter(namespace),
     )
+
+
+def _untrained(loaded: LoadedFile, recipes: Sequence[tuple[str, nn.Module, Recipe]]) -> str:
+    """Why none of these models can be trained by a loop of ours."""
+    from trainlint.targets.loading import recipe_of
+
+    stopped = f" ({loaded.stopped})" if loaded.stopped else ""
+    if not recipes:
+        return f"no model found{stopped}"
+    for name, model, recipe in recipes:
+        if recipe.setup.why:
+            return recipe.setup.why
+        if recipe_of(loaded, model, name).setup.train is not None:
+            return (
+                "its own training loop is not to be split into folds; ours needs its data at module "
+                f"level: name them train_loader{stopped}"
+            )
+    return f"it has no training data at module level: name them train_loader{stopped}"
 
 
 def _splitter(namespace: Mapping[str, Any]) -> Any:
