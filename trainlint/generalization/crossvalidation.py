@@ -41,6 +41,8 @@ _LEVEL: Final = 0.01
 _FOLD_LEVEL: Final = 0.05
 _LEAST_FOLDS: Final = 4
 _WORST: Final = 5
+# Weights that were never trained do not come so far below the best constant answer.
+_LEARNT: Final = 0.8
 _SHARE_OF_TIMEOUT: Final = 0.75
 
 
@@ -266,7 +268,7 @@ def summary(target: str, trials: Trials, seconds: float) -> CrossValidation:
         metric=done[0].metric,
         train_metric=_metrics([result.last.train.metric for result in done], share),
         validation_metric=_metrics([result.last.validation.metric for result in done], share),
-        guess=split.guess,
+        guess=_mean([result.guess for result in done]),
         steps=max(result.steps for result in done),
         epochs=_rounded(max(result.epochs or 0.0 for result in done)),
         best_step=min(curve, key=lambda point: _or_infinite(point[2]))[0],
@@ -289,6 +291,11 @@ def spread(values: Sequence[float], share: float) -> Spread:
         figure(deviation / math.sqrt(k)),
         figure(deviation * math.sqrt(1 / k + share)),
     )
+
+
+def _mean(values: Sequence[Figure | None]) -> Figure | None:
+    known = [float(value) for value in values if value is not None]
+    return figure(statistics.fmean(known)) if len(known) == len(values) else None
 
 
 def _metrics(values: Sequence[Figure | None], share: float) -> Spread | None:
@@ -401,6 +408,16 @@ def _notes(results: Sequence[TrialResult], done: Sequence[TrialResult]) -> list[
         notes.append(
             f"{len(short)} of {len(results)} trainings ended before their last step for want of time, one "
             f"after {least.steps} of {least.asked}"
+        )
+    guesses = [result.guess for result in done]
+    firsts = [result.checkpoints[0].validation for result in done]
+    if all(
+        guess is not None and float(first.mean) + 3 * float(first.error) < _LEARNT * float(guess)
+        for guess, first in zip(guesses, firsts, strict=True)
+    ):
+        notes.append(
+            "before its first step the model is far better than a constant answer: its weights have been "
+            "trained. If that was on these samples, no fold is unseen"
         )
     if done[0].unit == "batch" and done[0].metric == "":
         notes.append("the loss is known for batches alone: errors within a fold are over these")

@@ -62,8 +62,7 @@ class Split(msgspec.Struct, frozen=True):
     """How the samples were split, and with what is trained.
 
     `splitter` names the class of scikit-learn, `why` says for what reason. `data` is a checksum of the
-    first samples, by which processes see that they have the same ones. `guess` is the loss of the best
-    constant answer, None where it is not known.
+    first samples, by which processes see that they have the same ones.
     """
 
     splitter: str
@@ -75,7 +74,6 @@ class Split(msgspec.Struct, frozen=True):
     loss: str = ""
     data: int = 0
     batch_size: int = 1
-    guess: Figure | None = None
     notes: list[str] = []
 
 
@@ -106,7 +104,8 @@ class TrialResult(msgspec.Struct, frozen=True):
 
     `metric` is `accuracy`, `R²` or empty, `unit` what one loss belongs to: a `sample` or a `batch`. `asked`
     is how many steps were planned, where time did not suffice for them. `scored` are the
-    dataset's numbers of the samples that were validated on, `memory` the bytes that the process grew by.
+    dataset's numbers of the samples that were validated on, `guess` is the loss of the best constant
+    answer to these, None where it is not known, `memory` the bytes that the process grew by.
     """
 
     spec: TrialSpec
@@ -118,6 +117,7 @@ class TrialResult(msgspec.Struct, frozen=True):
     train_samples: int = 0
     validation_samples: int = 0
     parameters: int = 0
+    guess: Figure | None = None
     metric: str = ""
     unit: str = "sample"
     seconds: float = 0.0

@@ -180,6 +180,7 @@ class Laboratory:
             train_samples=len(train),
             validation_samples=len(validation),
             parameters=sum(p.numel() for p in subject.model.parameters()),
+            guess=None if measured.guess is None else figure(measured.guess),
             metric=measured.metric,
             unit=measured.unit,
             scored=[_place(held_out, validation[n]) for n in scored],

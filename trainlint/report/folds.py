@@ -86,6 +86,12 @@ def _remarks(measured: CrossValidation) -> Iterator[str]:
             f"validation loss was least after {measured.best_step} of {measured.steps} steps: "
             f"{_number(best)}, and {_number(last)} at the end"
         )
+    if measured.guess is not None and math.isfinite(float(measured.gap.mean)):
+        share = 100 * float(measured.gap.mean) / float(measured.guess)
+        error = 100 * float(measured.gap.corrected) / float(measured.guess)
+        of = f"% of the loss of the best constant answer, {_number(measured.guess)}"
+        known = f" ± {error:.2g}" if math.isfinite(error) else ""
+        yield f"the gap is {share:.3g}{known} {of}"
     for fold in measured.folds:
         if fold.sticks_out:
             yield _odd(fold, measured)
