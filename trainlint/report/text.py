@@ -400,14 +400,16 @@ def _wrapped(text: str, indent: int, width: int) -> Text:
     return Text(filled.replace(_NO_BREAK, " "))
 
 
-def as_text(report: Report, width: int = 100, *, plots: bool | None = None) -> str:
+def as_text(
+    report: Report, width: int = 100, *, show_info: bool = False, plots: bool | None = None
+) -> str:
     """What the terminal shows, without colours, with what stderr gets there: a report's `str`."""
     stream = io.StringIO()
     for target in report.targets:
         if target.status == "error":
             stream.write(f"error: {target.target}: {target.reason}\n")
     console = Console(file=stream, width=width, color_system=None, highlight=False)
-    print_report(report, console, plots=plots)
+    print_report(report, console, show_info=show_info, plots=plots)
     return stream.getvalue().rstrip("\n")
 
 

@@ -78,11 +78,22 @@ def python_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not _is_skipped(Path(place, name)))
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix == ".py" and not name.startswith(".") and not _TEST_FILE.match(name):
-                with contextlib.suppress(OSError):
-                    content = path.read_bytes()
-                    if any(framework in content for framework in _FRAMEWORKS):
-                        yield path
+            is_python = path.suffix == ".py" and not name.startswith(".")
+            if is_python and not is_test_file(path) and mentions_framework(path):
+                yield path
+
+
+def is_test_file(path: Path) -> bool:
+    """Whether the name is that of tests or of a project's own machinery."""
+    return _TEST_FILE.match(path.name) is not None
+
+
+def mentions_framework(path: Path) -> bool:
+    """Whether the text has a word of torch or a library on it; no file that cannot be read."""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        return any(framework in content for framework in _FRAMEWORKS)
+    return False
 
 
 def _is_skipped(folder: Path) -> bool:

@@ -1,0 +1,256 @@
+"""The pytest plugin, run by the real pytest, and the assertions for tests."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import torch
+from torch import nn
+
+from trainlint import testing
+
+pytest_plugins = ["pytester"]
+
+BROKEN = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+"""
+SOUND = (
+    "from torch import nn\n\nmodel = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+)
+ADVISED = BROKEN.replace(", bias=False", "").replace("BatchNorm2d(4)", "BatchNorm2d(8)")
+
+
+# ---------------------------------------------------------------------- the plugin
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makepyfile(broken=BROKEN, sound=SOUND, advised=ADVISED, plain="x = 1\n")
+    pytester.makepyfile(test_own="def test_own():\n    pass\n")
+    return pytester
+
+
+def test_nothing_is_collected_without_the_option(project: pytest.Pytester) -> None:
+    project.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_models_are_items_with_reports_as_failures(project: pytest.Pytester) -> None:
+    done = project.runpytest_subprocess("--trainlint", "--junit-xml=out.xml")
+    done.assert_outcomes(passed=3, failed=1)
+    done.stdout.fnmatch_lines(
+        [
+            "*1 error  norm-features-mismatch NRM001  broken.py:9:*",
+            "*BatchNorm2d(4) receives 8 channels from conv*",
+            "*- trainlint -*",
+            "1 error, 1 info",
+            "  error NRM001 broken.py:9",
+            "FAILED broken.py::trainlint::Net*",
+        ]
+    )
+    done.stdout.no_fnmatch_line("*Traceback*")
+    done.stdout.no_fnmatch_line("*runtest*")
+    cases = {case.get("name"): case for case in ET.parse(project.path / "out.xml").iter("testcase")}
+    (found,) = cases["Net"].iter("property") if "Net" in cases else ()
+    assert found.get("value") in ("error NRM001 broken.py:9", "info NRM005 advised.py:8")
+
+
+@pytest.mark.parametrize(
+    ("args", "outcomes"),
+    [
+        (["broken.py::trainlint::Net"], {"failed": 1}),
+        (["-k", "model"], {"passed": 1, "deselected": 3}),
+        (["-m", "trainlint"], {"passed": 2, "failed": 1, "deselected": 1}),
+        (["--trainlint-fail-on=never"], {"passed": 4}),
+        (["--trainlint-fail-on=info", "advised.py"], {"failed": 1}),
+        (["-o", "trainlint_ignore=NRM"], {"passed": 4}),
+        (["-o", "trainlint_select=ARC", "--trainlint-static"], {"passed": 4}),
+        (["-n2"], {"passed": 3, "failed": 1}),
+    ],
+)
+def test_selection_and_limits(
+    project: pytest.Pytester, args: list[str], outcomes: dict[str, int]
+) -> None:
+    done = project.runpytest_subprocess("--trainlint", *args)
+    done.assert_outcomes(**outcomes)
+    if "-n2" in args:
+        assert done.outlines.count("  error NRM001 broken.py:9") == 1
+
+
+def test_targets_of_the_configuration_are_collected(pytester: pytest.Pytester) -> None:
+    pytester.mkdir("src")
+    (pytester.path / "src" / "net.py").write_text(BROKEN)
+    pytester.mkdir("tests")
+    (pytester.path / "tests" / "test_own.py").write_text("def test_own():\n    pass\n")
+    pytester.makepyprojecttoml(
+        '[tool.pytest.ini_options]\ntestpaths = ["tests"]\n[tool.trainlint]\ntargets = ["src"]\n'
+    )
+    pytester.runpytest_subprocess("--trainlint").assert_outcomes(passed=1, failed=1)
+    pytester.runpytest_subprocess("--trainlint", "tests").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_bad_files_are_one_line(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        unfinished="import torch\nx = (\n", needs="import torch, no_such_thing\n" + BROKEN
+    )
+    done = pytester.runpytest_subprocess("--trainlint")
+    done.assert_outcomes(failed=2)
+    text = done.stdout.str()
+    assert "unfinished.py could not be checked: does not parse" in text
+    assert "no_such_thing" in text
+    assert "Traceback" not in text
+
+
+def test_a_bad_setting_is_said(project: pytest.Pytester) -> None:
+    (project.path / "pyproject.toml").write_text("[tool.trainlint]\nfail_on = 1\n")
+    done = project.runpytest_subprocess("--trainlint", "broken.py")
+    assert "has no key 'fail_on'" in done.stdout.str() + done.stderr.str()
+    assert "Traceback" not in done.stdout.str()
+
+
+def test_the_plugin_imports_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import trainlint.integrations.pytest_plugin"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "trainlint.integrations.pytest_plugin" in imported
+    assert not {name for name in imported if re.match(r"(torch|networkx|rich|numpy)\b", name)}
+
+
+def test_the_plugin_is_loaded_where_trainlint_is_installed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(trainlint):\n    assert callable(trainlint.assert_clean)\n")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+# ---------------------------------------------------------------------- the assertions
+
+
+def mlp(*middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 32), *middle, nn.Linear(32, 2))
+
+
+def test_assert_clean() -> None:
+    report = testing.assert_clean(mlp(nn.ReLU()), torch.randn(4, 4))
+    assert report.targets[0].status == "ok"
+    broken = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(4))
+    with pytest.raises(AssertionError) as raised:
+        testing.assert_clean(broken, torch.randn(4, 3, 8, 8))
+    first, _, rest = str(raised.value).partition("\n")
+    assert first == "trainlint finds NRM001 norm-features-mismatch"
+    assert "BatchNorm2d(4) receives 8 channels" in rest
+    testing.assert_clean(broken, torch.randn(4, 3, 8, 8), ignore=["NRM001"])
+    with pytest.raises(AssertionError, match="NRM005"):
+        testing.assert_clean(broken, torch.randn(4, 3, 8, 8), ignore=["NRM001"], fail_on="info")
+    with pytest.raises(AssertionError, match="could not be checked"):
+        testing.assert_clean(nn.Linear(4, 2), {"no_such_argument": torch.randn(4, 4)})
+
+
+def test_assert_learns() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 4), torch.randint(2, (16,))
+    model = mlp(nn.ReLU())
+    before = [p.clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    assert testing.assert_learns(model, x, y, nn.CrossEntropyLoss()) < 0.5
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    twice = nn.Sequential(mlp(nn.ReLU()), nn.Softmax(1))
+    with pytest.raises(
+        AssertionError, match=r"does not learn 16 samples by heart: the loss came from"
+    ):
+        testing.assert_learns(twice, x, y, nn.CrossEntropyLoss(), left=0.3)
+    with pytest.raises(ValueError, match="at least 8 samples"):
+        testing.assert_learns(model, x[:4], y[:4], nn.CrossEntropyLoss())
+
+
+def test_assert_gradients_flow() -> None:
+    testing.assert_gradients_flow(lambda: mlp(nn.ReLU()), torch.randn(16, 4))
+    sigmoids = [part for _ in range(8) for part in (nn.Linear(32, 32), nn.Sigmoid())]
+    with pytest.raises(AssertionError, match="saturating-stack"):
+        testing.assert_gradients_flow(mlp(*sigmoids), torch.randn(16, 4))
+
+
+class ZeroBranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.relu(self.first(x)))
+
+
+def test_a_zero_initialised_branch_is_no_fault() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), ZeroBranch(), nn.Linear(4, 2))
+    testing.assert_gradients_flow(model, torch.randn(16, 4))
+
+
+def test_assert_no_dead_units() -> None:
+    model, x = mlp(nn.ReLU()), torch.randn(64, 4)
+    assert set(testing.assert_no_dead_units(model, x)) == {"1.relu"}
+    nn.init.constant_(model[0].bias, -100)
+    with pytest.raises(AssertionError, match=r"1\.relu: 100%"):
+        testing.assert_no_dead_units(model, x)
+    assert testing.assert_no_dead_units(model, x, most=1.0) == {"1.relu": 1.0}
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Forgetful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), torch.randn(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.scale
+
+
+def test_assert_restores() -> None:
+    x = torch.randn(2, 4)
+    testing.assert_restores(lambda: mlp(nn.BatchNorm1d(32), nn.Dropout()), x)
+    with pytest.raises(AssertionError, match="output 0 of Forgetful differs"):
+        testing.assert_restores(Forgetful, x)
+    model = nn.Linear(4, 4)
+    with pytest.raises(TypeError, match="makes a new model"):
+        testing.assert_restores(lambda: model, x)
+
+
+def test_samples_and_passes() -> None:
+    x = torch.randn(4, 4)
+    testing.assert_samples_independent(mlp(nn.ReLU()), x)
+    testing.assert_same_in_eval(mlp(nn.Dropout()), x)
+    with pytest.raises(AssertionError, match="ACT003"):
+        testing.assert_samples_independent(mlp(nn.Softmax(dim=0)), x)
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5)
+
+
+def test_a_model_that_is_random_in_eval() -> None:
+    with pytest.raises(AssertionError, match="REG002"):
+        testing.assert_same_in_eval(mlp(AlwaysDrops()), torch.randn(4, 4))
+
+
+def test_every_assertion_is_exported_and_documented() -> None:
+    for name in testing.__all__:
+        assert getattr(testing, name).__doc__
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in testing.__all__ if name not in readme] == []

@@ -1,0 +1,1 @@
+"""Where trainlint meets other tools."""
