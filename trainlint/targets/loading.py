@@ -64,10 +64,16 @@ class Found:
     make: Callable[[], nn.Module | None]
 
 
-def load_file(path: Path, text: SourceText, dotted: str | None = None) -> LoadedFile:
+def load_file(
+    path: Path,
+    text: SourceText,
+    dotted: str | None = None,
+    after: Callable[[ast.stmt, types.ModuleType], None] | None = None,
+) -> LoadedFile:
     """Run the file, as the module `dotted` where it was asked for by that name.
 
-    Raises `LoadError` where it does not parse.
+    `after` is told of each statement at module level when it was run. Raises `LoadError` where the file
+    does not parse.
     """
     if text.tree is None:
         raise LoadError(_syntax_error(text))
@@ -89,9 +95,11 @@ def load_file(path: Path, text: SourceText, dotted: str | None = None) -> Loaded
         if package and getattr(imported, "__file__", None) == str(path):
             assert imported is not None
             loaded.module = imported  # its own package imports it
+            for statement in text.tree.body if after is not None else ():
+                after(statement, imported)
         else:
             sys.modules[name] = module
-            _run(loaded, stops)
+            _run(loaded, stops, after)
     if loaded.stopped:
         loaded.notes.append(loaded.stopped)
     return loaded
@@ -164,7 +172,11 @@ def _import_packages(package: str, path: Path, notes: list[str]) -> None:
             sys.modules[name] = stub
 
 
-def _run(loaded: LoadedFile, stops: list[Stop]) -> None:
+def _run(
+    loaded: LoadedFile,
+    stops: list[Stop],
+    after: Callable[[ast.stmt, types.ModuleType], None] | None,
+) -> None:
     tree, namespace = loaded.text.tree, vars(loaded.module)
     assert tree is not None
     namespace["__doc__"] = ast.get_docstring(tree, clean=False)
@@ -178,6 +190,8 @@ def _run(loaded: LoadedFile, stops: list[Stop]) -> None:
         )
         try:
             _execute(code, loaded)
+            if after is not None:
+                after(statement, loaded.module)
             if stops:
                 raise stops[0]  # the file itself caught it
         except BaseException as error:
