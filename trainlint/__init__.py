@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "check",
     "cross_validate",
+    "sweep",
     "watch",
 ]
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from trainlint.api import check
     from trainlint.errors import TrainingStopped, TrainlintError
     from trainlint.generalization.crossvalidation import cross_validate
+    from trainlint.generalization.sweep import sweep
     from trainlint.records import CrossValidation, Report
     from trainlint.watching import watch
 
@@ -36,6 +38,7 @@ _HOMES = {
     "Report": "trainlint.records",
     "TrainingStopped": "trainlint.errors",
     "TrainlintError": "trainlint.errors",
+    "sweep": "trainlint.generalization.sweep",
     "watch": "trainlint.watching",
 }
 

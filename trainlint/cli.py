@@ -18,6 +18,7 @@ import msgspec
 from trainlint import __version__
 from trainlint.config import FAIL_ON, load_config
 from trainlint.errors import TrainlintError, UsageError
+from trainlint.generalization.swept import OVER
 from trainlint.report import FORMAT_NAMES, rendered
 
 if TYPE_CHECKING:
@@ -82,12 +83,22 @@ def _in_plain_signs(error: UnicodeError) -> tuple[str, int]:
 _PLAIN: Final = {
     "·": "-", "│": "|", "─": "-", "▸": ">", "█": "#", "▏": "|", "…": "...", "×": "x", "→": "->",
     "≤": "<=", "≥": ">=", "−": "-", "•": "*",
+    "±": "+/-", "▲": "^", "○": "o", "●": "*", "┄": "-", "¼": "1/4", "½": "1/2", "λ": "lambda",
 }  # fmt: skip
 codecs.register_error("trainlint", _in_plain_signs)
 
 
 def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--values {text}: numbers, separated by commas") from None
 
 
 def _selector_option(name: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -336,8 +347,82 @@ def run(
     ctx.exit(status)
 
 
+@main.command()
+@click.argument("target")
+@click.option(
+    "--over", type=click.Choice(OVER), default=OVER[0], show_default=True, help="What to vary."
+)
+@click.option(
+    "--values", metavar="V,...", callback=_numbers,
+    help="Factors of the width, strengths of the penalty, or probabilities.",
+)  # fmt: skip
+@click.option(
+    "--width", multiple=True, metavar="NAME,...", callback=_split,
+    help="What sets the width: integer arguments of the model, or constants of the file [found].",
+)  # fmt: skip
+@click.option("--kfold", type=int, default=5, show_default=True, metavar="K", help="Folds.")
+@click.option("--epochs", type=float, help="Train for so many epochs.")
+@click.option("--steps", type=int, help="Train for so many steps [until the loss stops falling].")
+@click.option("--seconds", type=float, default=600, show_default=True, help="Time for all of it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of folds, order and weights.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Trainings at once [one a core].")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    help="How to write it.",
+)  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Write it to this file.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of trainlint's own errors.")
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    target: str,
+    over: str,
+    values: tuple[float, ...] | None,
+    width: tuple[str, ...],
+    kfold: int,
+    epochs: float | None,
+    steps: int | None,
+    seconds: float,
+    seed: int,
+    jobs: int | None,
+    form: str,
+    output: Path | None,
+    config_path: Path | None,
+    debug: bool,
+) -> None:
+    """How large should the model be? Train it at several widths, or penalties, on each of K folds.
+
+    TARGET is a file, file.py::Net or package.module:name with a model, a loss, an optimizer and
+    train_loader at module level. The widths are 1/4 to 4 times the file's own.
+    """
+    from trainlint.generalization.sweep import sweep as run_sweep
+
+    _check_writable([output] if output is not None else [])
+    config = load_config(config_path)
+    if jobs is not None:
+        config = msgspec.structs.replace(config, jobs=jobs)
+    with _progress("sweeping") as progress:
+        report = run_sweep(
+            target, over=over, values=values, width=width, kfold=kfold, epochs=epochs, steps=steps,
+            seconds=seconds, seed=seed, config=config, progress=progress,
+            debug=debug or bool(ctx.obj),
+        )  # fmt: skip
+    if output is not None:
+        from trainlint.report.sweeping import as_text
+
+        text = report.to_json() if form == "json" else as_text(report, _piped_width())
+        output.write_text(text + "\n", encoding="utf-8")
+    elif form == "json":
+        click.echo(report.to_json())
+    else:
+        from trainlint.report.sweeping import print_sweep
+
+        print_sweep(report, _console(sys.stdout))
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None] | None]:
+def _progress(verb: str = "checking") -> Iterator[Callable[[str], None] | None]:
     """What is being checked, on stderr, and only where that is a terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -345,7 +430,7 @@ def _progress() -> Iterator[Callable[[str], None] | None]:
     from rich.console import Console
 
     with Console(stderr=True).status("importing torch") as status:
-        yield lambda what: status.update(f"checking {what}")
+        yield lambda what: status.update(f"{verb} {what}")
 
 
 @contextmanager

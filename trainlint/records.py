@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from trainlint.fixes.edit import Edit, Fix, Location
+from trainlint.generalization.swept import Sweep
 from trainlint.rule import Severity
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ReportedFinding",
     "Series",
     "Spread",
+    "SweepReport",
     "TargetResult",
 ]
 
@@ -253,6 +255,35 @@ class Report(msgspec.Struct, frozen=True):
         if self.has_errors:
             return 2
         return 1 if self.fails(fail_on) else 0
+
+
+class SweepReport(msgspec.Struct, frozen=True):
+    """What `trainlint sweep` found: the curve, and the findings on it."""
+
+    sweep: Sweep
+    findings: list[ReportedFinding] = []
+    version: int = 1
+
+    def to_json(self, indent: int = 2) -> str:
+        """One object: `version`, `sweep` with the fields of `Sweep`, and `findings`.
+
+        A point's `standing` has its means and errors, None where there are none; `best` and `chosen` are
+        places among the points.
+        """
+        from trainlint.generalization.sweep import as_data
+
+        data = {
+            "version": self.version,
+            "sweep": as_data(self.sweep),
+            "findings": [msgspec.to_builtins(finding) for finding in self.findings],
+        }
+        return msgspec.json.format(msgspec.json.encode(data), indent=indent).decode()
+
+    def __str__(self) -> str:
+        """What the command line prints, without colours."""
+        from trainlint.report.sweeping import as_text
+
+        return as_text(self)
 
 
 def _without_output(target: TargetResult) -> dict[str, Any]:

@@ -67,6 +67,7 @@ from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, Sp
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores
+from trainlint.generalization.swept import Sweep
 from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.loss.ranges import Range, value_range
 from trainlint.loss.uses import Link, LossCall, Losses, past_clamps
@@ -183,6 +184,7 @@ __all__ = [
     "Spot",
     "Suppression",
     "Suppressions",
+    "Sweep",
     "Trace",
     "Trend",
     "Unused",
@@ -334,6 +336,7 @@ FACT_STAGES: Final = {
     "Trace": "probe",
     "Memorisation": "probe",
     "Suppressions": "report",
+    "Sweep": "sweep",
 }
 STAGES: Final = ("static", "data", "signal", "probe")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import msgspec
 
 from trainlint.config import Config
 from trainlint.errors import TrainlintError
+from trainlint.generalization.swept import Inquiry, Outline
 from trainlint.generalization.variants import Variant
 from trainlint.records import Figure
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from trainlint.processes.jobs import Job, Message
 
 _DIGITS: Final = 5
+
+
+OUT_OF_TIME: Final = "not run: the time was up"
 
 
 class ExperimentError(TrainlintError):
@@ -47,6 +52,10 @@ class Experiment(msgspec.Struct, frozen=True):
     makes. `seed` decides the split. A trial takes `steps` optimizer steps, or `epochs` of its training
     samples, for at most `seconds`. `most` samples of either set are scored at each checkpoint: six of
     them or, with `ends_only`, two.
+
+    With `anew`, the model is built for each trial, with weights of the trial's seed; else all trials of a
+    width of 1 start from the weights that it has. `widths` names the integers that a variant's width
+    changes, none where they are to be found.
     """
 
     folds: int = 5
@@ -56,6 +65,8 @@ class Experiment(msgspec.Struct, frozen=True):
     seed: int = 0
     most: int = 1000
     ends_only: bool = False
+    anew: bool = False
+    widths: list[str] = []
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -167,19 +178,21 @@ def run_trials(
     config: Config | None = None,
     progress: Progress | None = None,
     *,
+    limit: float = math.inf,
     debug: bool = False,
 ) -> Trials:
     """Run trials of a file, `file.py::Net` or `package.module:name`, in child processes.
 
     The one of the greatest width runs first: what it takes decides how many run at once then. A trial
-    whose process dies has a reason in place of figures, and the others go on. Raises `ExperimentError`
+    whose process dies has a reason in place of figures, and the others go on. So has one that is not done
+    when so many seconds, the `limit`, are over. Raises `ExperimentError`
     where none is possible, `UsageError` for what is no single file.
     """
     from trainlint.api import job_of
 
     config = config or Config()
     job = job_of(target, config, debug=debug)
-    run = _Run(job, list(specs), experiment, progress)
+    run = _Run(job, list(specs), experiment, progress, time.monotonic() + limit)
     if not specs:
         raise ValueError("no trials were asked for")
     first = max(range(len(specs)), key=lambda n: specs[n].variant.width)
@@ -192,6 +205,40 @@ def run_trials(
     return Trials([run.results[n] for n in range(len(specs))], run.split)
 
 
+def outline_of(
+    target: str,
+    experiment: Experiment,
+    inquiry: Inquiry,
+    config: Config | None = None,
+    progress: Callable[[str], None] | None = None,
+    *,
+    debug: bool = False,
+) -> tuple[Split, Outline]:
+    """What is known of a target before trials of it, from a child process.
+
+    Raises `ExperimentError` where no trial is possible, `UsageError` for what is no single file.
+    """
+    from trainlint.api import job_of
+    from trainlint.processes.jobs import Died, Outlined, Prepared, Refused, Told, TrialJob
+    from trainlint.processes.supervisor import run_jobs
+
+    job = job_of(target, config or Config(), debug=debug)
+    job = msgspec.structs.replace(job, trials=TrialJob(experiment, inquiry=inquiry))
+    split: Split | None = None
+    for _, message in run_jobs([job], 1):
+        if isinstance(message, Refused):
+            raise ExperimentError(message.reason)
+        if isinstance(message, Died):
+            raise ExperimentError(message.reason)
+        if isinstance(message, Prepared):
+            split = message.split
+        elif isinstance(message, Told) and progress is not None:
+            progress(message.text)
+        elif isinstance(message, Outlined) and split is not None:
+            return split, message.outline
+    raise ExperimentError("nothing came of it")
+
+
 @dataclass
 class _Run:
     """Trials under way, by their numbers."""
@@ -200,6 +247,7 @@ class _Run:
     specs: Sequence[TrialSpec]
     experiment: Experiment
     progress: Progress | None
+    deadline: float = math.inf
     results: dict[int, TrialResult] = field(default_factory=dict)
     split: Split | None = None
     _shares: dict[int, float] = field(default_factory=dict)
@@ -218,6 +266,9 @@ class _Run:
                 for portion in waiting
             ]
             for place, message in run_jobs(jobs, workers):
+                if time.monotonic() > self.deadline:
+                    self._give_up(waiting)
+                    return
                 portion = waiting[place]
                 self._receive(portion, message)
                 if isinstance(message, Died) and self.split is None:
@@ -226,6 +277,10 @@ class _Run:
                     number = portion.popleft()
                     self._finish(number, TrialResult(self.specs[number], message.reason))
             waiting = [portion for portion in waiting if portion]
+
+    def _give_up(self, waiting: Iterable[Iterable[int]]) -> None:
+        for number in [number for portion in waiting for number in portion]:
+            self._finish(number, TrialResult(self.specs[number], OUT_OF_TIME))
 
     def _receive(self, portion: deque[int], message: Message) -> None:
         from trainlint.processes.jobs import Advanced, Prepared, Refused, Tried

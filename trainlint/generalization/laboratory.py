@@ -47,7 +47,8 @@ _MOST_LOSSES: Final = 1000
 class Laboratory:
     """Makes trials of one model. `groups` and `splitter` are as for `folds_of`.
 
-    `of_width` builds the model anew with its hidden sizes times a factor, to be thrown away.
+    `of_width` builds the model anew with its hidden sizes times a factor and weights of a seed, to be
+    thrown away.
 
     Raises `ProbeProblem` where no trial is possible, `UsageError` where scikit-learn is missing.
     """
@@ -57,7 +58,7 @@ class Laboratory:
     experiment: Experiment
     groups: Any = None
     splitter: Any = None
-    of_width: Callable[[float], Copy] | None = None
+    of_width: Callable[[float, int], Copy] | None = None
     pool: Pool = field(init=False)
     held_out: Pool | None = field(init=False, default=None)
     folds: Folds = field(init=False)
@@ -76,7 +77,7 @@ class Laboratory:
         names = setup.names
         self.pool = pool_of(setup.train_loader, names.get("train_loader", "train_loader"))
         if setup.step is not None:
-            self.model, self.setup = _stepping(self.model, setup)
+            self.model, self.setup = stepping(self.model, setup)
         checksum = 0
         if self.experiment.folds:
             samples = samples_of(self.pool, self.model, setup)
@@ -124,7 +125,9 @@ class Laboratory:
         steps = self.steps_for(len(train))
         # Where a variant builds the model anew, its weights are those of the trial's seed.
         seed_generators(spec.seed)
-        change = applied(self._copy(spec.variant.width), replace(spec.variant, width=1.0))
+        change = applied(
+            self._copy(spec.variant.width, spec.seed), replace(spec.variant, width=1.0)
+        )
         measured = trial(
             change.subject,
             self.pool,
@@ -144,12 +147,12 @@ class Laboratory:
         )
         return self._result(spec, change.subject, measured, train, validation, steps)
 
-    def _copy(self, width: float) -> Copy:
+    def _copy(self, width: float, seed: int) -> Copy:
         """The model to be trained, of the width that a variant asks for."""
-        if width != 1.0:
+        if width != 1.0 or self.experiment.anew:
             if self.of_width is None:
                 raise ProbeProblem("a model of another width has to be built anew")
-            return self.of_width(width)
+            return self.of_width(width, seed)
         return copied(self.model, self.setup, optimizer_for(self.setup))
 
     def steps_for(self, samples: int) -> int:
@@ -253,7 +256,8 @@ class _Stepping(nn.Module):
         return {"loss": loss}
 
 
-def _stepping(model: nn.Module, setup: Setup) -> tuple[nn.Module, Setup]:
+def stepping(model: nn.Module, setup: Setup) -> tuple[nn.Module, Setup]:
+    """A LightningModule as a model that computes its own loss, and the setup that goes with it."""
     made = setup.optimizer
     return _Stepping(model), replace(
         setup, step=None, loss=None, optimizer=lambda whole: made(whole.inner)

@@ -15,6 +15,45 @@ import msgspec
 OVER: Final = ("width", "weight-decay", "l1", "elastic-net", "dropout")
 
 
+class Inquiry(msgspec.Struct, frozen=True):
+    """What has to be known before a sweep.
+
+    `factors` are of widths, none for other sweeps. The number of steps is looked for where `find_length` is
+    set, for at most `seconds`.
+    """
+
+    factors: list[float] = []
+    seconds: float = 10.0
+    find_length: bool = True
+
+
+class OutlinedWidth(msgspec.Struct, frozen=True):
+    """What a factor of the width comes to; `reason` says why there is no such model."""
+
+    factor: float
+    sizes: dict[str, int] = {}
+    parameters: int = 0
+    reason: str | None = None
+
+
+class Outline(msgspec.Struct, frozen=True):
+    """A target before its sweep: its `parameters`, `weight_decay` and the `dropout` of its layers.
+
+    `steps` is how long to train, 0 where that was not asked, and `length` how that was found. `per_epoch`
+    is how many batches the training samples of a fold make. `place` is where the model was made: file,
+    row, and columns of begin and end.
+    """
+
+    parameters: int
+    widths: list[OutlinedWidth] = []
+    weight_decay: float = 0.0
+    dropout: list[float] = []
+    steps: int = 0
+    per_epoch: int = 1
+    length: str = ""
+    place: tuple[str, int, int, int] | None = None
+
+
 class Swept(msgspec.Struct, frozen=True):
     """One value, and the losses that it led to.
 
@@ -53,17 +92,18 @@ class Standing(msgspec.Struct, frozen=True):
 class Sweep(msgspec.Struct, frozen=True):
     """Losses over a range of one setting, in rising order of its `points`.
 
-    `over` is `width`, `weight-decay`, `l1`, `elastic-net` or `dropout`; `here` the place of the target as it
-    is among the points, None where it is none of them. `folds` trainings were made of each, of `steps`
-    optimizer steps, `epochs` of their `samples` each. `splitter` made the folds, `loss` names the loss
-    function, `metric` is `accuracy`, `R²` or empty. `length` says how the number of steps was chosen,
-    `widths` are the integers that were changed, as `--width` takes them.
+    `over` is `width`, `weight-decay`, `l1`, `elastic-net` or `dropout`; `here` the place of the target as
+    it is among the points. `folds` trainings were made of each, of `steps` optimizer steps, `epochs` of
+    the training samples of a fold; `samples` counts those of all folds. `splitter` made the folds, `loss`
+    names the loss function, `metric` is `accuracy`, `R²` or empty. `length` says how the number of steps
+    was chosen, `widths` are the integers that were changed, as `--width` takes them. `place` is where the
+    model was made.
     """
 
     target: str
     over: str
     points: list[Swept]
-    here: int | None
+    here: int
     folds: int
     steps: int
     epochs: float
@@ -75,6 +115,7 @@ class Sweep(msgspec.Struct, frozen=True):
     widths: list[str] = []
     notes: list[str] = []
     seconds: float = 0.0
+    place: tuple[str, int, int, int] | None = None
 
     @property
     def measured(self) -> list[int]:
@@ -94,8 +135,8 @@ class Sweep(msgspec.Struct, frozen=True):
     def chosen(self) -> int | None:
         """The simplest model within one standard error of the best.
 
-        Breiman, Friedman, Olshen & Stone 1984, *Classification and Regression Trees*, section 3.4.3. Simplest
-        is the narrowest, or the most penalised.
+        Breiman, Friedman, Olshen & Stone 1984, *Classification and Regression Trees*, section 3.4.3.
+        Simplest is the narrowest, or the most penalised.
         """
         best = self.best
         if best is None:

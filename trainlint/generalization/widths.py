@@ -3,9 +3,10 @@
 Comes in: a file that was run, the model in it, what built that, and inputs. Goes out: the sizes to change,
 named by the user or found by trying, and for each factor their values and the number of parameters.
 
-An integer is a width if the model with twice of it still takes the same inputs and gives outputs of the same
-shape, has parameters of the same names, and more of them, in two places at least: where a hidden result is
-made and where it is used. So numbers of layers, classes, inputs, positions and words do not count.
+An integer is a width if the model with twice of it still takes the same inputs and gives outputs of the
+same shape, has parameters of the same names, and more of them, in two places at least: where a hidden
+result is made and where it is used. So numbers of layers, classes, inputs, positions and words do not
+count.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -26,8 +27,15 @@ from torch import Tensor, nn
 
 from trainlint.preserve import random_states
 from trainlint.probe.batches import ProbeProblem
-from trainlint.targets.loading import LoadedFile, load_file, named_model, reason_of, unwrapped
-from trainlint.targets.resizing import Call, Path, Resized, Size, changed, found, written
+from trainlint.targets.loading import (
+    LoadedFile,
+    load_file,
+    models_of,
+    named_model,
+    reason_of,
+    unwrapped,
+)
+from trainlint.targets.resizing import Call, Path, Resized, Size, found, written
 from trainlint.tree import map_tensors, tensors
 
 if TYPE_CHECKING:
@@ -92,8 +100,10 @@ class Rung:
     reason: str | None = None
 
 
-def another(origin: Origin, sizes: Sequence[Size], seed: int | None = None) -> tuple[Any, nn.Module]:
-    """(the file run with these sizes, its model). What the file and the model raise passes through.
+def another(
+    origin: Origin, sizes: Sequence[Size], seed: int | None = None
+) -> tuple[LoadedFile, nn.Module]:
+    """(the file run with these sizes, its model). What the model raises passes through.
 
     The module's name in `sys.modules` then stands for the new run.
     """
@@ -101,12 +111,11 @@ def another(origin: Origin, sizes: Sequence[Size], seed: int | None = None) -> t
     sys.modules.pop(loaded.module.__name__, None)
     with Resized(sizes, seed) as resized:
         again = load_file(origin.path, loaded.text, origin.dotted, resized.after)
-        try:
-            return again, named_model(again, origin.name)
-        except Exception:
-            if again.stopped is not None and loaded.stopped is None:
-                raise WidthProblem(again.stopped) from None
-            raise
+        if again.stopped is not None and loaded.stopped is None:
+            raise WidthProblem(again.stopped)
+        make = next((each.make for each in models_of(again) if each.name == origin.name), None)
+        model = None if make is None else make()
+        return again, named_model(again, origin.name) if model is None else model
 
 
 # ---------------------------------------------------------------------- what another size does
@@ -169,6 +178,8 @@ class _Trier:
                 if not isinstance(model, nn.Module):
                     return "makes no module"
                 return _look(model, self.origin.inputs, on_meta=self.on_meta)
+        except WidthProblem as problem:
+            return str(problem)
         except (Exception, SystemExit) as error:
             return reason_of(error)
 
@@ -402,7 +413,9 @@ def _named(origin: Origin, wanted: Sequence[str]) -> list[Size]:
             if look.outputs != base.outputs:
                 raise WidthProblem(f"{_listed(other)} changes the output of {origin.name}")
             if look.shapes.keys() != base.shapes.keys():
-                raise WidthProblem(f"{_listed(other)} changes the number of layers, not their width")
+                raise WidthProblem(
+                    f"{_listed(other)} changes the number of layers, not their width"
+                )
             if not base.changed(look):
                 raise WidthProblem(f"{_listed(other)} changes no layer of {origin.name}")
             return sizes
@@ -415,7 +428,8 @@ def _resolved(origin: Origin, name: str) -> list[Size]:
     if not _NAME.fullmatch(name):
         raise WidthProblem(f"--width {name}: not a name such as hidden, sizes[1] or config.hidden")
     path: Path = [
-        int(index) if index else part for part, index in re.findall(r"([A-Za-z_]\w*)|\[(\d+)\]", name)
+        int(index) if index else part
+        for part, index in re.findall(r"([A-Za-z_]\w*)|\[(\d+)\]", name)
     ]
     places: list[tuple[str, Mapping[str, Any]]] = [(c.owner, c.arguments) for c in origin.calls]
     places.append(("", vars(origin.loaded.module)))
@@ -474,8 +488,14 @@ def rungs(origin: Origin, sizes: Sequence[Size], factors: Sequence[float]) -> li
     trier = _Trier(origin, call)
     base = trier.base()
     # What splits a width is among the other integers, as a number of heads is.
-    others = [] if call is None else [s.was for s in _of_call(call) if s.path not in [w.path for w in sizes]]
-    grains = list(dict.fromkeys([*_GRAINS[:1], *sorted(g for g in others if 1 < g <= 64), *_GRAINS[1:]]))
+    others = (
+        []
+        if call is None
+        else [s.was for s in _of_call(call) if s.path not in [w.path for w in sizes]]
+    )
+    grains = list(
+        dict.fromkeys([*_GRAINS[:1], *sorted(g for g in others if 1 < g <= 64), *_GRAINS[1:]])
+    )
     return [_rung(trier, base, sizes, factor, grains) for factor in factors]
 
 
@@ -499,6 +519,3 @@ def _rung(
 def _near(value: float, grain: int) -> int:
     """The multiple of the grain next to a value."""
     return max(1, round(value / grain)) * grain
-
-
-__all__ = ["Origin", "Rung", "WidthProblem", "another", "changed", "rungs", "widths_of"]

@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 
 from trainlint.generalization.experiments import Experiment, Split, TrialResult, TrialSpec
+from trainlint.generalization.swept import Inquiry, Outline
 from trainlint.records import ReportedFinding, TargetResult
 
 
 class TrialJob(msgspec.Struct, frozen=True):
-    """Trainings to be made of the one model that a job names, in this order."""
+    """Trainings to be made of the one model that a job names, in this order; an inquiry before them."""
 
     experiment: Experiment
-    specs: list[TrialSpec]
+    specs: list[TrialSpec] = []
+    inquiry: Inquiry | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -81,6 +83,12 @@ class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
     split: Split
 
 
+class Outlined(msgspec.Struct, frozen=True, tag="outlined"):
+    """The answer to an inquiry."""
+
+    outline: Outline
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """Why no trial is possible of this target."""
 
@@ -111,7 +119,7 @@ class Died(msgspec.Struct, frozen=True, tag="died"):
     output: str = ""
 
 
-Message = Begin | Analyzed | Told | Prepared | Refused | Advanced | Tried | Done | Died
+Message = Begin | Analyzed | Told | Prepared | Outlined | Refused | Advanced | Tried | Done | Died
 decode_message = msgspec.json.Decoder(Message).decode
 decode_job = msgspec.json.Decoder(Job).decode
 

@@ -30,6 +30,7 @@ from trainlint.processes.jobs import (
     Done,
     Job,
     Message,
+    Outlined,
     Prepared,
     Refused,
     Told,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from trainlint.capture.inputs import Inputs
     from trainlint.generalization.experiments import Experiment
     from trainlint.generalization.laboratory import Laboratory
+    from trainlint.generalization.swept import Inquiry, Outline
     from trainlint.loss.uses import Recipe
     from trainlint.rule import Settings
     from trainlint.subject import Analysis
@@ -182,6 +184,9 @@ def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
             with _time_limit(job.timeout / 2, "half of --timeout"):
                 laboratory = _laboratory(job, wanted.experiment)
             send(Prepared(laboratory.split))
+            if wanted.inquiry is not None:
+                send(Begin(job.target))
+                send(Outlined(_outline(laboratory, wanted.inquiry, lambda text: send(Told(text)))))
             for spec in wanted.specs:
                 send(Begin(job.target))
                 result = laboratory.run(spec, progress)
@@ -195,20 +200,37 @@ def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
         send(Refused(f"internal error: {traceback.format_exc() if job.debug else detail}"))
 
 
+def _outline(laboratory: Laboratory, inquiry: Inquiry, progress: Callable[[str], None]) -> Outline:
+    from trainlint.generalization.rebuilding import outline
+
+    return outline(
+        laboratory,
+        inquiry.factors,
+        seconds=inquiry.seconds,
+        find_length=inquiry.find_length,
+        progress=progress,
+    )
+
+
 def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
     """The one model of the file that can be trained, its data, and their folds."""
     from trainlint.generalization.laboratory import Laboratory, setup_with_loss
+    from trainlint.generalization.rebuilding import OtherWidths
     from trainlint.targets.loading import load_file, models_of, named_model, recipe_of
+    from trainlint.targets.resizing import Constructions
 
     _seed_numpy()
-    loaded = load_file(*_read(job), job.dotted)
-    namespace = vars(loaded.module)
+    path, text = _read(job)
+    constructions = Constructions()
     found: list[tuple[str, nn.Module]] = []
-    if job.name is not None:
-        found = [(job.name, named_model(loaded, job.name))]
-    else:
-        made = ((each.name, each.make()) for each in models_of(loaded))
-        found = [(name, model) for name, model in made if model is not None]
+    with constructions.recorded():
+        loaded = load_file(path, text, job.dotted, constructions.after)
+        if job.name is not None:
+            found = [(job.name, named_model(loaded, job.name))]
+        else:
+            made = ((each.name, each.make()) for each in models_of(loaded))
+            found = [(name, model) for name, model in made if model is not None]
+    namespace = vars(loaded.module)
     recipes = [(name, model, recipe_of(loaded, model, name, loops=False)) for name, model in found]
     trained = [each for each in recipes if each[2].setup.train_loader is not None]
     if len(trained) > 1:
@@ -216,13 +238,17 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
         raise LoadError(f"holds several models, say which: {names}")
     if not trained:
         raise LoadError(_untrained(loaded, recipes))
-    _, model, recipe = trained[0]
+    name, model, recipe = trained[0]
+    setup = setup_with_loss(model, recipe)
     return Laboratory(
         model,
-        setup_with_loss(model, recipe),
+        setup,
         experiment,
         groups=namespace.get("groups"),
         splitter=_splitter(namespace),
+        of_width=OtherWidths(
+            path, job.dotted, loaded, name, model, setup, constructions, experiment.widths
+        ),
     )
 
 

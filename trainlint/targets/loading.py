@@ -95,8 +95,9 @@ def load_file(
         if package and getattr(imported, "__file__", None) == str(path):
             assert imported is not None
             loaded.module = imported  # its own package imports it
-            for statement in text.tree.body if after is not None else ():
-                after(statement, imported)
+            if after is not None:
+                for statement in text.tree.body:
+                    after(statement, imported)
         else:
             sys.modules[name] = module
             _run(loaded, stops, after)

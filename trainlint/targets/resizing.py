@@ -1,7 +1,7 @@
 """Run a user's file with other sizes in it: arguments of what builds its models, and names at module level.
 
-Comes in: while the file runs as it is, what its models were built with (`Constructions`). Goes out: the same
-file run with other values (`Resized`), so that its optimizer and all else that it makes of the model fit.
+Comes in: while the file runs as it is, what its models were built with (`Constructions`). Goes out: the
+same file run with other values (`Resized`), so that its optimizer and all else that it makes fit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import inspect
 import sys
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -68,7 +69,7 @@ class Call:
 
     def again(self, sizes: Sequence[Size] = ()) -> Any:
         """Call it once more, with these sizes in the arguments. What it raises passes through."""
-        bound = inspect.BoundArguments(self.signature, {})  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.signature, OrderedDict())
         bound.arguments.update(changed(self.arguments, sizes))
         return self.make(*bound.args, **bound.kwargs)
 
@@ -138,7 +139,9 @@ class Constructions:
         @functools.wraps(original)
         def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             original(module, *args, **kwargs)
-            with contextlib.suppress(Exception):  # a signature that is none, a module without weak references
+            with contextlib.suppress(
+                Exception
+            ):  # a signature that is none, a module without weak references
                 call = _constructor_call(module)
                 if call is not None:
                     self._classes[id(module)] = (weakref.ref(module), call)
@@ -186,27 +189,25 @@ def _returns(function: ast.FunctionDef) -> bool:
 
 
 def _constructor_call(module: nn.Module) -> Call | None:
-    """From the outermost frame of its `__init__`: what it was called with, if no name was assigned anew.
+    """From the frame of its `__init__`: what it was called with, if no name was assigned anew before.
 
     `nn.Module.__init__` is called before anything else can be done with a module. Whether the arguments
-    are those of the call shows when it is made again.
+    are those of the call shows when it is made again. `nn.Module.__new__`, which would get the very
+    arguments, cannot be put back once it was replaced: Python then refuses arguments for good.
     """
     kind = type(module)
     code = getattr(inspect.unwrap(kind.__init__), "__code__", None)
-    frame = sys._getframe(2)
-    outermost = None
-    while frame is not None:
+    frame: types.FrameType | None = sys._getframe(2)
+    while code is not None and frame is not None:
         if frame.f_code is code and frame.f_locals.get(code.co_varnames[0]) is module:
-            outermost = frame
-        frame = frame.f_back  # type: ignore[assignment]
-        if outermost is not None:
             break
-    if outermost is None:
+        frame = frame.f_back
+    if code is None or frame is None:
         return None
     whole = inspect.signature(kind.__init__)
     parameters = list(whole.parameters.values())[1:]
     signature = whole.replace(parameters=parameters)
-    values = outermost.f_locals
+    values = frame.f_locals
     if any(parameter.name not in values for parameter in parameters):
         return None
     arguments = {parameter.name: values[parameter.name] for parameter in parameters}
@@ -232,7 +233,7 @@ class Resized:
         self._seed = seed
         self._undo = contextlib.ExitStack()
 
-    def __enter__(self) -> Resized:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
