@@ -15,6 +15,7 @@ import torch
 import trainlint
 from trainlint import Report, __version__
 from trainlint.config import load_config
+from trainlint.records import SweepReport
 from trainlint.registry import all_rules, check_options
 from trainlint.rule import Rule
 from trainlint.scaffold import FAMILY_CODES, write_rule
@@ -29,8 +30,10 @@ FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # One worker for all of them, since they share one check.
 pytestmark = pytest.mark.xdist_group("rules")
 RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
-# Examples with a loop of their own are watched; all others are files to check.
+# Examples with a loop of their own are watched, those of rules on sweeps are swept as well; all are files to
+# check, but for loops.
 LOOP = ".backward()"
+SWEPT = {rule.code for rule in all_rules() if "sweep" in rule.stages}
 
 
 def sections(rule: Rule) -> dict[str, str]:
@@ -78,6 +81,12 @@ def watched(path: Path) -> Report:
     return w.report()
 
 
+@lru_cache
+def swept(path: Path) -> SweepReport:
+    """What is said of a file's curve over the widths."""
+    return trainlint.sweep(path, kfold=3, steps=300)
+
+
 def found_in(report: Report, path: Path) -> list[tuple[str, str]]:
     """(code, severity) of the findings in a file, symptoms included. Its models must have been checked."""
     if LOOP in path.read_text(encoding="utf-8"):
@@ -91,9 +100,12 @@ def found_in(report: Report, path: Path) -> list[tuple[str, str]]:
     ]
     assert [target.status for target in own] == ["ok"] * len(own), own
     assert own, f"no model was found in {path.name}"
+    findings = list(report.findings)
+    if path.stem[:6].upper() in SWEPT:
+        findings += swept(path).findings
     return [
         (found.code, found.severity)
-        for finding in report.findings
+        for finding in findings
         for found in (finding, *finding.symptoms)
         if Path(found.filename or "").name == path.name
     ]

@@ -15,10 +15,9 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
     narrow, it cannot express the regularity; too wide, it has learnt the noise as well. `trainlint sweep`
     measures that curve, a quarter to four times the width on each of k folds with equal steps, and this
     rule says where the model stands on it. It speaks where its validation loss lies more than `errors`
-    standard errors of the paired difference above the least, and another width is the smallest one
-    within a standard error of the best (Breiman et al. 1984). The best of several widths is partly so by
-    luck, so the gain is somewhat too large; wide models that are trained on need not follow the curve
-    (Belkin et al. 2019).
+    standard errors above the least: those of the best one's mean (Breiman et al. 1984) and those of the
+    difference, paired fold by fold. The best of several widths is partly so by luck, so the gain is
+    somewhat too large; wide models that are trained on need not follow the curve (Belkin et al. 2019).
 
     ## Bad
     ```python
@@ -33,12 +32,12 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
 
     torch.manual_seed(0)
     x = torch.linspace(-3, 3, 160).unsqueeze(1)
-    y = torch.sin(3 * x) + 0.1 * torch.randn(160, 1)
+    y = torch.sin(2 * x) + 0.1 * torch.randn(160, 1)
     data = torch.utils.data.TensorDataset(x, y)
     train_loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True)
     model = Regressor()
     criterion = nn.MSELoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     ```
 
     ## Good
@@ -59,7 +58,7 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
     train_loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True)
     model = Regressor()
     criterion = nn.MSELoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     ```
 
     ## When to ignore it
@@ -81,7 +80,7 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
         yield NotMeasurable(f"the model as it is: {sweep.points[here].reason}")
         return
     own, least = sweep.standing(here), sweep.standing(best)
-    if here in (best, chosen) or own.above <= errors * own.above_error:
+    if own.above <= errors * max(own.above_error, least.validation_error):
         return
     message = (
         f"validation loss is {own.validation:.3g} at {sweep.named(here)} and {least.validation:.3g} at "

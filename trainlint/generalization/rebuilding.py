@@ -37,7 +37,7 @@ _SAMPLES: Final = 16
 _AT_REST: Final = 0.02
 _FEWEST_EPOCHS: Final = 5
 _MOST_EPOCHS: Final = 200
-_FEWEST_STEPS: Final = 50
+_FEWEST_STEPS: Final = 200
 _SCORED: Final = 256
 _FURTHER: Final = 1.2
 
@@ -218,7 +218,7 @@ def _length(
     except _AtRest as end:
         why, steps = end.args
         return max(1, steps), str(why)
-    return most, f"{_MOST_EPOCHS} epochs: the training loss was still falling"
+    return most, "the training loss was still falling"
 
 
 def is_at_rest(losses: dict[int, float]) -> bool:

@@ -95,9 +95,9 @@ def sweep(
     of the width, strengths λ of the penalty, or probabilities; the target as it is comes with them.
     `width` names the integers that set the width, arguments of the model or constants of the file;
     without it they are found. All values train for as many optimizer `steps`, or `epochs` of the
-    training samples; without either, until the target's own training loss has stopped falling. `seed` decides the folds, the
-    order of samples and the initial weights of models that are built anew. Values that are not done in
-    so many `seconds` are left out, and said.
+    training samples; without either, until the target's own training loss has stopped falling. `seed`
+    decides the folds, the order of samples and the initial weights of models that are built anew. Values
+    that are not done in so many `seconds` are left out, and said.
 
     Raises `UsageError` for options that make no sense, `ExperimentError` where there can be no sweep.
     """
@@ -230,10 +230,8 @@ def _length(outline: Outline, steps: int | None, epochs: float | None) -> int:
 
 def _widths(outline: Outline, notes: list[str]) -> list[_Value]:
     values: list[_Value] = []
-    known: dict[tuple[int, ...], OutlinedWidth] = {
-        tuple(width.sizes.values()): width for width in outline.widths if width.factor == 1.0
-    }
-    for width in outline.widths:
+    known: dict[tuple[int, ...], OutlinedWidth] = {}
+    for width in sorted(outline.widths, key=lambda width: abs(math.log(width.factor))):
         same = known.setdefault(tuple(width.sizes.values()), width)
         if same is not width and width.reason is None:
             notes.append(f"{factor(width.factor)} is left out: sizes as at {factor(same.factor)}")
@@ -248,7 +246,7 @@ def _widths(outline: Outline, notes: list[str]) -> list[_Value]:
                 width.factor == 1.0,
             )
         )
-    return values
+    return sorted(values, key=lambda value: value.value)
 
 
 def _penalties(
