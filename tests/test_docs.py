@@ -51,7 +51,7 @@ def setup_lines() -> tuple[str, str]:
 
 def test_every_block_of_the_readme_is_of_a_kind_that_is_tested() -> None:
     assert {language for language, _ in BLOCK.findall(README)} == {
-        "sh", "bash", "console", "python", "toml",
+        "sh", "bash", "console", "python", "toml", "yaml",
     }  # fmt: skip
 
 

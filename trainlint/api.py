@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
 from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
 from trainlint.suppression import Suppressions
-from trainlint.targets.discovery import discover, python_files
+from trainlint.targets.discovery import holds_models, python_files
 from trainlint.targets.specs import parse_spec
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ def check(
     stages: Sequence[str] = STAGES,
     config: Config | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    scan: bool = False,
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Report:
@@ -76,6 +76,8 @@ def check(
 
     `stages` are `static`, the graph alone; `signal`, one forward and backward on real weights; and `probe`,
     some steps of training, where there is something to train with.
+
+    With `scan`, files that hold no model are passed over as in a directory, and are no error.
 
     Raises `UsageError` for a target that does not exist or an unknown rule.
     """
@@ -112,7 +114,9 @@ def check(
         debug=debug,
     )
     jobs = _without_doubles(
-        msgspec.structs.replace(common, **place) for name in targets for place in _places(name)
+        msgspec.structs.replace(common, **place)
+        for name in targets
+        for place in _places(name, scan=scan)
     )
     collected, files = _check_files(jobs, config, progress)
     collected.results += _directories_without_models(targets, jobs)
@@ -209,8 +213,11 @@ def _names(target: Any) -> list[str]:
     return [str(os.fspath(name)) for name in names]
 
 
-def _places(target: str) -> Iterator[dict[str, Any]]:
-    """The fields of `Job` that say what one target means. Raises `UsageError`."""
+def _places(target: str, *, scan: bool = False) -> Iterator[dict[str, Any]]:
+    """The fields of `Job` that say what one target means. Raises `UsageError`.
+
+    With `scan`, a file is as one that was met in a directory.
+    """
     name, separator, attribute = target.partition("::")
     if not name.strip():
         raise UsageError(f"no file is named by {target!r}")
@@ -219,8 +226,11 @@ def _places(target: str) -> Iterator[dict[str, Any]]:
         if separator:
             raise UsageError(f"{target}: {name} is a directory; name a file of it")
         for file in python_files(path):
-            if _holds_models(file):
+            if holds_models(file):
                 yield {"path": str(file.resolve()), "label": file.as_posix(), "scanned": True}
+    elif path.is_file() and scan and not separator:
+        if holds_models(path):
+            yield {"path": str(path.resolve()), "label": path.as_posix(), "scanned": True}
     elif path.is_file():
         if separator and not attribute:
             raise UsageError(f"{target}: nothing follows the ::")
@@ -242,18 +252,6 @@ def _without_doubles(jobs: Iterable[Job]) -> list[Job]:
         if place not in kept or not job.scanned:
             kept[place] = job
     return list(kept.values())
-
-
-def _holds_models(path: Path) -> bool:
-    """Whether the syntax alone shows a model; a file that does not parse is looked at, and reported."""
-    text = SourceText.read(str(path))
-    if text is None:
-        return True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a SyntaxWarning of the user's is not our business
-        if text.tree is None:
-            return True
-    return any(candidate.likely for candidate in discover(text).candidates)
 
 
 def _directories_without_models(

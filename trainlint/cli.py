@@ -150,6 +150,9 @@ _plots_option: Final = click.option(
 @click.option(
     "--static", is_flag=True, help="Only the graph: the model is not run on real numbers."
 )
+@click.option(
+    "--scan", is_flag=True, help="A file that is named, but holds no model, is passed over."
+)
 @click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
 @_report_options
@@ -200,6 +203,7 @@ def check(
     ignore: tuple[str, ...],
     inputs: str | None,
     static: bool,
+    scan: bool,
     fail_on: str | None,
     exit_zero: bool,
     form: str,
@@ -239,6 +243,8 @@ def check(
         raise UsageError("--kfold trains the model, --static does not even run it: leave one out")
     if epochs and not kfold:
         raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
+    if scan and not any(_may_hold_models(Path(target)) for target in wanted):
+        ctx.exit(0)
     from trainlint.api import check as run_check
     from trainlint.baseline import read_baseline
     from trainlint.baseline import write_baseline as write_report_as_baseline
@@ -252,7 +258,7 @@ def check(
     with _progress() as progress:
         report = run_check(
             wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
-            stages=STAGES[:1] if static else STAGES, config=config, progress=progress,
+            stages=STAGES[:1] if static else STAGES, scan=scan, config=config, progress=progress,
             debug=debug or bool(ctx.obj),
         )  # fmt: skip
     if kfold:
@@ -464,6 +470,15 @@ def _outputs(values: tuple[str, ...], form: str) -> list[tuple[str, Path]]:
             f"one file for --format {form}; others with their form: --output sarif:FILE"
         )
     return outputs
+
+
+def _may_hold_models(path: Path) -> bool:
+    """Whether there is more to do than to look at the text, as a commit hook does most of the time."""
+    if not path.is_file():
+        return True
+    from trainlint.targets.discovery import holds_models
+
+    return holds_models(path)
 
 
 def _check_writable(files: list[Path]) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,23 @@ def mentions_framework(path: Path) -> bool:
         content = path.read_bytes()
         return any(framework in content for framework in _FRAMEWORKS)
     return False
+
+
+def holds_models(path: Path) -> bool:
+    """Whether the syntax alone shows a model; a file that does not parse is looked at, and reported.
+
+    Without a word of torch or a library on it, nothing is parsed.
+    """
+    if not mentions_framework(path):
+        return False
+    text = SourceText.read(str(path))
+    if text is None:
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a SyntaxWarning of the user's is not our business
+        if text.tree is None:
+            return True
+    return any(candidate.likely for candidate in discover(text).candidates)
 
 
 def _is_skipped(folder: Path) -> bool:
