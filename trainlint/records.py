@@ -93,7 +93,8 @@ class Series(msgspec.Struct, frozen=True):
     loss function that both are of; it is `backward` where `train` is what `backward()` was called on,
     which other factors and terms may be part of. `guess` is the loss of the best constant answer to the
     training's targets, where it is known. A point of `train` is a mean over several steps where
-    there were more; one of `validation` is a mean over a pass.
+    there were more; one of `validation` is a mean over a pass. `bands` are (step, lowest, highest) of those
+    points whose error is known: mean ± 2 standard errors.
     """
 
     steps: int
@@ -103,6 +104,7 @@ class Series(msgspec.Struct, frozen=True):
     models: list[ModelSeries] = []
     train: list[tuple[int, Figure]] = []
     validation: list[tuple[int, Figure]] = []
+    bands: list[tuple[int, Figure, Figure]] = []
 
 
 class Spread(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
     since="0.1",
     explains=[
         "loss-never-moves",
+        "underfitting",
         "vanishing-gradient",
         "constant-output",
         "no-gradient",

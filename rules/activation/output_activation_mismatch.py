@@ -45,7 +45,7 @@ REGRESSIONS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     "ACT004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["dead-units", "loss-never-moves", "cannot-memorise"],
+    explains=["dead-units", "loss-never-moves", "underfitting", "cannot-memorise"],
 )
 def output_activation_mismatch(
     graph: Graph, losses: Losses, edits: SourceEdits

@@ -11,7 +11,7 @@ from trainlint.rule import Confidence, Finding, Fix, Severity, SiteTrace, Trace,
     "ACT002",
     severity=Severity.INFO,
     since="0.1",
-    explains=["loss-never-moves", "vanishing-gradient", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "vanishing-gradient", "cannot-memorise"],
     own=["loss", "optimizer", "data"],
 )
 def saturated_units(trace: Trace, *, share: float = 0.5, steps: int = 20) -> Iterator[Finding]:

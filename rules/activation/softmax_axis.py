@@ -29,7 +29,13 @@ TURNING = ("transpose", "permute", "t", "get_T", "get_mT", "movedim", "matmul", 
     "ACT003",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["batch-mixing", "constant-output", "loss-never-moves", "cannot-memorise"],
+    explains=[
+        "batch-mixing",
+        "constant-output",
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+    ],
 )
 def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterator[Finding]:
     """A softmax runs over the samples of the batch, or over a single number.

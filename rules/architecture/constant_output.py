@@ -25,7 +25,7 @@ ALIKE = 6e-7
     "ARC012",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["input-without-influence", "loss-never-moves", "cannot-memorise"],
+    explains=["input-without-influence", "loss-never-moves", "underfitting", "cannot-memorise"],
 )
 def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
     """All samples of a batch get the same output.

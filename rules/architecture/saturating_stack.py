@@ -22,6 +22,7 @@ CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "S
         "constant-output",
         "unnormalized-deep-stack",
         "loss-never-moves",
+        "underfitting",
         "cannot-memorise",
     ],
 )

@@ -17,7 +17,13 @@ from trainlint.rule import (
 )
 
 
-@rule("DAT004", severity=Severity.WARNING, since="0.1", own=["data"])
+@rule(
+    "DAT004",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["overfitting", "past-early-stop"],
+    own=["data"],
+)
 def labels_independent_of_inputs(
     trace: Trace, *, learnt: float = 0.3, passes: int = 4, steps: int = 50
 ) -> Iterator[Finding]:
@@ -77,6 +83,8 @@ def labels_independent_of_inputs(
     ## References
     Zhang, Bengio, Hardt, Recht & Vinyals 2017, arXiv:1611.03530 (random labels are fitted).
     """
+    if _is_refuted(trace):
+        return
     for loss in trace.objectives:
         share = loss.learnt(steps)
         if share is None or share < learnt or not loss.guess:
@@ -91,6 +99,16 @@ def labels_independent_of_inputs(
             ):
                 yield _finding(loss, validation, share)
                 break
+
+
+def _is_refuted(trace: Trace) -> bool:
+    """Whether something that holds for validation samples was learnt, by the model or by a linear one."""
+    measured = trace.generalization
+    if measured is None or not measured.guess:
+        return False
+    if measured.linear is not None and measured.linear < 0.9 * measured.guess:
+        return True
+    return measured.best().validation.mean < 0.9 * measured.guess
 
 
 def _learnt_by(loss: LossTrace, step: int) -> float:

@@ -18,6 +18,7 @@ from trainlint.rule import Confidence, Finding, Fix, InputTrace, ModelTrace, Sev
         "dead-relu",
         "saturated-units",
         "loss-never-moves",
+        "underfitting",
     ],
     own=["data"],
 )

@@ -31,7 +31,7 @@ _MOST_DEALT = 20_000
     "DAT003",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "learning-rate-too-high", "exploding-gradient"],
+    explains=["loss-never-moves", "underfitting", "learning-rate-too-high", "exploding-gradient"],
     own=["data"],
 )
 def unshuffled_training(

@@ -15,7 +15,7 @@ SCALED = frozenset({"SGD", "ASGD"})
     "GRD006",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["learning-rate-too-low", "loss-never-moves"],
+    explains=["learning-rate-too-low", "loss-never-moves", "underfitting"],
 )
 def clipping_too_tight(
     trace: Trace, *, factor: float = 0.1, update: float = 3e-3, calls: int = 10

@@ -34,7 +34,13 @@ MOVED = 0.02
     "GRD002",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["initial-loss-off", "loss-never-moves", "non-finite", "cannot-memorise"],
+    explains=[
+        "initial-loss-off",
+        "loss-never-moves",
+        "underfitting",
+        "non-finite",
+        "cannot-memorise",
+    ],
     shows="gradients",
 )
 def exploding_gradient(

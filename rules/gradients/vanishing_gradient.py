@@ -33,7 +33,7 @@ MOVES = 0.2
     "GRD001",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["constant-output", "loss-never-moves", "cannot-memorise"],
+    explains=["constant-output", "loss-never-moves", "underfitting", "cannot-memorise"],
     shows="gradients",
 )
 def vanishing_gradient(

@@ -21,6 +21,7 @@ FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
         "shrinking-init",
         "exploding-init",
         "loss-never-moves",
+        "underfitting",
         "cannot-memorise",
     ],
 )

@@ -34,6 +34,7 @@ FILLS_WITH_ZERO = {"zeros_", "constant_", "fill_", "zero_"}
         "shrinking-init",
         "constant-output",
         "loss-never-moves",
+        "underfitting",
         "cannot-memorise",
     ],
 )

@@ -11,7 +11,7 @@ from trainlint.rule import Finding, Fix, Severity, Trace, rule
     "LOS005",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves"],
+    explains=["loss-never-moves", "underfitting"],
     own=["loss", "data"],
 )
 def broadcast_loss(trace: Trace) -> Iterator[Finding]:

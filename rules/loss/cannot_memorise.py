@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from trainlint.rule import Confidence, Finding, Fix, Memorisation, Severity, rule
 
 
-@rule("LOS009", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves"], own=["loss"])
+@rule(
+    "LOS009",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves", "underfitting"],
+    own=["loss"],
+)
 def cannot_memorise(
     memory: Memorisation, *, left: float = 0.5, weights: int = 4
 ) -> Iterator[Finding]:

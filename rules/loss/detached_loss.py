@@ -11,7 +11,7 @@ from trainlint.rule import Finding, Fix, Severity, Trace, rule
     "LOS011",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "no-gradient", "learning-rate-too-low"],
+    explains=["loss-never-moves", "underfitting", "no-gradient", "learning-rate-too-low"],
     own=["loss"],
 )
 def detached_loss(trace: Trace) -> Iterator[Finding]:

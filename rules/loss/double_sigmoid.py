@@ -29,7 +29,7 @@ PROBABILITIES = ("sigmoid", "softmax", "hardsigmoid")
     "LOS003",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
     own=["loss"],
 )
 def double_sigmoid(

@@ -26,7 +26,7 @@ from trainlint.rule import (
     "LOS001",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["initial-loss-off", "loss-never-moves", "cannot-memorise"],
+    explains=["initial-loss-off", "loss-never-moves", "underfitting", "cannot-memorise"],
     own=["loss"],
 )
 def double_softmax(

@@ -30,7 +30,7 @@ POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
     "LOS002",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
     own=["loss"],
 )
 def missing_log_softmax(

@@ -13,7 +13,7 @@ _INDEXED = ("cross_entropy", "nll_loss")
     "LOS007",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "non-finite"],
+    explains=["loss-never-moves", "underfitting", "non-finite"],
     own=["loss", "data"],
 )
 def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Finding]:

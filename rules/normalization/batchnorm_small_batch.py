@@ -11,7 +11,7 @@ from trainlint.rule import Finding, Fix, Incident, Severity, Trace, rule
     "NRM004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "constant-output", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "constant-output", "cannot-memorise"],
     own=["data"],
 )
 def batchnorm_small_batch(

@@ -20,7 +20,7 @@ from trainlint.rule import (
     "OPT007",
     severity=Severity.INFO,
     since="0.1",
-    explains=["loss-never-moves", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
     own=(),
 )
 def frozen_parameters(

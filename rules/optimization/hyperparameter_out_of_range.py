@@ -38,7 +38,13 @@ LEAST_EPS = 1.2e-38
     "OPT010",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "learning-rate-too-low", "learning-rate-too-high", "non-finite"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
+        "non-finite",
+    ],
     own=["optimizer"],
 )
 def hyperparameter_out_of_range(

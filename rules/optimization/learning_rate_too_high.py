@@ -20,7 +20,14 @@ ORDINARY = 1e3
     "OPT002",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["non-finite", "exploding-gradient", "loss-never-moves", "dead-relu", "dead-units"],
+    explains=[
+        "non-finite",
+        "exploding-gradient",
+        "loss-never-moves",
+        "underfitting",
+        "dead-relu",
+        "dead-units",
+    ],
     own=["loss", "optimizer", "data"],
     shows="losses",
 )

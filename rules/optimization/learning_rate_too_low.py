@@ -26,7 +26,7 @@ SOUND_PACE = 3e-3
     "OPT003",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves"],
+    explains=["loss-never-moves", "underfitting"],
     own=["loss", "optimizer", "data"],
 )
 def learning_rate_too_low(

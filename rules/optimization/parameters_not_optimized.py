@@ -21,7 +21,7 @@ from trainlint.rule import (
     "OPT001",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "detached-loss", "learning-rate-too-low"],
+    explains=["loss-never-moves", "underfitting", "detached-loss", "learning-rate-too-low"],
     own=["optimizer"],
 )
 def parameters_not_optimized(

@@ -25,7 +25,7 @@ COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "
     "OPT004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "learning-rate-too-high"],
+    explains=["loss-never-moves", "underfitting", "learning-rate-too-high"],
     own=["optimizer"],
 )
 def weight_decay_too_strong(

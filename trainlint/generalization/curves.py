@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _CONFIDENCE: Final = 0.95
 # A curve that falls by less of the constant answer's loss in two fifths of a run is flat.
 FLAT: Final = 0.02
+# A gap that is more than this, in the same units, matters.
+GAP: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,15 @@ class Generalization:
         if not self.guess or len(self.checkpoints) < 2 or not late:
             return None
         return paired(self.last.train.losses, late[-1].train.losses, self.guess)
+
+    def over_linear(self) -> tuple[Difference, Difference] | None:
+        """How far training and validation losses lie above a linear model's on validation samples."""
+        if not self.guess or not self.linear_losses:
+            return None
+        return (
+            welch(self.linear_losses, self.last.train.losses, self.guess),
+            paired(self.linear_losses, self.last.validation.losses, self.guess),
+        )
 
     def rise(self, since: Checkpoint | None = None) -> Difference | None:
         """How far validation loss has risen since its best, in units of `guess`: a paired test.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from trainlint import ops
+from trainlint.generalization.curves import Generalization
 from trainlint.observe.trace import LossTrace, ModelTrace, ParameterTrace, SiteTrace, Trace
 from trainlint.records import Figure, LayerSeries, ModelSeries, Series
 
@@ -25,6 +26,13 @@ def series_of(trace: Trace) -> Series | None:
         return None
     kind, validation = _validation(trace)
     loss, train, guess = _train(trace, kind)
+    bands: list[tuple[int, Figure, Figure]] = []
+    measured = trace.generalization
+    # Where single samples were scored, that says more than passes of a few batches do.
+    if measured is not None and loss in ("backward", measured.loss) and measured.unit == "sample":
+        validation = [(point.step, point.validation.mean) for point in measured.checkpoints]
+        bands = list(_bands(measured))
+        guess = measured.guess if guess is None else guess
     return Series(
         trace.steps,
         len(trace.recorded),
@@ -33,7 +41,15 @@ def series_of(trace: Trace) -> Series | None:
         [ModelSeries(model.name, list(_layers(model))) for model in trace.trained],
         _thinned(train),
         _thinned(validation),
+        bands,
     )
+
+
+def _bands(measured: Generalization) -> Iterator[tuple[int, Figure, Figure]]:
+    for point in measured.checkpoints:
+        mean, error = point.validation.mean, point.validation.error
+        if math.isfinite(mean + error):
+            yield point.step, plain(mean - 2 * error), plain(mean + 2 * error)
 
 
 # ---------------------------------------------------------------------- layers

@@ -17,6 +17,8 @@ from torch import nn
 
 from trainlint.data.pool import pool_of
 from trainlint.engine import FactUnavailable
+from trainlint.generalization.attribution import without_some
+from trainlint.generalization.curves import GAP
 from trainlint.generalization.meter import MOST, Meter
 from trainlint.measure.memory import available_memory
 from trainlint.measure.pulse import objective_of, on_device_of, seed_generators
@@ -80,6 +82,7 @@ class Probe:
             ):
                 seed_generators(seed)
                 ran = self._run(replace(self.limits, steps=self.limits.steps * longer))
+            ran = self._attributed(ran, seed)
         except ProbeProblem as problem:
             raise FactUnavailable(str(problem)) from None
         if not ran.trace.steps and ran.ended and not ran.trace.incidents:
@@ -197,6 +200,40 @@ class Probe:
                 self._pools[part] = pool_of(loader, self.setup.names.get(part, part), most=MOST)
         return self._pools[part]
 
+    def _attributed(self, ran: Ran, seed: int) -> Ran:
+        """With a second training where there is a gap, which tells overfitting from a shift of the data."""
+        measured = ran.trace.generalization
+        gap = None if measured is None else measured.gap()
+        if gap is None or gap.bound <= GAP or self.setup.step is not None:
+            return ran
+        train, validation = self._pool("train_loader"), self._pool("val_loader")
+        if self.progress is not None:
+            self.progress("probe: is the gap overfitting, or do the data differ?")
+        optimizer = self.setup.optimizer or self._own_optimizer
+        with (
+            self._restored(self._given_optimizer()),
+            same_draws(self.setup.train_loader, self.setup.val_loader),
+            self._guarded(is_own_loop=False),
+        ):
+            try:
+                found = without_some(
+                    self.model, self.setup, optimizer, train, validation,
+                    ran.trace.steps, self.limits.seconds / 2, seed,
+                )  # fmt: skip
+            except Exception:  # an answer is missing then, and nothing else
+                return ran
+        assert measured is not None
+        return replace(
+            ran, trace=replace(ran.trace, generalization=replace(measured, held_out=found))
+        )
+
+    @staticmethod
+    def _own_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ProbeProblem("none of its parameters is trainable")
+        return torch.optim.Adam(parameters, _DEFAULT_RATE)
+
     def _guarded(self, *, is_own_loop: bool) -> AbstractContextManager[Any]:
         if self.guard is None:
             return nullcontext()
@@ -236,10 +273,7 @@ class Probe:
         if isinstance(known, torch.optim.Optimizer):
             return known
         if known is None:
-            parameters = [p for p in self.model.parameters() if p.requires_grad]
-            if not parameters:
-                raise ProbeProblem("none of its parameters is trainable")
-            return torch.optim.Adam(parameters, _DEFAULT_RATE)
+            return self._own_optimizer(self.model)
         name = self.setup.names.get("optimizer", "optimizer")
         try:
             made = known(self.model)

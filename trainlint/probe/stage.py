@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _SAMPLES = 16
 _LONGER = 8
+# What a rule may ask for besides the trace, and a second training has no part in.
+_SAME = ("SourceEdits", "Data", "Memorisation")
 
 
 def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
@@ -117,23 +119,22 @@ def probed(
         outcome.unmeasured += [(rule, reason) for rule in asking]
     if probe.ran is not None and probe.setup.train is None:
         watching = [rule for rule in rules if _watches_only(rule)]
-        edits = facts.get("SourceEdits")
-        _confirm(outcome, probe, watching, edits, Confidence.LIKELY, longer=1)
-        _confirm(outcome, probe, watching, edits, Confidence.POSSIBLE, longer=_LONGER)
+        _confirm(outcome, probe, watching, facts, Confidence.LIKELY, longer=1)
+        _confirm(outcome, probe, watching, facts, Confidence.POSSIBLE, longer=_LONGER)
     return outcome
 
 
 def _watches_only(rule: Rule) -> bool:
-    """Whether it rests on the trace alone."""
+    """Whether it rests on the trace, and on nothing else that a second training would change."""
     facts = set(rule.facts.values())
-    return "Trace" in facts and facts <= {"Trace", "SourceEdits"}
+    return "Trace" in facts and facts <= {"Trace", *_SAME}
 
 
 def _confirm(
     outcome: Outcome,
     probe: Probe,
     rules: Sequence[Rule],
-    edits: Any,
+    known: Facts,
     confidence: Confidence,
     *,
     longer: int,
@@ -149,10 +150,10 @@ def _confirm(
         trace = probe.trace(seed=longer, longer=longer)
     except FactUnavailable:
         return
-    facts = Facts({"Trace": trace, "SourceEdits": edits})
+    facts = Facts({"Trace": trace} | {name: known.get(name) for name in _SAME})
     again = run_rules(rules, facts, target=probe.target, options=probe.options).findings
     confirmed = {(f.reported.code, f.reported.module): f for f in again}
-    known = {finding.reported.code for finding in outcome.findings}
+    there = {finding.reported.code for finding in outcome.findings}
     kept = [
         confirmed.get((finding.reported.code, finding.reported.module))
         if finding in doubtful
@@ -160,7 +161,7 @@ def _confirm(
         for finding in outcome.findings
     ]
     if longer > 1:
-        kept += [finding for finding in again if finding.reported.code not in known]
+        kept += [finding for finding in again if finding.reported.code not in there]
     outcome.findings = [finding for finding in kept if finding is not None]
 
 

@@ -58,6 +58,7 @@ class Signs:
     ellipsis: str
     train: str
     validation: str
+    spread: str
     guess: str
     lost: str
     axis: str
@@ -70,8 +71,10 @@ class Signs:
         return "".join(str(value) for value in vars(self).values() if value is not True) + dots
 
 
-BLOCKS: Final = Signs("▏▎▍▌▋▊▉█", "░", "╵", "◂", "…", "⠒⠢⠤", "●", "┄", "×", "─", "└", dots=True)
-PLAIN: Final = Signs("#", "-", "'", "<", "..", "*", "o", ".", "x", "-", "+", dots=False)
+BLOCKS: Final = Signs(
+    "▏▎▍▌▋▊▉█", "░", "╵", "◂", "…", "⠒⠢⠤", "●", "┃", "┄", "×", "─", "└", dots=True
+)
+PLAIN: Final = Signs("#", "-", "'", "<", "..", "*", "o", "!", ".", "x", "-", "+", dots=False)
 
 
 @dataclass(frozen=True)
@@ -215,12 +218,15 @@ def _losses(series: Series, width: int, signs: Signs) -> Iterator[Picture]:
     guess = _number(series.guess)
     if guess is None or not math.isfinite(guess):
         guess = None
-    drawing = _Curves(width, signs, train, validation, guess)
+    bands = [(step, float(low), float(high)) for step, low, high in series.bands]
+    drawing = _Curves(width, signs, train, validation, guess, bands)
     legend = []
     if train:
         legend.append(f"{signs.train} train")
     if validation:
         legend.append(f"{signs.validation} validation")
+        if bands:
+            legend.append(f"{signs.spread} ± 2 standard errors")
     if guess is not None:
         legend.append(f"{signs.guess} best constant answer")
     if drawing.is_lost:
@@ -430,12 +436,16 @@ class _Curves:
         train: Sequence[tuple[int, float]],
         validation: Sequence[tuple[int, float]],
         guess: float | None,
+        bands: Sequence[tuple[int, float, float]] = (),
     ) -> None:
         self._width, self._signs = width, signs
         self._train, self._validation, self._guess = train, validation, guess
+        self._bands = bands
         points = [*train, *validation]
         known = [value for _, value in points if math.isfinite(value)]
         self.is_lost = len(known) < len(points)
+        is_positive = min(known, default=0.0) > 0
+        known += [end for _, *ends in bands for end in ends if end > 0 or not is_positive]
         if guess is not None:
             known.append(guess)
         least, most = min(known, default=0.0), max(known, default=0.0)
@@ -468,7 +478,11 @@ class _Curves:
         return [*rows, *self._steps()]
 
     def _style(self, sign: str) -> str:
-        return {self._signs.validation: "yellow", self._signs.guess: "dim"}.get(sign, "cyan")
+        return {
+            self._signs.validation: "yellow",
+            self._signs.spread: "yellow",
+            self._signs.guess: "dim",
+        }.get(sign, "cyan")
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
@@ -532,11 +546,20 @@ class _Curves:
         if self._guess is not None:
             row = self._down(self._guess, _CURVE_ROWS)
             lines[row] = [self._signs.guess if sign == " " else sign for sign in lines[row]]
+        for step, low, high in self._bands:
+            column = self._across(step, self._columns)
+            above, below = self._down(high, _CURVE_ROWS), self._down(self._shown(low), _CURVE_ROWS)
+            for row in range(above, below + 1):
+                lines[row][column] = self._signs.spread
         for step, value in self._validation:
             if math.isfinite(value):
                 row, column = self._down(value, _CURVE_ROWS), self._across(step, self._columns)
                 lines[row][column] = self._signs.validation
         return lines
+
+    def _shown(self, value: float) -> float:
+        """The value, or the least that the axis has."""
+        return max(value, self._value(1.0))
 
     def _steps(self) -> Iterator[Text]:
         """The axis, with what is not finite upon it, and the first and last step below."""
@@ -586,7 +609,14 @@ def _demo() -> None:
     train: Points = [(step, 2.3 * 0.99**step + 0.1 * (step % 7) / 7) for step in range(0, 300, 2)]
     validation: Points = [(step, 2.5 * 0.99**step + step / 600) for step in range(30, 300, 30)]
     series = Series(
-        300, 31, "cross_entropy", 2.3, [ModelSeries("Net", [*layers, *relus])], train, validation
+        300,
+        31,
+        "cross_entropy",
+        2.3,
+        [ModelSeries("Net", [*layers, *relus])],
+        train,
+        validation,
+        [(step, float(loss) - 0.15, float(loss) + 0.15) for step, loss in validation],
     )
     for picture in pictures(
         series, console.width, signs_for(console.encoding), accused=["gradients"]
