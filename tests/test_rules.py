@@ -30,8 +30,8 @@ FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # One worker for all of them, since they share one check.
 pytestmark = pytest.mark.xdist_group("rules")
 RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
-# Examples with a loop of their own are watched, those of rules on sweeps are swept as well; all are files to
-# check, but for loops.
+# Examples with a loop of their own are watched, all others are files to check. Those of rules on sweeps are
+# swept as well.
 LOOP = ".backward()"
 SWEPT = {rule.code for rule in all_rules() if "sweep" in rule.stages}
 
