@@ -43,6 +43,8 @@ _LEAST_FOLDS: Final = 4
 _WORST: Final = 5
 # Weights that were never trained do not come so far below the best constant answer.
 _LEARNT: Final = 0.8
+# Where there is to be no probe.
+_STEPS: Final = 50
 _SHARE_OF_TIMEOUT: Final = 0.75
 
 
@@ -81,7 +83,7 @@ def cross_validate(
     _check_numbers(count, epochs, steps, is_given=splitter is not None)
     experiment = Experiment(
         count,
-        config.probe_steps if steps is None else steps,
+        (config.probe_steps or _STEPS) if steps is None else steps,
         epochs,
         _seconds(config, epochs, steps),
         seed,

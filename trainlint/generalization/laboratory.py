@@ -115,7 +115,7 @@ class Laboratory:
             result = self._run(spec, progress)
         except ProbeProblem as problem:
             result = TrialResult(spec, str(problem))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             result = TrialResult(spec, f"the training raised {described(error)}")
         took = round(time.monotonic() - started, 3)
         return msgspec.structs.replace(result, seconds=took)
@@ -160,7 +160,10 @@ class Laboratory:
         experiment = self.experiment
         if experiment.epochs is None:
             return experiment.steps
-        return max(1, round(experiment.epochs * math.ceil(samples / self.pool.batch_size)))
+        return max(1, round(experiment.epochs * self._steps_of_pass(samples)))
+
+    def _steps_of_pass(self, samples: int) -> int:
+        return math.ceil(samples / self.pool.batch_size)
 
     def _result(
         self,
@@ -179,7 +182,7 @@ class Laboratory:
             [_point(point) for point in measured.checkpoints],
             steps=measured.last.step,
             asked=steps,
-            epochs=measured.last.step * self.pool.batch_size / len(train),
+            epochs=measured.last.step / self._steps_of_pass(len(train)),
             train_samples=len(train),
             validation_samples=len(validation),
             parameters=sum(p.numel() for p in subject.model.parameters()),
