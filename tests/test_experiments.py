@@ -137,8 +137,6 @@ def test_what_ends_it_before_the_first_trial_is_said_at_once(tmp_path: Path) -> 
     files = {
         "exits.py": HEAD + "    os._exit(3)\n",
         "reading.py": TROUBLE.format(at=1, what="raise KeyError('image 7')"),
-        "two.py": HEAD
-        + "    other = nn.Linear(6, 2)\n    del optimizer\n    a = nn.Linear(6, 2)\n",
         "none.py": "x = 1\n",
     }
     write_files(tmp_path, files)
