@@ -88,8 +88,8 @@ class Evaluations:
                 path for path, t in tensors(output) if t.dim() == 0 and t.grad_fn is not None
             }
 
-    def forward(self, root: int, output: Any, step: int, site: Site | None) -> None:
-        """A forward without a graph has ended. Note its loss, or look out for one."""
+    def forward(self, root: int, output: Any, step: int, site: Site | None) -> Tensor | None:
+        """A forward without a graph has ended. Note its loss, which is returned, or look out for one."""
         self._is_new = False
         key = (root, None if site is None else site.key, self._data)
         if self._pass != (key, step):
@@ -97,17 +97,19 @@ class Evaluations:
         number, self._batches = self._batches, self._batches + 1
         weight = 2 ** (number // EACH).bit_length()
         if number % weight:
-            return
+            return None
         names = self._scalars.get(root)
         loss = next((t for path, t in tensors(output) if path in names), None) if names else None
         if loss is not None and loss.dim() == 0:
             self._add("", site, step, loss, weight)
-        elif self._in_vain.get(key, 0) < _IN_VAIN and not self._recorder.is_on:
+            return loss
+        if self._in_vain.get(key, 0) < _IN_VAIN and not self._recorder.is_on:
             self._is_listening = self._recorder.enter()
             self._forward, self._weight = key, weight
             if len(self._in_vain) > MOST_PASSES:
                 self._in_vain.clear()
             self._in_vain[key] = self._in_vain.get(key, 0) + 1
+        return None
 
     def leave(self) -> None:
         """The code behind such a forward ends here."""

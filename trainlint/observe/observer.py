@@ -19,7 +19,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from trainlint.generalization.curves import Generalization
 from trainlint.observe.autograd import MARK, Sentinel, sequence, walk
+from trainlint.observe.checkpoints import Checkpoints
 from trainlint.observe.evaluations import Evaluations
 from trainlint.observe.expressions import Expressions
 from trainlint.observe.failures import failure_in
@@ -44,6 +46,7 @@ from trainlint.observe.trace import (
     Incident,
     InputTrace,
     LoaderTrace,
+    LossTrace,
     ModelTrace,
     OptimizerTrace,
     ParameterTrace,
@@ -82,7 +85,8 @@ class TrainingObserver:
     adapts it, so that recording costs about 5% on average, and so many `free` seconds besides: short runs
     of small models would show too little else. `after_step` is called with the number of steps after each;
     what it raises goes into the loop. `before_training` is called once for each model, before the first
-    step that trains it, with the arguments of its latest forward.
+    step that trains it, with the arguments of its latest forward. Up to `measuring` seconds, and 1% of the
+    run's time, go to losses of single samples at validation passes; by default half of `free`.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class TrainingObserver:
         free: float = 0.0,
         after_step: Callable[[int], None] | None = None,
         before_training: Callable[[nn.Module, Any, Any], None] | None = None,
+        measuring: float | None = None,
     ) -> None:
         self.after_step = after_step
         self._before_training = before_training
@@ -106,6 +111,7 @@ class TrainingObserver:
             self._incident, self.recorder.maker_of, self._latest_inputs, self._latest_loader
         )
         self._evaluations = Evaluations(self.recorder)
+        self._checkpoints = Checkpoints(free / 2 if measuring is None else measuring)
         self._loaders: list[KnownLoader] = []
         self._loader: int | None = None
         self._parameters = ParameterRecorder()
@@ -156,6 +162,8 @@ class TrainingObserver:
         self._evaluations.leave()
         root = self._root(module, site)
         if root is None or not torch.is_grad_enabled():
+            if root is not None and root.trained_in:
+                self._checkpoints.evaluation_begins(root)
             return
         if self.step >= self._next:
             self._is_recording = True
@@ -190,7 +198,11 @@ class TrainingObserver:
         if not ends:
             self._evaluated(root, site, training, given)
             if root.trained_in and not self._compiled and not torch.is_grad_enabled():
-                self._evaluations.forward(root.number, output, self.step, site)
+                self._checkpoints.evaluated(root, module, inputs, output)
+                loss = self._evaluations.forward(root.number, output, self.step, site)
+                if loss is not None:
+                    with self._aside():
+                        self._checkpoints.validated_itself(loss, self.step)
             return
         self._evaluations.trained_forward(root.number, output)
         self._ended = max(ends)
@@ -198,7 +210,12 @@ class TrainingObserver:
             self._expressions.begin(ends)
         if len(self._pending) == self._pending.maxlen:
             self._unused(self._pending.popleft())
-        self._pending.append(Forward(root, ends, site, training, self.step, given, root.is_asked))
+        known = None if given is None else given()
+        samples = 0 if known is None or not known.dim() else len(known)
+        forward = Forward(root, ends, site, training, self.step, given, root.is_asked, samples)
+        self._pending.append(forward)
+        if self._is_recording and not self._compiled:
+            self._checkpoints.trains_on(root, inputs, output, forward)
 
     def _evaluated(
         self, root: Root, site: Site | None, training: bool, given: weakref.ref[Tensor] | None
@@ -269,6 +286,7 @@ class TrainingObserver:
             root.is_asked = training
             root.idle = None
         self._evaluations.leave()
+        self._checkpoints.switches()
 
     # ------------------------------------------------------------------ backward passes
 
@@ -278,6 +296,7 @@ class TrainingObserver:
     def backward_begins(self, losses: list[Tensor], site: Site | None) -> None:
         self._backward_site = site
         self._evaluations.trains()
+        self._checkpoints.backward_begins()
         reached, stepped = self._made_of(losses, site)
         waiting: deque[Forward] = deque(maxlen=self._pending.maxlen)
         for place, forward in enumerate(self._pending):
@@ -288,6 +307,7 @@ class TrainingObserver:
             else:
                 self._unused(forward)
         self._pending = waiting
+        self._checkpoints.backward_ends()
         for loss in losses:
             if loss.grad_fn is None:
                 self._detached(loss, site)
@@ -334,6 +354,7 @@ class TrainingObserver:
 
     def _trained(self, forward: Forward) -> None:
         root = forward.root
+        self._checkpoints.trained(forward)
         root.forwards["train", forward.training] += 1
         root.idle = None
         root.is_asked = False
@@ -795,6 +816,7 @@ class TrainingObserver:
 
     def passes(self, loader: Any, site: Site | None) -> None:
         self._evaluations.passes(loader)
+        self._checkpoints.passes(loader)
         numbers = (i for i, known in enumerate(self._loaders) if known.held() is loader)
         self._loader = next(numbers, None)
         if self._loader is None and len(self._loaders) < MOST_LOADERS:  # made before the watch
@@ -814,8 +836,21 @@ class TrainingObserver:
     ) -> None:
         if self._evaluations.is_listening:
             self._evaluations.look_at(self.step, name, args, kwargs, result)
+            with self._aside():
+                self._checkpoints.validated(name, args, kwargs, self.step)
         else:
+            if root is None and self._is_recording:
+                self._checkpoints.loss_called(name, args, kwargs, result)
             self._objectives.look_at(self.step, name, args, kwargs, result, root)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is measured within is no part of a step's time, and of what is free."""
+        started, spent = time.thread_time(), self._checkpoints.spent
+        yield
+        if self._checkpoints.spent > spent:
+            self._clock += time.thread_time() - started
+            self._free -= self._checkpoints.spent - spent
 
     def _latest_inputs(self) -> Any:
         root = self._latest()
@@ -846,6 +881,7 @@ class TrainingObserver:
     def trace(self) -> Trace:
         """What was seen. May be asked at any time; moves what is on the device to the host."""
         self._drain()
+        objectives = self._objectives.trace()
         return Trace(
             steps=self.step,
             recorded=list(self._recorded),
@@ -865,7 +901,7 @@ class TrainingObserver:
                 ScheduleTrace(kind, site, self._place_of(known), calls, steps, length)
                 for (kind, _, _), (site, known, calls, steps, length) in self._schedules.items()
             ],
-            objectives=self._objectives.trace(),
+            objectives=objectives,
             evaluations=self._evaluations.trace(),
             incidents=[*self._incidents.values(), *self._unused_graphs(), *self._left_out()],
             notes=list(self._notes()),
@@ -873,7 +909,18 @@ class TrainingObserver:
                 LoaderTrace(known.site, known.sampler, list(known.passes))
                 for known in self._loaders
             ],
+            generalization=self._generalization(objectives),
+            unmeasured=self._checkpoints.reason,
         )  # fmt: skip
+
+    def _generalization(self, objectives: Sequence[LossTrace]) -> Generalization | None:
+        """Training against validation error, in units of a constant answer's loss where that is known."""
+
+        def guess(kind: str) -> float | None:
+            known = [o for o in objectives if o.kind == kind and o.guess is not None]
+            return known[0].guess if len(known) == 1 else None
+
+        return self._checkpoints.generalization(guess, None, None)
 
     def _left_out(self) -> Iterator[Incident]:
         """Steps that a `GradScaler` left out, up to the last."""

@@ -93,6 +93,7 @@ class Forward:
     step: int
     inputs: weakref.ref[Tensor] | None = None
     asked: bool = False
+    samples: int = 0
 
 
 @dataclass

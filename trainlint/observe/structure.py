@@ -7,12 +7,7 @@ inputs or its graph. The forward runs once more, on meta tensors, and all that i
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -23,9 +18,9 @@ from torch.overrides import _get_current_function_mode_stack
 
 from trainlint.capture.tracer import capture, is_wrapped
 from trainlint.engine import RawFinding, failures_as_text, run_rules
+from trainlint.observe.quiet import quiet
 from trainlint.preserve import is_lazy, preserved
 from trainlint.rule import FACT_STAGES
-from trainlint.sites import replaced
 
 if TYPE_CHECKING:
     from trainlint.rule import Rule, Settings
@@ -94,7 +89,7 @@ class StaticFindings:
             return None
         started = time.thread_time()
         # An observer is called with function modes shut out. Rules may draw random numbers as well.
-        with torch._C._EnableTorchFunction(), torch.enable_grad(), _quiet(), preserved(model):
+        with torch._C._EnableTorchFunction(), torch.enable_grad(), quiet(), preserved(model):
             recording = capture(model, args, kwargs)
             if recording.exception is not None:
                 error = recording.exception
@@ -143,32 +138,3 @@ def _detached(findings: list[RawFinding], label: str) -> Iterator[RawFinding]:
                 for node in finding.affects
             ),
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the forward prints, logs or warns of, it has said already. Other threads are heard."""
-    home = threading.get_ident()
-    handle = logging.Logger.handle
-    warn = warnings.warn
-
-    def is_elsewhere() -> bool:
-        return threading.get_ident() != home
-
-    class Silent:
-        def __init__(self, stream: Any) -> None:
-            self._stream = stream
-
-        def write(self, text: str) -> int:
-            return self._stream.write(text) if is_elsewhere() else len(text)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._stream, name)
-
-    with (
-        replaced(sys, "stdout", Silent(sys.stdout)),
-        replaced(sys, "stderr", Silent(sys.stderr)),
-        replaced(warnings, "warn", lambda *a, **k: warn(*a, **k) if is_elsewhere() else None),
-        replaced(logging.Logger, "handle", lambda *a: handle(*a) if is_elsewhere() else None),
-    ):
-        yield

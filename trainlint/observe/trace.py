@@ -362,7 +362,8 @@ class Trace:
     `losses` are (step, value) of each backward pass's loss, `objectives` the loss functions by place,
     `evaluations` those of passes that nothing is trained by, such as validation.
     `own` says what of it is the user's: the `loop`, the `loss`, the `optimizer`, the `data`.
-    `generalization` is how training and validation error went, where both could be measured.
+    `generalization` is how training and validation error went, where both could be measured; `unmeasured`
+    why they could not, where validation passes were made.
     """
 
     steps: int
@@ -379,6 +380,7 @@ class Trace:
     own: frozenset[str] = frozenset({"loop", "loss", "optimizer", "data"})
     loaders: Sequence[LoaderTrace] = ()
     generalization: Generalization | None = None
+    unmeasured: str = ""
 
     def of(self, *kinds: str) -> Iterator[Incident]:
         """The incidents of these kinds."""
