@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 import random
 import time
@@ -34,6 +35,7 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils.data import IterableDataset
 
 from trainlint.generalization.curves import Checkpoint, Generalization, Scores
 from trainlint.generalization.scoring import ACCURACY, R_SQUARED
@@ -42,7 +44,7 @@ from trainlint.observe.quiet import quiet
 from trainlint.observe.recorder import LOSS_FUNCTIONS
 from trainlint.observe.roots import Forward, Root
 from trainlint.observe.sharding import has_others
-from trainlint.preserve import preserved
+from trainlint.preserve import is_lazy, preserved
 from trainlint.tree import map_tensors, tensors
 
 MOST_SAMPLES: Final = 512
@@ -60,6 +62,10 @@ SHARE: Final = 0.01
 # Where the device does not say what a pass takes, samples are counted: one that is trained on costs three.
 _FREE_SAMPLES: Final = 2 * MOST_SAMPLES
 _MOST_COLUMNS: Final = 4096
+# Of the 52 bits of a mark.
+_LOOSE: Final = 16
+# Samples that have to come back for it to be said how many there are.
+_FEWEST_BACK: Final = 8
 # Of the samples of a loader's pass, the share from which on it is the training data that it goes over.
 _SHARED: Final = 0.5
 _BEHIND: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
@@ -159,7 +165,11 @@ def _marks(inputs: Any, target: Tensor | None, samples: int) -> Tensor | None:
         places = torch.arange(1, flat.shape[1] + 1, device=tensor.device, dtype=wide)
         mark = flat.to(wide).nan_to_num(7.0) @ (places * (number + 1)).sin()
         total = mark if total is None else total + mark
-    return total
+    if total is None or total.dtype != torch.float64:
+        return total
+    # The last bits depend on how many samples are summed up at once.
+    bits = total.view(torch.int64) + (1 << (_LOOSE - 1))
+    return (bits >> _LOOSE << _LOOSE).view(torch.float64)
 
 
 @dataclass
@@ -236,17 +246,27 @@ class _Kept:
     offered: int = 0
     is_fixed: bool = False
     seconds: float = 0.0
+    # Samples that were trained on after these were fixed, as far as they were looked at, and how many of
+    # them were among these.
+    later: int = 0
+    back: Any = 0
 
     @property
     def samples(self) -> int:
         """How many they hold."""
         return sum(batch.samples for batch in self.batches)
 
+    def size(self) -> float | None:
+        """How many samples there are to be trained on: Lincoln and Petersen's estimate by recapture."""
+        back = float(self.back)
+        return None if back < _FEWEST_BACK else self.samples * self.later / back
+
 
 @dataclass
 class _Pass:
     """A validation pass: the scores of its samples, and those of the training samples at the time."""
 
+    stream: _Stream
     number: int
     step: int
     validation: _Tally = field(default_factory=_Tally)
@@ -260,6 +280,8 @@ class _Stream:
     root: Root
     judge: _Judge | None
     is_loaded: bool
+    # As the model was before it was trained, if there is a copy of it.
+    first: _Pass | None = None
     passes: list[_Pass] = field(default_factory=list)
     count: int = 0
     stride: int = 1
@@ -270,7 +292,7 @@ class _Stream:
             return self.passes[-1]
         if self.passes and (self.passes[-1].number % self.stride or not self.passes[-1].train):
             del self.passes[-1]
-        self.passes.append(_Pass(self.count, step))
+        self.passes.append(_Pass(self, self.count, step))
         self.count += 1
         if len(self.passes) > MOST_CHECKPOINTS:
             self.stride *= 2
@@ -278,6 +300,22 @@ class _Stream:
                 one for one in self.passes if one.number % self.stride == 0 or one.step == step
             ]
         return self.passes[-1]
+
+
+@dataclass
+class _Load:
+    """A `DataLoader` that is trained on: how many samples and batches it has, and what of that came by."""
+
+    samples: int | None
+    batches: int | None
+    begun: int = 0
+    backwards: int = 0
+
+    def epochs(self) -> float | None:
+        """How often the samples were passed over."""
+        if not self.begun or not self.batches:
+            return None
+        return self.begun - 1 + min(1.0, self.backwards / self.batches)
 
 
 @dataclass
@@ -315,11 +353,14 @@ class Checkpoints:
         # Seconds a sample takes in the loop's own evaluation.
         self._price: float | None = None
         self._samples_spent = 0
-        self._samples_trained = 0
+        self._samples_trained: Counter[int] = Counter()
+        # Copies of weights and buffers from before the first step, by model.
+        self._initial: dict[int, dict[str, Tensor]] = {}
         # What the latest loader passes over, and whether that may still go on; what was trained on.
         self._data: Any = None
         self._is_fresh = self._is_new = False
-        self._trained_on: set[Any] = set()
+        self._loads: dict[Any, _Load] = {}
+        self._trained_on: Any = None
         # The row of evaluations under way: model, loss, step, and the first sample's mark.
         self._row: tuple[int, str, int, float] | None = None
         self._forgotten = 0
@@ -332,12 +373,24 @@ class Checkpoints:
         self._data = (id(getattr(loader, "dataset", loader)), id(indices))
         self._is_fresh = self._is_new = True
         self._row = None
+        if self._data not in self._loads and len(self._loads) < _MOST_STREAMS:
+            self._loads[self._data] = _Load(*_sizes(loader))
 
     def switches(self) -> None:
         """A model's mode is set, as an evaluation mostly begins."""
         self._row = None
 
     # ------------------------------------------------------------------ what is trained on
+
+    def training_begins(self, root: Root, step: int) -> None:
+        """A forward with a graph begins: before the first step, the model is as it was made."""
+        if self._is_off or step or root.number in self._initial or root.number >= _MOST_ROOTS:
+            return
+        self._initial[root.number] = {}
+        module = root.module()
+        if module is not None and not has_others():
+            with self._unheard():
+                self._initial[root.number] = _copy_of(module)
 
     def trains_on(self, root: Root, inputs: Any, output: Any, forward: Forward) -> None:
         """A forward with a graph has ended, in a step that is recorded."""
@@ -368,8 +421,12 @@ class Checkpoints:
 
     def backward_begins(self) -> None:
         """What the latest forward gave may be a loss of the model's own."""
-        if self._is_new and len(self._trained_on) < _MOST_STREAMS:
-            self._trained_on.add(self._data)
+        if self._is_new and self._data in self._loads:
+            self._trained_on = self._data
+            self._loads[self._data].begun += 1
+            self._loads[self._data].backwards = 0
+        if self._trained_on is not None:
+            self._loads[self._trained_on].backwards += 1
         self._is_new = self._is_fresh = False
         self._row = None
         latest, self._latest = self._latest, None
@@ -381,7 +438,7 @@ class Checkpoints:
 
     def trained(self, forward: Forward) -> None:
         """A backward pass reached the forward: what was offered of it is training data."""
-        self._samples_trained += forward.samples
+        self._samples_trained[forward.root.number] += forward.samples
         for _, key, batch in [offer for offer in self._offers if offer[0] is forward]:
             kept = self._kept.setdefault(key, _Kept())
             slots = max(1, min(MOST_SAMPLES // batch.samples, MOST_BYTES // max(1, batch.bytes)))
@@ -398,10 +455,12 @@ class Checkpoints:
         """Keep copies of a batch, if it is drawn: as in a reservoir, without order."""
         key = (latest.root.number, name)
         kept = self._kept.setdefault(key, _Kept())
-        if kept.is_fixed:
-            return
         samples = _samples(latest)
         if samples is None:
+            return
+        if kept.is_fixed:
+            if self._trained_on is None:
+                self._count_back(kept, _marks(latest.inputs, target, samples))
             return
         kept.offered += 1
         slots = max(1, MOST_SAMPLES // samples)
@@ -419,6 +478,14 @@ class Checkpoints:
             batch = _Batch(held[0], held[1], held[2], len(marks), marks, size // every)
             assert latest.forward is not None
             self._offers.append((latest.forward, key, batch))
+
+    @staticmethod
+    def _count_back(kept: _Kept, marks: Tensor | None) -> None:
+        if marks is not None and marks.device == kept.batches[0].marks.device:
+            kept.later += len(marks)
+            kept.back = (
+                kept.back + torch.isin(marks, torch.cat([b.marks for b in kept.batches])).sum()
+            )
 
     # ------------------------------------------------------------------ validation passes
 
@@ -502,11 +569,16 @@ class Checkpoints:
         marks = None if samples is None else _marks(latest.inputs, target, samples)
         one = None if marks is None else self._pass(latest, judge, step, marks)
         if one is not None and marks is not None:
+            stream = one.stream
             if not one.validation.losses:
                 one.train = self._training(latest, judge, way, target)
+                if stream.count == 1 and one.train is not None:
+                    self._look_back(stream, latest, judge, way)
             if one.train is not None and one.validation.samples < _MOST_LOOKED_AT:
                 with quiet(), torch.no_grad():
                     _judged(one.validation, judge, marks, answer, target)
+                if stream.count == 1 and stream.first is not None:
+                    self._validate_first(stream.first, latest, way, marks, target)
         self.spent += time.thread_time() - started
 
     def _pass(
@@ -515,13 +587,15 @@ class Checkpoints:
         """The pass that a batch belongs to. Data that no loader names are known by their first sample."""
         root, name = latest.root, "" if judge is None else judge.name
         data = self._data if self._is_fresh else None
-        if data is not None and data in self._trained_on:
+        if data is not None and data in self._loads and self._loads[data].begun:
             return None
         row = self._row
         if data is None and (row is None or row[:3] != (root.number, name, step)):
             row = self._row = (root.number, name, step, float(marks[0]))
         key = (root.number, name, data, None if data is not None or row is None else row[3])
         stream = self._streams.get(key)
+        if stream is not None and stream.passes[-1].step != step:
+            self._initial[root.number] = {}  # its first pass is over
         if stream is None:
             if len(self._streams) >= _MOST_STREAMS:
                 self._forget_one()
@@ -554,17 +628,46 @@ class Checkpoints:
             return None
         if not self._may_spend(kept) or not _is_plain_context():
             return None
+        return self._scored(module, root, kept, judge, way, {})
+
+    def _look_back(self, stream: _Stream, latest: _Latest, judge: _Judge | None, way: _Way) -> None:
+        """At the first validation pass: what it would have been before the training."""
+        root, module = latest.root, latest.root.module()
+        kept = self._kept.get((root.number, "" if judge is None else judge.name))
+        initial = self._initial.get(root.number)
+        if not initial or module is None or kept is None or self._left() < 3 * kept.seconds:
+            return
+        train = self._scored(module, root, kept, judge, way, initial)
+        if train is not None:
+            stream.first = _Pass(stream, -1, 0, train=train)
+
+    def _validate_first(
+        self, first: _Pass, latest: _Latest, way: _Way, marks: Tensor, target: Tensor | None
+    ) -> None:
+        module, judge = latest.root.module(), first.stream.judge
+        if module is None or not _is_plain_context():
+            return
+        args, kwargs = latest.inputs
+        batch = _Batch(args, kwargs, target, len(marks), marks, 0)
+        with _unnoticed(module, latest.root.autocast):
+            _run(first.validation, module, batch, judge, way, self._initial[latest.root.number])
+
+    def _scored(
+        self,
+        module: nn.Module,
+        root: Root,
+        kept: _Kept,
+        judge: _Judge | None,
+        way: _Way,
+        weights: Mapping[str, Tensor],
+    ) -> _Tally | None:
+        """The training samples by the model, or with other weights in it."""
         started = time.thread_time()
         tally = _Tally()
         try:
             with _unnoticed(module, root.autocast):
                 for batch in kept.batches:
-                    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-                    output = torch.func.functional_call(module, buffers, batch.args, batch.kwargs)
-                    answer = way.of(output)
-                    if answer is None:
-                        raise LookupError("no answer")
-                    _judged(tally, judge, batch.marks, answer, batch.target)
+                    _run(tally, module, batch, judge, way, weights)
         except Exception as error:
             self._give_up(
                 f"the model raised {type(error).__name__} on inputs that it was trained on"
@@ -575,9 +678,13 @@ class Checkpoints:
             self._samples_spent += kept.samples
         return tally
 
+    def _left(self) -> float:
+        """The seconds that may still be spent."""
+        return self._seconds + SHARE * (time.thread_time() - self._started) - self.spent
+
     def _may_spend(self, kept: _Kept) -> bool:
         """Whether a pass is within what may be spent; the first one decides on how many samples."""
-        left = self._seconds + SHARE * (time.thread_time() - self._started) - self.spent
+        left = self._left()
         if kept.is_fixed:
             is_little = kept.seconds <= left
         else:
@@ -593,7 +700,7 @@ class Checkpoints:
             kept.batches, kept.is_fixed = chosen, True
         if kept.batches[0].marks.device.type != "cpu":
             samples = self._samples_spent + kept.samples
-            return samples <= _FREE_SAMPLES + 3 * SHARE * self._samples_trained
+            return samples <= _FREE_SAMPLES + 3 * SHARE * self._samples_trained.total()
         return is_little
 
     # ------------------------------------------------------------------ the end
@@ -601,8 +708,6 @@ class Checkpoints:
     def generalization(
         self,
         guess: Callable[[str], float | None],
-        epochs: float | None,
-        samples: int | None,
     ) -> Generalization | None:
         """What was measured, fetched from the device; None where nothing was.
 
@@ -618,23 +723,32 @@ class Checkpoints:
             return None
         stream, points = max(found, key=lambda pair: pair[0].count)
         name = "" if stream.judge is None else stream.judge.name
+        load = self._loads.get(self._trained_on)
         last = next(one for one in reversed(stream.passes) if one.train is not None)
         return Generalization(
             points,
             loss=name,
             guess=guess(name),
-            epochs=epochs,
-            samples=samples,
+            epochs=self._epochs(stream.root.number, name),
+            samples=None if load is None else load.samples,
             metric=last.validation.metric()[0],
             unit=last.validation.unit,
             site=stream.root.site,
         )
 
+    def _epochs(self, root: int, name: str) -> float | None:
+        """How often each training sample was seen, by the loader or by how many came back."""
+        load = self._loads.get(self._trained_on)
+        if load is not None:
+            return load.epochs()
+        size = self._kept[root, name].size()
+        return None if not size else self._samples_trained[root] / size
+
     def _points(self, stream: _Stream) -> tuple[Checkpoint, ...]:
         """The checkpoints of a stream: of the samples that all of its passes looked at."""
         passes = [
             (one, one.validation.by_mark(), one.train.by_mark())
-            for one in stream.passes
+            for one in [*([stream.first] if stream.first else []), *stream.passes]
             if one.train is not None
         ]
         passes = [p for p in passes if _are_finite(p[1]) and _are_finite(p[2])]
@@ -648,10 +762,11 @@ class Checkpoints:
         if len(common) < len(validation) / 2:
             passes, common = passes[-1:], list(validation)  # others each time
         common = common[:MOST_SAMPLES]
+        kept = [m for m in train if all(m in other for *_, other in passes)]
         return tuple(
             Checkpoint(
                 one.step,
-                one.train.scores(list(train.values())),
+                one.train.scores([train[mark] for mark in kept]),
                 one.validation.scores([validation[mark] for mark in common]),
             )
             for one, validation, train in passes
@@ -696,6 +811,26 @@ def _judged(
         tally.add(marks, answer.float().reshape(1), None, None, "")
     else:
         tally.add(marks, judge.losses(answer, target, len(marks)), answer, target, judge.name)
+
+
+def _run(
+    tally: _Tally,
+    module: nn.Module,
+    batch: _Batch,
+    judge: _Judge | None,
+    way: _Way,
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Add what the model makes of a batch, with copies of its buffers."""
+    tensors_in_use = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    tensors_in_use |= {
+        name: t.clone() if name in tensors_in_use else t for name, t in weights.items()
+    }
+    output = torch.func.functional_call(module, tensors_in_use, batch.args, batch.kwargs)
+    answer = way.of(output)
+    if answer is None:
+        raise LookupError("no answer")
+    _judged(tally, judge, batch.marks, answer, batch.target)
 
 
 @contextlib.contextmanager
@@ -746,6 +881,25 @@ def _why_not(module: nn.Module, called: nn.Module) -> str | None:
         if own is not None and not str(getattr(own, "__module__", "")).startswith(_HARMLESS):
             return "the forward of one of its modules was replaced"
     return None
+
+
+def _copy_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its weights and buffers, if they are few; none where it looks at them in another way."""
+    held = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+    size = sum(0 if is_lazy(t) else t.numel() * t.element_size() for t in held.values())
+    flat = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    if size > MOST_BYTES / 2 or any(is_lazy(t) or (flat and not t.is_cpu) for t in held.values()):
+        return {}
+    return {name: t.detach().clone() for name, t in held.items()}
+
+
+def _sizes(loader: Any) -> tuple[int | None, int | None]:
+    """How many samples and batches a pass has, as far as the loader tells."""
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return None, None
+    with contextlib.suppress(Exception):  # the user's own code, which may not know
+        return len(loader.sampler), len(loader)
+    return None, None
 
 
 def _versions(module: nn.Module) -> list[int]:

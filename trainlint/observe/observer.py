@@ -165,6 +165,7 @@ class TrainingObserver:
             if root is not None and root.trained_in:
                 self._checkpoints.evaluation_begins(root)
             return
+        self._checkpoints.training_begins(root, self.step)
         if self.step >= self._next:
             self._is_recording = True
         self._forwards += 1
@@ -920,7 +921,7 @@ class TrainingObserver:
             known = [o for o in objectives if o.kind == kind and o.guess is not None]
             return known[0].guess if len(known) == 1 else None
 
-        return self._checkpoints.generalization(guess, None, None)
+        return self._checkpoints.generalization(guess)
 
     def _left_out(self) -> Iterator[Incident]:
         """Steps that a `GradScaler` left out, up to the last."""
