@@ -40,6 +40,8 @@ _CONTAINERS: Final = (list, dict, set, deque, defaultdict, OrderedDict, Counter)
 _LONG: Final = 4096
 _LARGEST: Final = 1 << 22
 _DEEPEST: Final = 5
+# Among more values than these nobody keeps generators.
+_FEW: Final = 64
 _MISSING: Final = object()
 # Bits are compared as whole numbers: -0.0 is 0.0, and NaN is not itself.
 _BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -107,10 +109,16 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def random_states() -> Iterator[None]:
-    """Restore the random states of torch, on all devices in use, of numpy and of python."""
+def random_states(*holders: Any) -> Iterator[None]:
+    """Restore the random states of torch, on all devices in use, of numpy and of python.
+
+    And of generators that these objects hold: attributes, and those of their attributes.
+    """
     snapshot = _Snapshot()
     snapshot.keep_random_states()
+    known: set[int] = set()
+    for holder in holders:
+        snapshot.keep_generators(holder, known)
     with snapshot.restored():
         yield
 
@@ -332,6 +340,23 @@ class _Snapshot:
     def keep_random_states(self) -> None:
         """Those of torch, on all devices in use, of numpy and of python."""
         self._restorers.extend(_random_states())
+
+    def keep_generators(self, value: Any, known: set[int], depth: int = _DEEPEST) -> None:
+        """The states of all random generators that are found in it; `known` is what was looked into."""
+        if depth < 0 or id(value) in known or isinstance(value, (Tensor, nn.Module, type)):
+            return
+        known.add(id(value))
+        found = list(_random_state_of(value))
+        self._restorers.extend(found)
+        parts: Iterable[Any] = ()
+        if isinstance(value, (list, tuple)):
+            parts = value if len(value) < _FEW else ()
+        elif isinstance(value, dict):
+            parts = value.values() if len(value) < _FEW else ()
+        elif (not found and not callable(value)) or hasattr(value, "transforms"):
+            parts = getattr(value, "__dict__", {}).values()
+        for part in list(parts):
+            self.keep_generators(part, known, depth - 1)
 
     def keep_settings(self) -> None:
         """Torch's global switches."""

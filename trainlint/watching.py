@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from trainlint.data.facts import Data
     from trainlint.observe.trace import Trace
 
 STAGES: Final = ("static", "probe")
@@ -30,6 +31,9 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
     called from outside of others is. `optimizer` may be given where it exists already, so that it is
     named in the report. Many steps are recorded for the first second that it costs, later so many
     that it costs about 5%; or each `every` steps.
+
+    When the block ends, and was left by no exception, the datasets of the `DataLoader`s that it passed over
+    are read, for a second or 5% of its time.
 
     `stages` are `static`, each model's graph just before its first step, for which its forward runs once
     more on tensors without values, and `probe`, the training itself; `("probe",)` leaves the first out.
@@ -83,6 +87,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         self._depth = 0
         self._started = self._seconds = 0.0
         self._problem: BaseException | None = None
+        self._data: Data | None = None
 
     def __enter__(self) -> Self:
         from trainlint.observe.hooks import observed
@@ -108,6 +113,8 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
                 self._observer.fails(error)
         self._stack.close()
         self._seconds += time.monotonic() - self._started
+        if error is None and any("Data" in rule.facts.values() for rule in self._settings.rules):
+            self._data = self._observer.data(self._seconds)
 
     @property
     def trace(self) -> Trace:
@@ -136,6 +143,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
             seconds=self._seconds + running,
             notes=notes,
             static=self._static,
+            data=self._data,
         )
         pairs = [(finding.reported, finding.starved) for finding in analysis.findings]
         return report_on(pairs, [analysis.result], self._settings.rules)

@@ -7,7 +7,7 @@ they cannot be read. No training.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,26 +31,50 @@ SECONDS: Final = 6.0
 def data_of(model: nn.Module, setup: Setup, *, seconds: float = SECONDS) -> Data:
     """What the loaders of a setup give. Raises `ProbeProblem` where the training data cannot be read.
 
-    The model is only asked for its signature. Random states and the loaders' generators are as before. Half
-    of the `seconds` is for either set.
+    As `described`.
     """
-    names = setup.names
-    has_loss = setup.loss is not None
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return described(
+        setup.train_loader,
+        setup.val_loader,
+        names=setup.names,
+        model=model,
+        has_loss=setup.loss is not None,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        seconds=seconds,
+    )
 
-    def described(loader: Any, part: str) -> tuple[SplitData, Reading]:
+
+def described(
+    train_loader: Any,
+    val_loader: Any = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    model: nn.Module | None = None,
+    has_loss: bool = True,
+    trainable: int = 0,
+    seconds: float = SECONDS,
+) -> Data:
+    """What these loaders give. Raises `ProbeProblem` where the training data cannot be read.
+
+    A model is only asked for its signature. Random states are as before, those that loaders, samplers and
+    datasets have for themselves among them. Half of the `seconds` is for either set.
+    """
+    called = names or {}
+
+    def of(loader: Any, part: str) -> tuple[SplitData, Reading]:
         started = time.monotonic()
-        pool = pool_of(loader, names.get(part, part), seconds=seconds / 4)
+        pool = pool_of(loader, called.get(part, part), seconds=seconds / 4)
         left = seconds / 2 - (time.monotonic() - started)
         found = read(pool, model=model, has_loss=has_loss, seconds=left)
         return split_of(found, loader), found
 
-    with random_states(), same_draws(setup.train_loader, setup.val_loader):
-        train, read_train = described(setup.train_loader, "train_loader")
-        if setup.val_loader is None:
+    loaders = (train_loader, val_loader)
+    with random_states(*loaders), same_draws(*loaders):
+        train, read_train = of(train_loader, "train_loader")
+        if val_loader is None:
             return Data(train, trainable=trainable)
         try:
-            validation, read_validation = described(setup.val_loader, "val_loader")
+            validation, read_validation = of(val_loader, "val_loader")
         except ProbeProblem as problem:
             return Data(train, trainable=trainable, problem=str(problem))
         return Data(

@@ -16,6 +16,7 @@ from trainlint.subject import Analysis
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trainlint.data.facts import Data
     from trainlint.engine import RawFinding
     from trainlint.observe.structure import StaticFindings
     from trainlint.observe.trace import Trace
@@ -30,19 +31,22 @@ def judged(
     seconds: float = 0.0,
     notes: Sequence[str] = (),
     static: StaticFindings | None = None,
+    data: Data | None = None,
 ) -> Analysis:
-    """The findings on a run as far as it was seen, joined to those on the graphs of its models."""
-    facts = Facts(
-        {"Trace": trace, "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project")}
-    )
-    rules = [rule for rule in settings.rules if "Trace" in rule.facts.values()]
+    """The findings on a run as far as it was seen, joined to those on the graphs of its models.
+
+    `data` are those that it read, once it is over.
+    """
+    known = {"Trace": trace, "SourceEdits": SourceEdits(lambda name: owner_of(name) == "project")}
+    facts = Facts(known if data is None else {**known, "Data": data})
+    rules = [rule for rule in settings.rules if {"Trace", "Data"} & set(rule.facts.values())]
     outcome = run_rules(rules, facts, target=target, options=settings.options)
     problems = list(failures_as_text(outcome.failures))
     result = TargetResult(
         target,
         "error" if problems else "ok",
         "; ".join(problems) or None,
-        stages=["watched"],
+        stages=["watched"] if data is None else ["watched", "data"],
         seconds=round(seconds, 3),
         watched=what_was_watched(trace),
         not_measurable=list(unmeasured_as_text(outcome.unmeasured)),

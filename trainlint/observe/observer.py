@@ -19,9 +19,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from trainlint.data.facts import Data
 from trainlint.generalization.curves import Generalization
 from trainlint.observe.autograd import MARK, Sentinel, sequence, walk
 from trainlint.observe.checkpoints import Checkpoints
+from trainlint.observe.datasets import Datasets
 from trainlint.observe.evaluations import Evaluations
 from trainlint.observe.expressions import Expressions
 from trainlint.observe.failures import failure_in
@@ -112,6 +114,7 @@ class TrainingObserver:
         )
         self._evaluations = Evaluations(self.recorder)
         self._checkpoints = Checkpoints(free / 2 if measuring is None else measuring)
+        self._datasets = Datasets()
         self._loaders: list[KnownLoader] = []
         self._loader: int | None = None
         self._parameters = ParameterRecorder()
@@ -164,6 +167,7 @@ class TrainingObserver:
         if root is None or not torch.is_grad_enabled():
             if root is not None and root.trained_in:
                 self._checkpoints.evaluation_begins(root)
+                self._datasets.evaluated()
             return
         self._checkpoints.training_begins(root, self.step)
         if self.step >= self._next:
@@ -298,6 +302,7 @@ class TrainingObserver:
         self._backward_site = site
         self._evaluations.trains()
         self._checkpoints.backward_begins()
+        self._datasets.trained()
         reached, stepped = self._made_of(losses, site)
         waiting: deque[Forward] = deque(maxlen=self._pending.maxlen)
         for place, forward in enumerate(self._pending):
@@ -824,6 +829,7 @@ class TrainingObserver:
             self._loader = len(self._loaders)
             self.loader_made(loader, site)
         if self._loader is not None:
+            self._datasets.passes(loader, self._loaders[self._loader].site)
             passes = self._loaders[self._loader].passes
             passes.append(self.step)
             if len(passes) > MOST_LOSSES:
@@ -878,6 +884,18 @@ class TrainingObserver:
             root.paths[id(module)] for root in self._roots.values() if id(module) in root.paths
         ]
         self._incident(failure.kind, failure.site, **facts, module=paths[0] if paths else None)
+
+    def data(self, seconds: float) -> Data | None:
+        """Read what the loop has read, for so many `seconds` of a run, when it is over. Raises nothing."""
+        held = {
+            (root.number, name): root.shapes[name]
+            for root in self._roots.values()
+            for name in root.held
+        }
+        trainable = sum(elements for elements, _, asks in held.values() if asks)
+        return self._datasets.read(
+            seconds, trainable=trainable, has_loss=bool(self._objectives.trace())
+        )
 
     def trace(self) -> Trace:
         """What was seen. May be asked at any time; moves what is on the device to the host."""
@@ -959,6 +977,8 @@ class TrainingObserver:
         )
 
     def _notes(self) -> Iterator[str]:
+        if self._datasets.problem:
+            yield f"the data were not looked at: {self._datasets.problem}"
         if self._compiled:
             yield "compiled code is not looked into: only losses, steps and gradients of parameters"
             if not self.step:

@@ -31,6 +31,7 @@ import msgspec
 from trainlint.processes.lifetime import end_with_parent
 
 if TYPE_CHECKING:
+    from trainlint.data.facts import Data
     from trainlint.observe.report import RunReport
     from trainlint.observe.structure import StaticFindings
     from trainlint.rule import Settings
@@ -73,6 +74,7 @@ class _Watch:
         self._problem: Any = lambda: None
         self._failure: Exception | None = None
         self._static: StaticFindings | None = None
+        self._data: Data | None = None
 
     def begin(self) -> None:
         """Torch is there: observe it. A failure to is ours, and none of the script's import."""
@@ -124,6 +126,13 @@ class _Watch:
         if self._observer is not None:
             with suppress(Exception):
                 self._observer.fails(error)
+
+    def returns(self) -> None:
+        """The script is through: read what it read. Whoever interrupts that, ends no more than that."""
+        rules = self._settings().rules if self._observer is not None else []
+        if not self._is_over and any("Data" in rule.facts.values() for rule in rules):
+            with suppress(Exception, KeyboardInterrupt):
+                self._data = self._observer.data(time.monotonic() - self._started)
 
     def end(self) -> None:
         """Stop observing, and write what was found. Not in a forked child, and once."""
@@ -187,6 +196,7 @@ class _Watch:
             seconds=seconds,
             notes=notes,
             static=self._static,
+            data=self._data,
         )
 
 
@@ -290,7 +300,10 @@ def main() -> None:
     sys.meta_path.insert(0, _AfterTorch(watch))
     try:
         (_run_module if job.module else _run_file)(argv[1])
+        watch.returns()
     except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            watch.returns()
         watch.fails(error)
         _without_our_frames()
         raise
