@@ -101,6 +101,18 @@ def test_groups_stay_whole_and_are_dealt_at_random() -> None:
     assert folds.pairs != folds_of(found, 4, groups=groups, seed=1).pairs
 
 
+def test_groups_that_share_samples_stay_together() -> None:
+    x = torch.randn(60, 4)
+    x[10] = x[0]  # groups 0 and 1
+    x[29] = x[11]  # 1 and 2
+    found = samples(x, x[:, :1], nn.MSELoss())
+    folds = folds_of(found, 4, groups=[n // 10 for n in range(60)])
+    assert "groups with equal samples stay together" in folds.why
+    assert {n // 10 for _, own in folds.pairs for n in own if 0 in own} == {0, 1, 2}
+    with pytest.raises(ProbeProblem, match="6 groups that share samples make no 5 folds"):
+        folds_of(found, 5, groups=[n // 10 for n in range(60)])
+
+
 def test_a_splitter_that_is_given_is_used() -> None:
     found = samples(*iris(), shuffle=False)
     folds = folds_of(found, 5, splitter=selection.TimeSeriesSplit(5))

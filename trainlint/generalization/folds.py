@@ -170,8 +170,13 @@ def folds_of(
         number = len(set(known))
         if number < k:
             raise ProbeProblem(f"{number} groups make no {k} folds")
+        held = _joined(known, samples.hashes) if samples.repeatable else known
+        joined = number - len(set(held))
         why.append(f"{number} groups stay whole")
-        held = known
+        if joined:
+            why.append("groups with equal samples stay together")
+            if len(set(held)) < k:
+                raise ProbeProblem(f"{number} groups that share samples make no {k} folds")
     elif twins and samples.repeatable:
         why.append(f"{twins} of {size} samples equal an earlier one and stay with it")
         held = samples.hashes
@@ -273,6 +278,22 @@ def _numbered(groups: Any, pool: Pool) -> list[int]:
     if len(listed) != pool.size:
         raise ProbeProblem(f"{len(listed)} groups for {pool.size} samples of {pool.name}")
     return [names[name] for name in listed]
+
+
+def _joined(groups: Sequence[int], hashes: Sequence[int]) -> list[int]:
+    """Groups of which samples are equal become one."""
+    parents = list(range(max(groups) + 1))
+
+    def root(group: int) -> int:
+        while parents[group] != group:
+            parents[group] = parents[parents[group]]
+            group = parents[group]
+        return group
+
+    first: dict[int, int] = {}
+    for group, known in zip(groups, hashes, strict=True):
+        parents[root(group)] = root(first.setdefault(known, group))
+    return [root(group) for group in groups]
 
 
 def _relabelled(groups: Sequence[int], seed: int) -> list[int]:
