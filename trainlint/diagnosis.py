@@ -142,6 +142,8 @@ def _nest_explained(findings: list[RawFinding]) -> list[RawFinding]:
 def _are_connected(cause: RawFinding, symptom: RawFinding) -> bool:
     if cause.reported.module == symptom.reported.module or cause.affects & symptom.affects:
         return True
+    if symptom.reported.module in cause.affects:  # a module that the cause names
+        return True
     if symptom.reported.stage != _MEASURED:
         return False
     # What is seen of a run as a whole has no module: any part of the model may be why, or suffer by it.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SAMPLES = 16
 _LONGER = 8
 # What a rule may ask for besides the trace, and a second training has no part in.
-_SAME = ("SourceEdits", "Data", "Memorisation")
+_SAME = ("SourceEdits", "Data", "Losses", "Memorisation")
 
 
 def first_inputs(model: nn.Module, setup: Setup) -> Inputs | None:
