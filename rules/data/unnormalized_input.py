@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import statistics
+from collections.abc import Iterator, Sequence
 
-from trainlint.rule import Confidence, Finding, Fix, InputTrace, ModelTrace, Severity, Trace, rule
+from trainlint.rule import (
+    ColumnData,
+    Confidence,
+    Data,
+    FieldData,
+    Finding,
+    Fix,
+    InputTrace,
+    ModelTrace,
+    Severity,
+    SplitData,
+    Trace,
+    rule,
+)
+
+_MEASURES = ("image", "table", "sequence")
+_MOST_SHOWN = 16
 
 
 @rule(
@@ -19,11 +37,18 @@ from trainlint.rule import Confidence, Finding, Fix, InputTrace, ModelTrace, Sev
         "saturated-units",
         "loss-never-moves",
         "underfitting",
+        "split-shift",
     ],
     own=["data"],
 )
 def unnormalized_input(
-    trace: Trace, *, scale: float = 20.0, offset: float = 10.0
+    trace: Trace | None,
+    data: Data | None,
+    *,
+    scale: float = 20.0,
+    offset: float = 10.0,
+    orders: float = 1000.0,
+    apart: float = 3.0,
 ) -> Iterator[Finding]:
     """The first layer gets numbers far from the scale that its initial weights are made for.
 
@@ -38,7 +63,13 @@ def unnormalized_input(
     that a division in `forward` counts as done. Reported where the root mean square is above `scale`, or
     the mean is more than `offset` deviations from 0. Not reported: layers behind which a normalization
     takes the scale out, results of other layers and models, ids (they are whole numbers by type), and
-    constant inputs.
+    constant inputs. Advice where all that holds, and yet columns of a table differ by `orders` in scale.
+
+    Validation inputs must be scaled by the figures of the training data. Reported where they are not: the
+    deviations of the median channel or feature differ by `apart` times and more (ten times for tables of
+    fewer than four columns); images of which one set has its pixels as they were read, and the other
+    not; and tables where each set has mean 0 and deviation 1 to three places, so that it was scaled by
+    itself.
 
     ## Bad
     ```python
@@ -77,22 +108,50 @@ def unnormalized_input(
     LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp", section 4.3. Ioffe & Szegedy 2015,
     arXiv:1502.03167 (why normalised layers do not mind).
     """
-    for model in trace.trained:
-        for data in model.inputs:
-            if data.normalized or not data.std > 0:  # also where it is NaN
-                continue
-            if data.rms > scale:
-                yield _finding(model, data, _scale(data))
+    for model in () if trace is None else trace.trained:
+        yield from _unscaled(model, data, scale, offset, orders)
+    if data is not None and data.validation is not None:
+        for train, validation in zip(data.train.inputs, data.validation.inputs, strict=False):
+            said = _differ(data.train, data.validation, train, validation, apart)
+            if said:
+                yield _scaled_otherwise(data.train, data.validation, train, validation, said)
                 break
-            if abs(data.mean) > offset * data.std:
-                said = f"values of mean {data.mean:.3g} and deviation {data.std:.3g}, all alike beside it"
-                yield _finding(model, data, said)
-                break
+
+
+def _unscaled(
+    model: ModelTrace, data: Data | None, scale: float, offset: float, orders: float
+) -> Iterator[Finding]:
+    for given in model.inputs:
+        if given.normalized or not given.std > 0:  # also where it is NaN
+            continue
+        if given.rms > scale:
+            yield _finding(model, given, _scale(given), data)
+            return
+        if abs(given.mean) > offset * given.std:
+            said = f"values of mean {given.mean:.3g} and deviation {given.std:.3g}, all alike beside it"
+            yield _finding(model, given, said, data)
+            return
+        sizes = [
+            _size(mean, std) for mean, std in given.columns if std > 0 and not _is_flag(mean, std)
+        ]
+        if len(sizes) > 1 and max(sizes) > orders * min(sizes):
+            said = f"columns of scales {min(sizes):.2g} … {max(sizes):.2g}"
+            yield _finding(model, given, said, data, Severity.INFO)
+            return
+
+
+def _size(mean: float, std: float) -> float:
+    return math.hypot(mean, std)
+
+
+def _is_flag(mean: float, std: float) -> bool:
+    """Whether a column is of zeros and ones, whose scale is only how often it is set."""
+    return abs(std * std - mean * (1 - mean)) <= 0.01 * std * std
 
 
 def _scale(data: InputTrace) -> str:
     said = f"values of {data.least:.4g} … {data.largest:.4g}, root mean square {data.rms:.3g}"
-    sizes = [(mean**2 + std**2) ** 0.5 for mean, std in data.columns if std > 0]
+    sizes = [_size(mean, std) for mean, std in data.columns if std > 0]
     if _are_pixels(data):
         return f"pixels 0 … 255 as they are (mean {data.mean:.3g}, deviation {data.std:.3g})"
     if len(sizes) > 1 and max(sizes) > 100 * min(sizes):
@@ -100,33 +159,159 @@ def _scale(data: InputTrace) -> str:
     return said
 
 
-def _finding(model: ModelTrace, data: InputTrace, said: str) -> Finding:
-    layer = data.layer or model.name
+def _finding(
+    model: ModelTrace,
+    given: InputTrace,
+    said: str,
+    data: Data | None,
+    severity: Severity = Severity.WARNING,
+) -> Finding:
+    layer = f"layer {given.layer}" if given.layer.isdigit() else given.layer or model.name
     return Finding(
         f"{layer} gets {said}, where its weights are made for mean 0 and deviation 1",
-        where=model.site,
+        where=model.site or (None if data is None else data.train.site),
         evidence={
             "layer": layer,
-            "shape": list(data.shape),
-            "mean": round(data.mean, 6),
-            "std": round(data.std, 6),
-            "least": round(data.least, 6),
-            "largest": round(data.largest, 6),
+            "shape": list(given.shape),
+            "mean": round(given.mean, 6),
+            "std": round(given.std, 6),
+            "least": round(given.least, 6),
+            "largest": round(given.largest, 6),
         },
-        fixes=[Fix(_cure(data))],
+        fixes=[Fix(_cure(given, data))],
+        severity=severity,
         confidence=Confidence.LIKELY,
+        affects=[path for path in model.layers if path],
     )
 
 
-def _cure(data: InputTrace) -> str:
-    if _are_pixels(data):
-        mean, std = data.mean / 255, data.std / 255
+def _cure(given: InputTrace, data: Data | None) -> str:
+    read = _as_read(given, data)
+    if read is not None:
+        return _transform(read)
+    if _are_pixels(given):
+        mean, std = given.mean / 255, given.std / 255
         return f"(x / 255 - {mean:.2f}) / {std:.2f}: the mean and deviation of what was seen"
-    if len(data.columns) > 1:
+    if len(given.columns) > 1:
         return (
             "(x - x_train.mean(0)) / x_train.std(0), with figures of the training data for all sets"
         )
-    return f"(x - {data.mean:.3g}) / {data.std:.3g}, the same for training, validation and use"
+    return f"(x - {given.mean:.3g}) / {given.std:.3g}, the same for training, validation and use"
+
+
+def _as_read(given: InputTrace, data: Data | None) -> FieldData | None:
+    """The field of the data that reaches the layer as it was read, by its figures."""
+    for found in () if data is None else data.train.inputs:
+        if found.kind in _MEASURES and found.columns and found.std > 0:
+            near = abs(found.mean - given.mean) <= 0.2 * given.std
+            if near and 0.8 < found.std / given.std < 1.25:
+                return found
+    return None
+
+
+def _transform(read: FieldData) -> str:
+    """What brings it to mean 0 and deviation 1, by the figures of the training data."""
+    columns = read.columns
+    if read.kind == "image" and len(columns) in (1, 3):
+        is_byte = read.least >= 0 and 128 < read.largest <= 255
+        unit = 255.0 if is_byte else 1.0
+        means = ", ".join(f"{column.mean / unit:.3f}" for column in columns)
+        deviations = ", ".join(f"{(column.std or unit) / unit:.3f}" for column in columns)
+        first = "x / 255 (as ToTensor does), then " if is_byte else ""
+        return (
+            f"{first}transforms.Normalize(mean=[{means}], std=[{deviations}]): the "
+            "training data's figures, for "
+            "all sets"
+        )
+    if len(columns) > _MOST_SHOWN:
+        return (
+            "(x - x_train.mean(0)) / x_train.std(0), with figures of the training data for all sets"
+        )
+    means = ", ".join(f"{column.mean:.4g}" for column in columns)
+    deviations = ", ".join(f"{column.std or 1.0:.4g}" for column in columns)
+    return (
+        f"(x - torch.tensor([{means}])) / torch.tensor([{deviations}]): the training data's figures, for "
+        "all sets"
+    )
+
+
+def _differ(
+    one: SplitData, other: SplitData, train: FieldData, validation: FieldData, apart: float
+) -> str:
+    """How two sets of inputs show to be scaled in different ways; empty where they do not."""
+    if (
+        train.kind not in _MEASURES
+        or train.kind != validation.kind
+        or min(one.read, other.read) < 16
+    ):
+        return ""
+    pairs = [(a, b) for a, b in _pairs(train, validation) if a.std > 0 and b.std > 0]
+    if not pairs:
+        return ""
+    times = statistics.median(abs(math.log(b.std / a.std)) for a, b in pairs)
+    # Of few columns of a table, one outlier decides; the pixels of images are many.
+    limit = 10.0 if train.kind != "image" and len(pairs) < 4 else apart
+    figures = (
+        f"mean {validation.mean:.3g} and deviation {validation.std:.3g}, training inputs {train.mean:.3g} "
+        f"and {train.std:.3g}"
+    )
+    if times > math.log(limit):
+        return f"validation inputs have {figures}"
+    if train.kind == "image" and times > math.log(1.5):
+        for raw, scaled in ((train, validation), (validation, train)):
+            if (
+                raw.least >= 0
+                and (raw.largest <= 1 or 128 < raw.largest <= 255)
+                and scaled.least < -0.1
+            ):
+                return f"validation inputs have {figures}"
+    alone = train.kind == "table" and _are_alone(one, pairs, 0) and _are_alone(other, pairs, 1)
+    if alone and any((a.least, a.largest) != (b.least, b.largest) for a, b in pairs):  # other data
+        return (
+            "each column of the validation inputs has mean 0 and deviation 1, as has each of the "
+            "training inputs: they were scaled by figures of their own"
+        )
+    return ""
+
+
+def _pairs(train: FieldData, validation: FieldData) -> Sequence[tuple[ColumnData, ColumnData]]:
+    if train.columns and len(train.columns) == len(validation.columns):
+        return list(zip(train.columns, validation.columns, strict=True))
+    one, other = (ColumnData(f.mean, f.std, f.least, f.largest) for f in (train, validation))
+    return [(one, other)]
+
+
+def _are_alone(
+    split: SplitData, pairs: Sequence[tuple[ColumnData, ColumnData]], which: int
+) -> bool:
+    """Whether a whole set has mean 0 and deviation 1 in each column, as a part of another never has."""
+    if split.size != split.read or len(pairs) < 2:
+        return False
+    close = 1e-3 + 1 / split.read  # the deviation with n or n - 1
+    return all(abs(pair[which].mean) < 1e-3 and abs(pair[which].std - 1) < close for pair in pairs)
+
+
+def _scaled_otherwise(
+    one: SplitData, other: SplitData, train: FieldData, validation: FieldData, said: str
+) -> Finding:
+    return Finding(
+        f"{other.name} and {one.name} are scaled differently: {said}",
+        where=other.site or one.site,
+        evidence={
+            "input": train.name,
+            "train_mean": round(train.mean, 6),
+            "train_std": round(train.std, 6),
+            "validation_mean": round(validation.mean, 6),
+            "validation_std": round(validation.std, 6),
+        },
+        fixes=[
+            Fix(
+                "the same transform for both, with the mean and deviation of the training data (a scaler "
+                "is fitted on these, and only applied to validation)"
+            )
+        ],
+        confidence=Confidence.LIKELY,
+    )
 
 
 def _are_pixels(data: InputTrace) -> bool:

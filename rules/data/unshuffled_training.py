@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trainlint.rule import (
     Confidence,
+    Data,
     Finding,
     Fix,
     LoaderTrace,
     LossTrace,
     NotMeasurable,
     Severity,
+    SplitData,
     Trace,
     rule,
 )
@@ -35,7 +37,12 @@ _MOST_DEALT = 20_000
     own=["data"],
 )
 def unshuffled_training(
-    trace: Trace, *, share: float = 0.25, batches: int = 5, size: int = 8
+    trace: Trace | None,
+    data: Data | None,
+    *,
+    share: float = 0.25,
+    batches: int = 5,
+    size: int = 8,
 ) -> Iterator[Finding | NotMeasurable]:
     """The batches hold one class each: the training data come sorted by label.
 
@@ -88,9 +95,12 @@ def unshuffled_training(
 
     ## References
     Bottou 2012, "Stochastic Gradient Descent Tricks", section 4.1. Bengio 2012, arXiv:1206.5533, section
-    2.1 (order of the examples).
+    2.1 (order of the examples). Wald & Wolfowitz 1940, Ann. Math. Statist. 11 (runs).
     """
-    for loss in trace.objectives:
+    order = None if data is None else _order(data.train, share)
+    told = False
+    for loss in trace.objectives if trace is not None else ():
+        assert trace is not None
         if loss.kind not in _CLASSIFICATION or loss.targets is None:
             continue
         seen = [(s, b) for s, b in loss.targets.batches if sum(b.values()) >= size]
@@ -99,15 +109,47 @@ def unshuffled_training(
         steps, drawn = [s for s, _ in seen], [b for _, b in seen]
         least = min(sum(batch.values()) for batch in drawn)
         if (loss.classes or 2) > 1 and len({label for batch in drawn for label in batch}) == 1:
-            if _is_sequential(trace, loss):
+            if order is None and _is_sequential(trace, loss):
                 yield NotMeasurable(
                     f"all labels of {len(drawn)} recorded steps are {next(iter(drawn[0]))}, from a loader "
                     "that does not shuffle: a run up to the next class would tell"
                 )
             continue
+        # What the loss was given settles it, whatever order the loader has.
+        told = True
         entropy, dealt = _entropy(drawn), _entropy(_dealt(drawn))
         if entropy < share * dealt and dealt > 0.1 and not _takes_turns(steps, drawn):
             yield _finding(trace, loss, drawn, entropy, dealt, least)
+    if order is not None and not told:
+        yield order
+
+
+def _order(train: SplitData, share: float) -> Finding | None:
+    """The finding on data that are sorted by class, and a loader that leaves them so."""
+    counts = {} if train.target is None else train.target.counts
+    total = sum(counts.values())
+    if train.shuffles is not False or train.runs is None or len(counts) < 2:
+        return None
+    # Wald & Wolfowitz 1940: the runs that a random order has on average.
+    random_runs = 1 + total * (1 - sum((n / total) ** 2 for n in counts.values()))
+    read = total / max(1.0, train.runs * random_runs)
+    # Of a large set only some samples were read, which stand that much closer.
+    length = read * (train.size or train.read) / train.read
+    if train.runs >= share or length < 4 * train.batch_size:
+        return None
+    return Finding(
+        f"{train.name} does not shuffle, and its {len(counts)} classes come one after the other: about "
+        f"{length:.0f} samples of one class in a row, {length / train.batch_size:.0f} batches of "
+        f"{train.batch_size}",
+        where=train.site,
+        evidence={
+            "classes": len(counts),
+            "samples_in_a_row": round(length),
+            "batch_size": train.batch_size,
+        },
+        fixes=[Fix("shuffle=True in this DataLoader")],
+        confidence=Confidence.LIKELY,
+    )
 
 
 def _finding(

@@ -1,0 +1,146 @@
+"""REG006 missing-regularization."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trainlint.rule import (
+    Confidence,
+    Data,
+    Finding,
+    Fix,
+    Generalization,
+    Graph,
+    Severity,
+    SourceEdits,
+    Trace,
+    rule,
+)
+
+_STOPS_EARLY = re.compile(
+    r"patience|early_?stop|best_(?:val|valid|loss|acc|score|model|state|weights|epoch)",
+    re.IGNORECASE,
+)
+_DROPS = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
+
+
+@rule(
+    "REG006",
+    severity=Severity.INFO,
+    since="0.1",
+    explains=["no-augmentation"],
+    own=["data", "loss", "optimizer"],
+)
+def missing_regularization(
+    trace: Trace, edits: SourceEdits, data: Data | None, graph: Graph | None, *, gap: float = 0.05
+) -> Iterator[Finding]:
+    """The model overfits, and nothing of what is commonly done against it is there.
+
+    Weight decay pulls weights towards zero, w ← w − ηλw, so that only those that pay stay large. Dropout
+    drops units at random, so that none can rely on a single other one (Srivastava et al. 2014).
+    Augmentation shows each sample in many forms. Early stopping keeps the weights of the best validation
+    loss. Each narrows what the network can store of single samples.
+
+    Advice where overfitting is measured (with 95 % confidence the validation loss is more than `gap` of
+    the best constant answer's loss above the training loss) and none of the four is there: no optimizer
+    with weight decay, no dropout in the model, a loader that gives the same sample twice the same, and
+    nothing in the file about patience, early stopping or a best state.
+
+    ## Bad
+    ```python
+    x, y = torch.randn(200, 20), torch.randint(2, (200,))
+    train_set = torch.utils.data.TensorDataset(x[:60], y[:60])
+    val_set = torch.utils.data.TensorDataset(x[60:], y[60:])
+    train_loader = torch.utils.data.DataLoader(train_set, batch_size=20, shuffle=True)
+    val_loader = torch.utils.data.DataLoader(val_set, batch_size=50)
+    model = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 2))
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    ```
+
+    ## Good
+    ```python
+    y = torch.randint(2, (1200,))
+    x = torch.randn(1200, 20) + 0.5 * y[:, None]
+    train_set = torch.utils.data.TensorDataset(x[:1000], y[:1000])
+    val_set = torch.utils.data.TensorDataset(x[1000:], y[1000:])
+    train_loader = torch.utils.data.DataLoader(train_set, batch_size=20, shuffle=True)
+    val_loader = torch.utils.data.DataLoader(val_set, batch_size=50)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    ```
+
+    ## When to ignore it
+    When the gap does no harm: what counts is the validation error, not its distance from the other.
+
+    ## Fix safety
+    Only shown: the values are where one usually begins, and which of them helps is to be measured.
+
+    ## References
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov 2014, JMLR 15:1929. Loshchilov & Hutter 2019,
+    arXiv:1711.05101. Prechelt 1998, "Early Stopping, but When?".
+    """
+    measured = trace.generalization
+    difference = None if measured is None else measured.gap()
+    if measured is None or difference is None or difference.bound <= gap:
+        return
+    augmented = None if data is None else data.train.repeatable
+    if (
+        augmented is not True
+        or _drops(trace, graph)
+        or _decays(trace)
+        or _stops(trace, data, edits)
+    ):
+        return
+    yield Finding(
+        "the validation loss is "
+        f"{difference.mean:.0%} of a constant answer's above the training loss (at least "
+        f"{difference.bound:.0%}), and there is no weight decay, dropout, augmentation or early stopping",
+        where=measured.site or (None if data is None else data.train.site),
+        evidence={
+            "gap": round(difference.mean, 4),
+            "bound": round(difference.bound, 4),
+            "steps": measured.last.step,
+        },
+        fixes=list(_cures(trace, measured, data)),
+        confidence=Confidence.LIKELY,
+    )
+
+
+def _drops(trace: Trace, graph: Graph | None) -> bool:
+    if graph is not None and any(True for _ in graph.calls(*_DROPS)):
+        return True
+    return any(site.place.operation in _DROPS for model in trace.models for site in model.sites)
+
+
+def _decays(trace: Trace) -> bool:
+    return any(
+        group.get("weight_decay") for optimizer in trace.optimizers for group in optimizer.groups
+    )
+
+
+def _stops(trace: Trace, data: Data | None, edits: SourceEdits) -> bool:
+    sites = [optimizer.site for optimizer in trace.optimizers]
+    sites += [model.site for model in trace.models]
+    sites += [] if data is None else [data.train.site]
+    texts = [edits.text(site.filename) for site in sites if site is not None]
+    return any(text is not None and _STOPS_EARLY.search(text.text) for text in texts)
+
+
+def _cures(trace: Trace, measured: Generalization, data: Data | None) -> Iterator[Fix]:
+    kinds = {optimizer.kind for optimizer in trace.optimizers if optimizer.steps}
+    best, last = measured.best(), measured.last
+    if 0 < best.step < last.step:
+        yield Fix(
+            f"keep the state of the least validation loss: {best.validation.mean:.3g} at step {best.step}, "
+            f"{last.validation.mean:.3g} at step {last.step}"
+        )
+    if any(kind.startswith("Adam") for kind in kinds):
+        yield Fix("torch.optim.AdamW(..., weight_decay=0.01), up to 0.1")
+    else:
+        yield Fix("weight_decay=5e-4 in the optimizer, up to 5e-3")
+    yield Fix("nn.Dropout(0.5) behind wide hidden activations, 0.1 to 0.2 between convolutions")
+    if data is not None and any(given.kind == "image" for given in data.train.inputs):
+        yield Fix("random crops and, where they mean the same, mirror images of the training data")
