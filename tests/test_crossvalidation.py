@@ -106,6 +106,38 @@ def test_the_correction_for_shared_samples() -> None:
     assert float(found.corrected) == pytest.approx(math.sqrt(2.5 * (1 / 5 + 1 / 4)), rel=1e-4)
 
 
+def test_the_corrected_error_is_that_of_the_mean_over_folds() -> None:
+    """Ridge regression of known truth: ± one error holds it as often as that of independent folds would."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(20, generator=generator)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(count, 20, generator=generator)
+        return x, x @ weights + 2 * torch.randn(count, generator=generator)
+
+    k, size, runs = 5, 100, 400
+    fresh, answers = draw(5000)
+    truth, found = [], []
+    for _ in range(runs):
+        x, y = draw(size)
+        fold = torch.randperm(size, generator=generator) % k
+        losses = []
+        for held_out in (fold == n for n in range(k)):
+            own = x[~held_out]
+            fitted = torch.linalg.solve(own.T @ own + torch.eye(20), own.T @ y[~held_out])
+            losses.append(float((x[held_out] @ fitted - y[held_out]).square().mean()))
+            truth.append(float((fresh @ fitted - answers).square().mean()))
+        found.append(spread(losses, 1 / (k - 1)))
+    expected = statistics.fmean(truth)
+
+    def coverage(error: str) -> float:
+        hits = [abs(float(own.mean) - expected) < float(getattr(own, error)) for own in found]
+        return statistics.fmean(hits)
+
+    assert 0.6 < coverage("corrected") < 0.78
+    assert coverage("error") < 0.56
+
+
 def test_the_same_seed_gives_the_same_figures() -> None:
     assert measured().folds == measured().folds
     assert measured().folds != measured(seed=1).folds
@@ -207,6 +239,32 @@ def test_everything_is_as_before() -> None:
     assert torch.equal(draws[0], torch.random.get_rng_state())
     assert draws[1] == random.getstate()
     assert torch.equal(draws[2], generator.get_state())
+
+
+class Interrupted(nn.Module):
+    """Ctrl-C in the tenth forward in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+        self.forwards = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards[0] += self.training
+        if self.forwards[0] == 10:
+            raise KeyboardInterrupt
+        result: Tensor = self.inner(x)
+        return result
+
+
+def test_ctrl_c_ends_it_and_leaves_all_as_it_was() -> None:
+    model = Interrupted()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = torch.random.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        measured(target=model)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
 def test_one_optimizer_serves_all_folds() -> None:
@@ -391,6 +449,10 @@ def test_a_file_is_cross_validated_after_its_check(tmp_path: Path) -> None:
     ).stdout
     assert "4 folds of 80 samples of train_loader by StratifiedKFold" in text
     assert "fold   train + val" in text
+    concise = run_command(
+        "check", "net.py", "--kfold", "4", "--probe-steps", "0", "--format", "concise", cwd=tmp_path
+    )
+    assert any("over 4 folds" in line for line in concise.complaints())
 
 
 def test_an_error_makes_folds_moot(tmp_path: Path) -> None:

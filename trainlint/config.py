@@ -17,9 +17,9 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     """The keys of `[tool.trainlint]`, in kebab-case.
 
     `timeout` is in seconds a model, `memory_limit` in MiB (0: four fifths of the machine's memory),
-    `jobs` the number of files checked at once (0: one a core). `probe_steps` is how many optimizer steps
-    a probe trains (0: none), `probe_seconds` for how long at most. `baseline` is a file of findings that
-    are left out. `rules` holds the options of rules:
+    `jobs` the number of files checked, or folds trained, at once (0: one a core). `probe_steps` is how
+    many optimizer steps a probe trains (0: none), `probe_seconds` for how long at most. `baseline` is a
+    file of findings that are left out. `rules` holds the options of rules:
     `[tool.trainlint.rules.saturating-stack] least = 4`.
     """
 

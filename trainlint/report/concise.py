@@ -15,12 +15,19 @@ def render(report: Report, *, show_info: bool = False) -> str:
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """What else there is to know, for another stream: models that were skipped or not measured."""
+    """What else there is to know, for another stream: models that were skipped or not measured, folds."""
     for target in report.targets:
         if target.status == "skipped":
             yield f"skipped {target.target}: {_on_one_line(target.reason or '')}"
         for note in target.notes:
             yield f"{target.target}: {_on_one_line(note)}"
+        if target.cross_validation is not None:
+            found = target.cross_validation
+            loss, gap = found.validation_loss, found.gap
+            yield (
+                f"{target.target}: validation loss {loss.mean} ± {loss.corrected}, gap {gap.mean} ± "
+                f"{gap.corrected}, over {len(found.folds)} folds"
+            )
 
 
 def _on_one_line(text: str) -> str:
