@@ -84,7 +84,7 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
         return
     message = (
         f"validation loss is {own.validation:.3g} at {sweep.named(here)} and {least.validation:.3g} at "
-        f"{sweep.named(best)}, {own.above:.2g} ± {own.above_error:.1g} less over {sweep.folds} folds"
+        f"{sweep.named(best)}, {own.above:.2g} ± {own.above_error:.2g} less over {sweep.folds} folds"
     )
     fixes = [Fix(f"the width at the minimum: {sizes_of(sweep, best)}")]
     if chosen is not None and chosen != best:

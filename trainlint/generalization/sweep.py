@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from trainlint.api import report_on
 from trainlint.config import Config
 from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.errors import UsageError
@@ -37,7 +38,7 @@ from trainlint.generalization.swept import (
     factor,
 )
 from trainlint.generalization.variants import Variant
-from trainlint.records import SweepReport
+from trainlint.records import SweepReport, TargetResult
 from trainlint.registry import select_rules
 
 FACTORS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -333,12 +334,15 @@ def _judged(found: Sweep, config: Config) -> SweepReport:
     notes = [*unmeasured_as_text(outcome.unmeasured), *failures_as_text(outcome.failures)]
     if notes:
         found = msgspec.structs.replace(found, notes=[*found.notes, *notes])
-    return SweepReport(found, [finding.reported for finding in outcome.findings])
+    result = TargetResult(found.target, "ok")
+    report = report_on([(raw.reported, 0.0) for raw in outcome.findings], [result], rules)
+    return SweepReport(found, report.findings)
 
 
 def as_data(found: Sweep) -> dict[str, Any]:
     """The sweep in plain types, with what follows from its figures."""
     data: dict[str, Any] = msgspec.to_builtins(found)
+    del data["place"]  # the findings have it, as the user would type it
     for place, point in enumerate(data["points"]):
         known = found.points[place].reason is None
         point["standing"] = msgspec.to_builtins(found.standing(place)) if known else None

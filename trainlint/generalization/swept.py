@@ -173,7 +173,7 @@ class Sweep(msgspec.Struct, frozen=True):
         return f"{'p' if self.over == 'dropout' else 'λ'} = {point.value:g}"
 
 
-_FRACTIONS: Final = {0.25: "¼", 0.5: "½", 0.75: "¾", 1.5: "1½"}
+_FRACTIONS: Final = {0.125: "⅛", 0.25: "¼", 0.5: "½", 0.75: "¾", 1.5: "1½"}
 
 
 def factor(value: float) -> str:

@@ -54,7 +54,11 @@ def print_sweep(report: SweepReport, console: Console) -> None:
     for line in verdict(found):
         console.print(Text(line))
     for finding in report.findings:
-        console.print(Text(f"{finding.severity}  {finding.name} {finding.code}: {finding.message}"))
+        place = "" if finding.location is None else f"  {finding.filename}:{finding.location.row}"
+        console.print(Text(f"{finding.severity}  {finding.name} {finding.code}{place}", "bold"))
+        console.print(Text(f"  {finding.message}"))
+        for number, fix in enumerate(finding.fixes):
+            console.print(Text(f"  {'   or: ' if number else 'to do: '}{fix.title}"))
     for note in found.notes:
         console.print(Text(f"note: {note}", style="dim"))
 
@@ -106,10 +110,11 @@ class _Curve:
             *(_extent(standing) for standing in self._standings.values()), strict=True
         )
         least, most = min(lows), max(highs)
-        smallest = min(min(s.train, s.validation) for s in self._standings.values())
+        # Training losses near zero belong on the floor; it is the validation's U that has to be seen.
+        smallest = min(s.validation for s in self._standings.values())
         self._is_log = smallest > 0 and most / smallest > _WIDE_RANGE
         if self._is_log:
-            least = max(least, smallest / 2)
+            least = max(least, smallest / 10)
         if most <= least:
             least, most = least - 0.5, most + 0.5
         self._low, self._high = self._scaled(least), self._scaled(most)
@@ -320,7 +325,11 @@ def _name(found: Sweep, place: int) -> str:
 
 
 def _with_error(mean: float, error: float) -> str:
-    return f"{mean:.3g} ± {error:.2g}"
+    """As many places as the error has, which has two digits."""
+    if not math.isfinite(error) or error <= 0 or not 1e-4 <= max(abs(mean), error) < 1e5:
+        return f"{mean:.3g} ± {error:.2g}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{min(places, 6)}f} ± {error:.{min(places, 6)}f}"
 
 
 def _simplest(found: Sweep) -> str:
