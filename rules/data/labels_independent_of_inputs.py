@@ -10,11 +10,17 @@ from trainlint.rule import (
     EvaluationTrace,
     Finding,
     Fix,
+    Generalization,
     LossTrace,
     Severity,
     Trace,
     rule,
 )
+
+_FIXES = [
+    Fix("compare a few inputs with their labels, as the loop gets them: one order for both"),
+    Fix("and see that validation data are prepared as the training data are"),
+]
 
 
 @rule(
@@ -25,7 +31,7 @@ from trainlint.rule import (
     own=["data"],
 )
 def labels_independent_of_inputs(
-    trace: Trace, *, learnt: float = 0.3, passes: int = 4, steps: int = 50
+    trace: Trace, *, learnt: float = 0.3, passes: int = 4, steps: int = 50, samples: int = 200
 ) -> Iterator[Finding]:
     """The model learns its training data by heart, and nothing that holds for other data.
 
@@ -85,6 +91,10 @@ def labels_independent_of_inputs(
     """
     if _is_refuted(trace):
         return
+    measured = trace.generalization
+    if measured is not None and _never_holds(measured, learnt, samples):
+        yield _measured(measured)
+        return
     for loss in trace.objectives:
         share = loss.learnt(steps)
         if share is None or share < learnt or not loss.guess:
@@ -111,6 +121,42 @@ def _is_refuted(trace: Trace) -> bool:
     return measured.best().validation.mean < 0.9 * measured.guess
 
 
+def _never_holds(measured: Generalization, learnt: float, samples: int) -> bool:
+    """Whether single samples show it: training loss is far below a guess's, validation never is.
+
+    With fewer than `samples` to learn from, that may be so where there is something to learn.
+    """
+    guess, first, last = measured.guess, measured.first, measured.last
+    if not guess or first is None or (measured.samples or 0) < samples:
+        return False
+    best = measured.best().validation
+    return (
+        last.train.mean < (1 - learnt) * guess
+        and first.train.mean > (1 - learnt / 2) * guess
+        and best.mean > guess - best.error
+        and last.validation.mean - 2 * last.validation.error > guess
+    )
+
+
+def _measured(measured: Generalization) -> Finding:
+    train, best = measured.last.train.mean, measured.best().validation
+    guess = measured.guess or 0.0
+    return Finding(
+        f"after {measured.last.step} steps training loss is {train:.3g}, that of a guess {guess:.3g}, but "
+        f"validation loss never was below it (at best {best.mean:.3g} ± {best.error:.2g}): what is learnt "
+        "holds for no other sample",
+        where=measured.site,
+        evidence={
+            "learnt": round(1 - train / guess, 4),
+            "constant_answer": round(guess, 6),
+            "best_validation": round(best.mean, 6),
+            "passes": len(measured.checkpoints),
+        },
+        fixes=_FIXES,
+        confidence=Confidence.LIKELY,
+    )
+
+
 def _learnt_by(loss: LossTrace, step: int) -> float:
     """The share of the constant answer's loss that was gone at a step."""
     until = [value for at, value in zip(loss.steps, loss.values, strict=True) if at <= step]
@@ -131,11 +177,6 @@ def _finding(loss: LossTrace, validation: EvaluationTrace, share: float) -> Find
             "best_validation": round(best, 6),
             "passes": len(validation.values),
         },
-        fixes=[
-            Fix(
-                "compare a few inputs with their labels, as the loop gets them: one order for both"
-            ),
-            Fix("and see that validation data are prepared as the training data are"),
-        ],
+        fixes=_FIXES,
         confidence=Confidence.LIKELY,
     )

@@ -99,16 +99,20 @@ def overfitting(
         yield NotMeasurable(f"{measured.epochs:.2g} of an epoch was seen")
         return
     difference = measured.gap()
-    if difference is None or difference.bound <= gap or not _is_learnt(measured, gap):
+    if difference is None or difference.bound <= gap:
         return
-    yield _finding(measured, difference)
-
-
-def _is_learnt(measured: Generalization, gap: float) -> bool:
-    """Whether the gap came by training, and is no difference between the two sets of samples."""
     shift, own = measured.shift(), measured.overfit()
     if shift is not None and own is not None:
-        return own.bound > gap or shift.bound <= gap
+        if own.bound > gap or own.mean >= shift.mean:
+            yield _finding(measured, difference)
+        elif shift.bound <= gap:
+            yield NotMeasurable("there is a gap, as likely by a shift between the data (GEN007)")
+    elif _has_grown(measured, gap):
+        yield _finding(measured, difference)
+
+
+def _has_grown(measured: Generalization, gap: float) -> bool:
+    """Whether the gap came by training, so that it is no difference between the two sets of samples."""
     before = None if measured.first is None else measured.gap(measured.first)
     grown = measured.grown()
     if before is None or grown is None or before.bound <= gap:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from trainlint.generalization.scoring import OF_SEVERAL
 from trainlint.tree import map_tensors, tensors
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def constant_loss(train: Sequence[Judgement], validation: Sequence[Judgement]) -
     if not train or not validation or len(set(leaves)) != 1 or not leaves[0]:
         return None
     kind = train[0].kind
+    if kind in OF_SEVERAL:
+        return None
     try:
         start, is_best = _start(train)
         link = _LINKS.get(kind, _same)

@@ -39,8 +39,8 @@ class Meter:
 
     Nothing within is observed, and random states, modes, attributes and buffers stay as they are. A slow
     model is measured on fewer samples. After `seconds` of all evaluations no more is measured, but for the
-    last checkpoint. What cannot be read or evaluated ends it: `problem` then says why. `with_linear` fits a
-    linear model as well, where the training's curve has become flat.
+    last checkpoint. What cannot be read or evaluated ends it: `problem` then says why. `with_linear`
+    fits a linear model as well, where training loss no longer falls, or validation loss is above a guess's.
     """
 
     model: nn.Module
@@ -187,7 +187,9 @@ class Meter:
             site=construction_site(self.model),
         )
         fall = found.fall()
-        if self.with_linear and fall is not None and fall.most < FLAT:
+        is_flat = fall is not None and fall.most < FLAT
+        is_lost = bool(found.guess) and found.last.validation.mean > (found.guess or 0.0)
+        if self.with_linear and (is_flat or is_lost):
             linear = self._linear()
             if linear is not None:
                 found = replace(found, linear=linear.mean, linear_losses=linear.losses)

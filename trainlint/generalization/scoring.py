@@ -35,6 +35,11 @@ R_SQUARED: Final = "R²"
 SAMPLE: Final = "sample"
 BATCH: Final = "batch"
 _OF_CLASSES: Final = ("cross_entropy", "nll_loss")
+# Their answer is more than the first argument.
+OF_SEVERAL: Final = (
+    "gaussian_nll_loss", "ctc_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss",
+    "margin_ranking_loss", "cosine_embedding_loss",
+)  # fmt: skip
 _OF_VALUES: Final = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 # From which score on a label is predicted.
 _LEAST_SCORE: Final = {"binary_cross_entropy_with_logits": 0.0, "binary_cross_entropy": 0.5}
@@ -206,9 +211,12 @@ class Scorer:
         value = float(loss)
         judgement = None
         if size is not None and self.unit == SAMPLE:
-            if call is not None and isinstance(call.args[0], Tensor):
+            has_function = self.setup.loss is not None and self.setup.step is None
+            if has_function and call is not None and call.name in OF_SEVERAL:
+                judgement = self._of_function(output, here.target, size, value)
+            if judgement is None and call is not None and isinstance(call.args[0], Tensor):
                 judgement = self._of_call(call, size, value, here)
-            if judgement is None and self.setup.loss is not None and self.setup.step is None:
+            if judgement is None and has_function:
                 judgement = self._of_function(output, here.target, size, value)
         if judgement is None and self.setup.loss is not None and self.setup.step is None:
             whole = partial(_whole, self.setup.loss, here.target)
