@@ -244,9 +244,11 @@ def _not_read(facts: Facts) -> list[str]:
         return []
     data = facts.get("Data")
     parts = [data.problem] if data.problem else []
-    for split in (data.train, data.validation):
-        if split is not None and split.problem:
-            parts.append(f"{split.problem}, so that {split.read} samples of it were looked at")
+    parts += [
+        f"{split.problem}, so that {split.read} samples of it were looked at"
+        for split in (data.train, data.validation)
+        if split is not None and split.problem
+    ]
     return [f"not all of the data were looked at: {part}" for part in dict.fromkeys(parts)]
 
 

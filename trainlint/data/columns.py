@@ -132,6 +132,7 @@ class FieldFigures:
     _is_whole: bool = True
     _is_binary: bool = True
     _broken: list[int] = field(default_factory=list)
+    _only_masks: bool = True
     _broken_columns: Counter[int] = field(default_factory=Counter)
 
     def add(self, numbers: Sequence[Any], values: Any) -> None:
@@ -184,6 +185,7 @@ class FieldFigures:
         finite = torch.isfinite(columns)
         if not bool(finite.all()):
             self._note_broken(numbers, finite.reshape(len(real), -1, columns.shape[1]))
+            self._only_masks &= bool((columns[~finite] == -math.inf).all())
         if self._is_whole:
             self._is_whole = bool(((real == real.round()) | ~torch.isfinite(real)).all())
         if self.is_target and self.kind == "values" and self._is_binary:
@@ -215,6 +217,9 @@ class FieldFigures:
         if self._moments is not None and self.axis is not None:
             most = min(MOST_COLUMNS, len(self._moments.mean))
             columns = [self._moments.column(place) for place in range(most)]
+        # 0 and -inf: what is added to the scores of an attention.
+        is_mask = self._only_masks and told.least == told.largest == 0
+        broken = [] if is_mask else sorted(self._broken)
         counts = self._counts if kind == "classes" and len(self._counts) <= _MOST_CLASSES else {}
         return FieldData(
             self.name,
@@ -226,8 +231,8 @@ class FieldFigures:
             told.least,
             told.largest,
             columns,
-            len(self._broken),
-            sorted(self._broken)[:_MOST_BROKEN],
+            len(broken),
+            broken[:_MOST_BROKEN],
             dict(sorted(counts.items())),
             self.axis,
             self._is_whole and self._moments is not None,

@@ -6,7 +6,10 @@ they cannot be read. No training.
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from trainlint.probe.setup import Setup
 
 SECONDS: Final = 6.0
+_NAN: Final = re.compile(r"isnan|isfinite|isinf|nan_to_num|nanmean|nansum|nanmedian")
 
 
 def data_of(model: nn.Module, setup: Setup, *, seconds: float = SECONDS) -> Data:
@@ -38,6 +42,7 @@ def data_of(model: nn.Module, setup: Setup, *, seconds: float = SECONDS) -> Data
         setup.val_loader,
         names=setup.names,
         model=model,
+        loss=setup.loss,
         has_loss=setup.loss is not None,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         seconds=seconds,
@@ -50,16 +55,18 @@ def described(
     *,
     names: Mapping[str, str] | None = None,
     model: nn.Module | None = None,
+    loss: Any = None,
     has_loss: bool = True,
     trainable: int = 0,
     seconds: float = SECONDS,
 ) -> Data:
     """What these loaders give. Raises `ProbeProblem` where the training data cannot be read.
 
-    A model is only asked for its signature. Random states are as before, those that loaders, samplers and
+    A model and its loss are only asked for their signature and source. Random states are as before, those that loaders, samplers and
     datasets have for themselves among them. Half of the `seconds` is for either set.
     """
     called = names or {}
+    handles = handles_nan(model, loss)
 
     def of(loader: Any, part: str) -> tuple[SplitData, Reading]:
         started = time.monotonic()
@@ -72,18 +79,34 @@ def described(
     with random_states(*loaders), same_draws(*loaders):
         train, read_train = of(train_loader, "train_loader")
         if val_loader is None:
-            return Data(train, trainable=trainable)
+            return Data(train, trainable=trainable, handles_nan=handles)
         try:
             validation, read_validation = of(val_loader, "val_loader")
         except ProbeProblem as problem:
-            return Data(train, trainable=trainable, problem=str(problem))
+            return Data(train, trainable=trainable, handles_nan=handles, problem=str(problem))
         return Data(
             train,
             validation,
             overlap_of(read_train, read_validation),
             shift_of(read_train, read_validation),
             trainable,
+            handles,
         )
+
+
+def handles_nan(model: nn.Module | None, loss: Any) -> bool:
+    """Whether the user's source of a layer or of the loss says what is to become of NaN."""
+    kinds = {type(m) for m in (() if model is None else model.modules())} | {loss if callable(loss) else type(loss)}
+    kinds |= {type(loss), getattr(loss, "func", type(None))}
+    for kind in kinds:
+        if not (getattr(kind, "__module__", None) or "torch").startswith(("torch", "builtins")):
+            try:
+                source = inspect.getsource(kind)
+            except (OSError, TypeError):
+                continue
+            if _NAN.search(source):
+                return True
+    return False
 
 
 def split_of(reading: Reading, loader: Any = None) -> SplitData:
@@ -105,6 +128,7 @@ def split_of(reading: Reading, loader: Any = None) -> SplitData:
         target,
         len(reading.hashes) - len(set(reading.hashes)),
         None if pool.shuffles else _runs(reading.labels, target),
+        max(Counter(reading.hashes).values()),
         reading.problem,
     )
 

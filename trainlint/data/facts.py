@@ -63,9 +63,9 @@ class SplitData:
     where only a pass would tell; `read` how many were looked at. `shuffles` tells whether the loader's
     order is random, `repeatable` whether the same sample comes out twice the same: not so where it is
     augmented; None where that is not known. `duplicates` counts samples whose inputs equal those of an
-    earlier one. `runs` is the number of runs of equal class in the loader's order over that expected of a
-    random order, None where there are no classes, or the loader shuffles. `problem` says why not all was
-    read that could be asked for.
+    earlier one, `commonest` those with the input that came most often. `runs` is the number of runs of
+    equal class in the loader's order over that expected of a random order, None where there are no classes,
+    or the loader shuffles. `problem` says why not all was read that could be asked for.
     """
 
     name: str
@@ -79,6 +79,7 @@ class SplitData:
     target: FieldData | None
     duplicates: int = 0
     runs: float | None = None
+    commonest: int = 0
     problem: str = ""
 
 
@@ -129,7 +130,8 @@ class Data:
     """The data as the loaders give them.
 
     `validation`, `overlap` and `shift` are None without validation data. `trainable` is how many parameters
-    the model trains on them. `problem` says why validation data that there are could not be described.
+    the model trains on them. `handles_nan` tells whether the source of the model or
+    the loss asks for NaN. `problem` says why validation data that there are could not be described.
     """
 
     train: SplitData
@@ -137,4 +139,5 @@ class Data:
     overlap: Overlap | None = None
     shift: Shift | None = None
     trainable: int = 0
+    handles_nan: bool = False
     problem: str = ""

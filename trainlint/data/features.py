@@ -72,22 +72,28 @@ def _of_images(name: str, images: Tensor) -> tuple[list[str], Tensor]:
     return names, torch.cat([means, spreads, cells], 1)
 
 
-def fingerprints(fields: Sequence[Any]) -> Tensor | None:
-    """(N, S, D): what near copies of N samples nearly share; None of texts and ids.
+def vectors(fields: Sequence[Any]) -> tuple[Tensor, Tensor | None] | None:
+    """((N, D) vectors, (N, 9, E) fingerprints) of N samples; None of texts and ids.
 
-    Of images alone, S = 9 shifts of an inner part by a step, grey and small, of mean 0 and length 1, so
-    that brightness, contrast and a new encoding change little; zeros where all is alike. Of anything else
-    S = 1: its values, or 256 signed sums of more than 1024 of them.
+    Vectors have the values, or 256 signed sums of more than 1024 of them; of an image alone they have its
+    pixels, grey and small. Fingerprints are of images alone: 9 shifts of an inner part by a step, of mean 0
+    and length 1, so that brightness, contrast and a new encoding change little; zeros where all is alike.
     """
     if not all(isinstance(values, Tensor) for values in fields):
         return None
     kinds = [kind_of(values[0], is_target=False) for values in fields]
     if kinds == ["image"]:
-        return _of_shifted(fields[0])
+        grey = _channels_first(fields[0].detach().cpu().float()).mean(1, keepdim=True)
+        return _small(grey), _of_shifted(grey)
     if not kinds or "ids" in kinds or any(values.is_complex() for values in fields):
         return None
     flat = torch.cat([v.detach().cpu().float().reshape(len(v), -1) for v in fields], 1)
-    return (flat if flat.shape[1] <= MOST_COLUMNS else _sketched(flat))[:, None]
+    return (flat if flat.shape[1] <= MOST_COLUMNS else _sketched(flat)), None
+
+
+def _small(grey: Tensor) -> Tensor:
+    height, width = grey.shape[-2:]
+    return adaptive_avg_pool2d(grey, (min(_SIDE, height), min(_SIDE, width))).flatten(1)
 
 
 def _sketched(flat: Tensor) -> Tensor:
@@ -99,16 +105,14 @@ def _sketched(flat: Tensor) -> Tensor:
     return torch.zeros(len(flat), _BUCKETS).index_add_(1, bucket, flat * signs)
 
 
-def _of_shifted(images: Tensor) -> Tensor:
-    grey = _channels_first(images.detach().cpu().float()).mean(1, keepdim=True)
+def _of_shifted(grey: Tensor) -> Tensor:
     height, width = grey.shape[-2:]
     step = max(1, round(min(height, width) / _STEPS_A_SIDE))
     inner = (height - 2 * step, width - 2 * step)
     found = []
     for dy, dx in SHIFTS:
         top, left = step * (1 + dy), step * (1 + dx)
-        part = grey[:, :, top : top + inner[0], left : left + inner[1]]
-        small = adaptive_avg_pool2d(part, (min(_SIDE, inner[0]), min(_SIDE, inner[1]))).flatten(1)
+        small = _small(grey[:, :, top : top + inner[0], left : left + inner[1]])
         small = small - small.mean(1, keepdim=True)
         length = small.norm(dim=1, keepdim=True)
         found.append(torch.where(length > 1e-6 * grey.abs().amax(), small / length, 0))

@@ -24,14 +24,18 @@ from trainlint.data.reading import Reading
 _FALSE_EXACT: Final = 1e-3
 _FALSE_NEAR: Final = 1e-2
 _QUANTILE: Final = 1.645
+_SURE: Final = 2.326
 _MOST_PAIRS: Final = 16
 _MOST_NESTED: Final = 8
 # Training samples of which the distance to the next one is known before anything is said.
 _LEAST: Final = 30
 _TAIL: Final = 0.1
 _LEAST_TAIL: Final = 8
+# Columns whose values are that many deviations apart, or more, are categories.
+_COARSE: Final = 0.25
+# By so many times what rounding bridges are samples apart that tell anything of smaller distances.
+_GRAINS: Final = 3.0
 _FLOPS: Final = 2e10
-_MOST_TRAIN: Final = 16_384
 
 
 def overlap_of(train: Reading, validation: Reading) -> Overlap:
@@ -159,86 +163,120 @@ def _near(
     """(validation -> training positions of near copies, whether equal inputs cannot be so by chance).
 
     The distances of training samples to their next one, of all different inputs, show how often a sample
-    has another one so near: the lower tail of such distances goes like a power of the distance, with the
-    data's own dimension as exponent (Levina & Bickel 2004). Nearer than what that leaves for chance is a copy.
+    has another one so near: the lower tail goes like a power of the distance, with the data's own dimension
+    as exponent (Levina & Bickel 2004). Nearer than what that leaves for chance is a copy; but where the
+    values are so coarse that samples as near as that can be rounded to equal ones, neither is.
     """
+    if train.vectors is None or validation.vectors is None:
+        return {}, False
+    own, other = _comparable(train, train.vectors), _comparable(validation, validation.vectors)
+    own = list({train.hashes[at]: (row, at) for row, at in reversed(own)}.values())
+    mine, its = _rows(own), _rows(other)
+    if len(own) < _LEAST or not other or train.vectors.shape[1] != validation.vectors.shape[1]:
+        return {}, False
+    base, queries, grain = _scaled(train.vectors[mine], validation.vectors[its])
+    if not base.shape[1]:
+        return {}, False
     if train.prints is None or validation.prints is None:
+        limit, found = _copies(base[:, None], queries[:, None], grain)
+    else:
+        limit, _ = _copies(base[:, None], queries[:0, None], grain, asked=len(queries))
+        own, other = (
+            _comparable(train, train.prints, own),
+            _comparable(validation, validation.prints, other),
+        )
+        _, found = _copies(train.prints[_rows(own)], validation.prints[_rows(other)], 0.0)
+    if not limit:
         return {}, False
-    if train.prints.shape[1:] != validation.prints.shape[1:]:
-        return {}, False
-    own, other = _comparable(train, train.prints), _comparable(validation, validation.prints)
-    own = list({train.hashes[at]: (row, at) for row, at in reversed(own)}.values())[:_MOST_TRAIN]
-    if len(own) < _LEAST or not other:
-        return {}, False
-    base, queries, resolution = _scaled(
-        train.prints[[row for row, _ in own]], validation.prints[[row for row, _ in other]]
-    )
-    if not base.shape[-1]:
-        return {}, False
+    return {
+        other[query][1]: own[partner][1]
+        for query, partner in found.items()
+        if other[query][1] not in equal
+    }, True
+
+
+def _copies(
+    base: Tensor, queries: Tensor, grain: float, *, asked: int = 0
+) -> tuple[float, dict[int, int]]:
+    """(distance below which nothing is chance or 0, query -> row of the base that is nearer than that).
+
+    Of (N, S, D), where the first of S shifts of the base are compared with all of the queries'.
+    """
+    if len(base) < _LEAST:
+        return 0.0, {}
     generator = torch.Generator().manual_seed(0)
     # As many questions as there is time for: a part of them to learn what is usual.
-    most = int(_FLOPS / (2 * base[:, 0].numel() * base.shape[1])) or 1
+    most = int(_FLOPS / (2 * base.numel()))
     sample = torch.randperm(len(base), generator=generator)[: max(_LEAST, min(1000, most // 3))]
     usual, _ = _nearest(base[sample], base[:, 0], sample)
-    limit = _limit(usual, len(queries))
-    if limit <= 0:
-        return {}, False
+    limit = _limit(usual, asked or len(queries), grain)
+    if not limit or not len(queries):
+        return limit, {}
     drawn = torch.randperm(len(queries), generator=generator)[: max(_LEAST, most)]
     distances, partners = _nearest(queries[drawn], base[:, 0], None)
-    near = {
-        other[int(query)][1]: own[int(partner)][1]
-        for query, partner, distance in zip(drawn, partners, distances.tolist(), strict=True)
-        if distance <= limit and other[int(query)][1] not in equal
-    }
-    return near, resolution < limit
+    rows = zip(drawn.tolist(), partners.tolist(), distances.tolist(), strict=True)
+    return limit, {query: partner for query, partner, distance in rows if distance <= limit}
 
 
-def _comparable(reading: Reading, prints: Tensor) -> list[tuple[int, int]]:
-    """(row among the kept, position) of the samples with a fingerprint that says something."""
-    fine = torch.isfinite(prints).flatten(1).all(1)
-    if prints.shape[1] > 1:
-        fine &= prints[:, 0].any(1)  # the inner part of an image may be empty
-    told = fine.tolist()
-    return [
-        (row, at) for row, at in enumerate(reading.kept) if told[row] and reading.informative[at]
-    ]
+def _rows(samples: Sequence[tuple[int, int]]) -> list[int]:
+    return [row for row, _ in samples]
+
+
+def _comparable(
+    reading: Reading, values: Tensor, among: Sequence[tuple[int, int]] | None = None
+) -> list[tuple[int, int]]:
+    """(row among the kept, position) of the samples whose values are finite and say something."""
+    told = torch.isfinite(values).flatten(1).all(1)
+    if values.dim() == 3:
+        told &= values[:, 0].any(1)  # the inner part of an image may be empty
+    says = told.tolist()
+    rows = list(enumerate(reading.kept)) if among is None else among
+    return [(row, at) for row, at in rows if says[row] and reading.informative[at]]
 
 
 def _scaled(base: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Both in units of the training data's deviations, and the distance that rounding alone can bridge."""
-    if base.shape[1] == 1:
-        std, mean = torch.std_mean(base, 0, correction=0)
-        varies = (std > 1e-6 * mean.abs()).reshape(-1)
-        std, mean = std[:, varies], mean[:, varies]
-        base, queries = (base[:, :, varies] - mean) / std, (queries[:, :, varies] - mean) / std
-    steps = torch.stack([_step(column) for column in base[:, 0].unbind(1)] or [torch.zeros(())])
-    return base, queries, 0.5 * float(steps.square().sum().sqrt())
+    """Columns of many values in units of the training data's deviations, and what rounding can bridge.
+
+    Equal in all columns is equal in these: the others could only make it rarer. Two numbers that are
+    rounded to the same one are √(1/6) of a step apart on average.
+    """
+    std, mean = torch.std_mean(base, 0, correction=0)
+    steps = torch.stack([_step(column) for column in base.unbind(1)])
+    fine = (std > 1e-6 * mean.abs()) & (steps < _COARSE * std)
+    std, mean, steps = std[fine], mean[fine], steps[fine]
+    base, queries = (base[:, fine] - mean) / std, (queries[:, fine] - mean) / std
+    return base, queries, float((steps / std).norm() / 6**0.5)
 
 
 def _step(column: Tensor) -> Tensor:
     """The smallest difference between two values of a column: to how much it is rounded."""
     gaps = column.sort().values.diff()
-    gaps = gaps[gaps > 1e-5]
+    gaps = gaps[gaps > 1e-6 * column.abs().amax()]
     return gaps.min() if len(gaps) else torch.tensor(0.0)
 
 
-def _limit(distances: Tensor, asked: int) -> float:
-    """The distance below which not one of `asked` samples is expected by chance, but for 1 in 100."""
+def _limit(distances: Tensor, asked: int, grain: float) -> float:
+    """The distance below which not one of `asked` samples is expected by chance, but for 1 in 100.
+
+    0 where there is none above the `grain`: where samples are as near to each other as their values are
+    rounded, the tail is that of the rounding.
+    """
     ordered = distances[torch.isfinite(distances)].sort().values
     if len(ordered) < _LEAST:
         return 0.0
     count = max(_LEAST_TAIL, int(_TAIL * len(ordered)))
     edge = float(ordered[count])
-    if edge <= 0:
+    if edge <= _GRAINS * grain:
         return 0.0
     tail = (ordered[:count] / edge).clamp(min=1e-12)
     # Hill's estimate of the exponent, and a lower bound of it.
     exponent = count / float(-tail.log().sum().clamp(max=-1e-12))
-    exponent *= max(0.0, 1 - _QUANTILE / math.sqrt(count))
+    exponent *= max(0.0, 1 - _SURE / math.sqrt(count))
     if exponent <= 0:
         return 0.0
     chance = _FALSE_NEAR / max(1, asked) * len(ordered) / count
-    return edge * math.exp(min(0.0, math.log(chance)) / exponent)
+    limit = edge * math.exp(min(0.0, math.log(chance)) / exponent)
+    return limit if limit > grain else 0.0
 
 
 def _nearest(queries: Tensor, base: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainlint.data.columns import FieldFigures
-from trainlint.data.features import fingerprints, summaries
+from trainlint.data.features import summaries, vectors
 from trainlint.preserve import random_states
 from trainlint.probe.batches import LABELS, ProbeProblem
 from trainlint.tree import tensors
@@ -44,8 +44,9 @@ class Reading:
     """What was read of a pool. Lists run along the samples, in the order of their numbers.
 
     `hashes` are equal for samples of equal inputs; `informative` tells whether these say anything: not all
-    values are alike, nor is the text empty. `features` (N, D), `prints` (N, S, D) and `labels` (N, ...) are
-    of the samples at the positions `kept`, None where they do not fit together.
+    values are alike, nor is the text empty. `features` (N, D), `vectors` (N, E), `prints` of images (N, 9,
+    F) and `labels` (N, ...) are of the samples at the positions `kept`, None where they do not fit
+    together.
     """
 
     pool: Pool
@@ -57,6 +58,7 @@ class Reading:
     kept: list[int] = field(default_factory=list)
     features: Tensor | None = None
     feature_names: Sequence[str] = ()
+    vectors: Tensor | None = None
     prints: Tensor | None = None
     labels: Tensor | None = None
     repeatable: bool | None = None
@@ -160,6 +162,7 @@ class _Reader:
         self.failures = 0
         self._figures: dict[str, FieldFigures] = {}
         self._features: list[Tensor] = []
+        self._vectors: list[Tensor] | None = []
         self._prints: list[Tensor] | None = []
         self._labels: list[Tensor] | None = []
 
@@ -244,18 +247,10 @@ class _Reader:
         found = [summaries(name, values) for name, values in fields.items()]
         self.found.feature_names = [name for names, _ in found for name in names]
         self._features.append(torch.cat([figures for _, figures in found], 1))
-        if self._prints is not None:
-            made = fingerprints(list(fields.values()))
-            fits = made is not None and (
-                not self._prints or made.shape[1:] == self._prints[0].shape[1:]
-            )
-            self._prints = [*self._prints, made] if fits and made is not None else None
-        if self._labels is not None:
-            fits = target is not None and (
-                not self._labels or target.shape[1:] == self._labels[0].shape[1:]
-            )
-            held = target.detach().cpu() if fits and target is not None else None
-            self._labels = [*self._labels, held] if held is not None else None
+        made = vectors(list(fields.values()))
+        self._vectors = _with(self._vectors, None if made is None else made[0])
+        self._prints = _with(self._prints, None if made is None else made[1])
+        self._labels = _with(self._labels, None if target is None else target.detach().cpu())
 
     def _look_again(self, first: Sequence[int], order: Sequence[int]) -> None:
         """Whether a sample comes out the same when the random generators stand elsewhere."""
@@ -297,6 +292,8 @@ class _Reader:
         widths = {features.shape[1] for features in self._features}
         if len(widths) == 1:
             found.features = torch.cat(self._features)[kept]
+        if self._vectors:
+            found.vectors = torch.cat(self._vectors)[kept]
         if self._prints:
             found.prints = torch.cat(self._prints)[kept]
         if self._labels:
@@ -309,6 +306,13 @@ class _Reader:
 
     def _held(self) -> int:
         return sum(len(features) for features in self._features)
+
+
+def _with(held: list[Tensor] | None, more: Tensor | None) -> list[Tensor] | None:
+    """One more of the same shape; None for good where one is missing or of another."""
+    if held is None or more is None or (held and held[0].shape[1:] != more.shape[1:]):
+        return None
+    return [*held, more]
 
 
 def _seed(seed: int) -> None:
