@@ -71,15 +71,15 @@ def non_finite_data(data: Data) -> Iterator[Finding]:
 
 def _finding(split: SplitData, field: FieldData) -> Finding:
     columns = dict(field.broken_columns)
-    where = ""
+    where = "the target" if field.name == "target" else "the input"
     if columns:
         first = ", ".join(f"{field.name}[{column}]" for column in list(columns)[:3])
-        where = f", in {first}{', ...' if len(columns) > 3 else ''}"
+        where = f"{first}{', ...' if len(columns) > 3 else ''}"
     indices = ", ".join(map(str, field.broken[:3])) + (", ..." if field.non_finite > 3 else "")
     plural = "s" if field.non_finite > 1 else ""
     return Finding(
-        f"{field.non_finite} of {split.read} samples of {split.name} have NaN or infinity in the "
-        f"{'target' if field.name == 'target' else 'input'}{where}: sample{plural} {indices}",
+        f"{field.non_finite} of {split.read} samples of {split.name} have NaN or infinity in {where}: "
+        f"sample{plural} {indices}",
         where=split.site,
         evidence={
             "samples": field.non_finite,

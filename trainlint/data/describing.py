@@ -62,8 +62,9 @@ def described(
 ) -> Data:
     """What these loaders give. Raises `ProbeProblem` where the training data cannot be read.
 
-    A model and its loss are only asked for their signature and source. Random states are as before, those that loaders, samplers and
-    datasets have for themselves among them. Half of the `seconds` is for either set.
+    A model and its loss are only asked for their signature and source. Random states are as before, those
+    that loaders, samplers and datasets have for themselves among them. Half of the `seconds` is for either
+    set.
     """
     called = names or {}
     handles = handles_nan(model, loss)
@@ -96,7 +97,9 @@ def described(
 
 def handles_nan(model: nn.Module | None, loss: Any) -> bool:
     """Whether the user's source of a layer or of the loss says what is to become of NaN."""
-    kinds = {type(m) for m in (() if model is None else model.modules())} | {loss if callable(loss) else type(loss)}
+    kinds = {type(m) for m in (() if model is None else model.modules())} | {
+        loss if callable(loss) else type(loss)
+    }
     kinds |= {type(loss), getattr(loss, "func", type(None))}
     for kind in kinds:
         if not (getattr(kind, "__module__", None) or "torch").startswith(("torch", "builtins")):
