@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from conftest import run_command, write_files
@@ -182,6 +183,24 @@ def test_a_fold_of_another_source_sticks_out_with_its_worst_samples() -> None:
     assert found.folds[2].worst[0] == 87
     assert "fold 3 sticks out" in str(found)
     assert "(87, " in str(found)
+
+
+def test_where_validation_loss_rises_in_all_folds_it_says_when_to_stop() -> None:
+    made = trials([[1.0 + fold / 50, 1.2] for fold in range(5)])
+    earlier = [
+        TrialPoint(5, TrialScore(0.7, 0.01, 100), TrialScore(0.5 + fold / 40, 0.1, 2))
+        for fold in range(5)
+    ]
+    results = [
+        msgspec.structs.replace(result, checkpoints=[point, *result.checkpoints])
+        for point, result in zip(earlier, made.results, strict=True)
+    ]
+    found = summary("net", Trials(results, made.split), 1.0)
+    assert found.best_step == 5
+    assert found.rise is not None
+    assert float(found.rise.mean) == pytest.approx(0.57, abs=0.01)
+    assert "validation loss was least after 5 of 10 steps" in str(found)
+    assert "stop there" not in str(summary("net", made, 1.0))
 
 
 def test_folds_of_one_source_seldom_stick_out() -> None:

@@ -152,7 +152,7 @@ class CrossValidation(msgspec.Struct, frozen=True):
     `accuracy`, `R²` or empty. `steps` and `epochs` are the most of a fold. `gap` is the validation loss
     over the training loss; `guess` the loss of the best constant answer, None where it is not known.
     `train` and `validation` are points (steps before, mean loss over folds), `best_step` is that of the
-    least validation loss of them.
+    least validation loss of them, and `rise` how much higher it is at the end, fold by fold.
     """
 
     target: str
@@ -173,6 +173,7 @@ class CrossValidation(msgspec.Struct, frozen=True):
     steps: int = 0
     epochs: float | None = None
     best_step: int = 0
+    rise: Spread | None = None
     train: list[tuple[int, Figure]] = []
     validation: list[tuple[int, Figure]] = []
     notes: list[str] = []

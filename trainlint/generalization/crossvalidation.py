@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from trainlint.generalization.experiments import TrialResult
+    from trainlint.generalization.experiments import TrialPoint, TrialResult
 
 # A fold sticks out where its samples differ from the others' at this level, all folds together, and it
 # lies as far from the others as they lie apart.
@@ -254,7 +254,8 @@ def summary(target: str, trials: Trials, seconds: float) -> CrossValidation:
     train = [float(result.last.train.mean) for result in done]
     validation = [float(result.last.validation.mean) for result in done]
     share = statistics.fmean(result.validation_samples / result.train_samples for result in done)
-    curve = _curve(done)
+    rows = _rows(done)
+    best = min(rows, key=lambda row: _or_infinite(_mean_loss(row, "validation")))
     return CrossValidation(
         target,
         split.splitter,
@@ -273,9 +274,10 @@ def summary(target: str, trials: Trials, seconds: float) -> CrossValidation:
         guess=_mean([result.guess for result in done]),
         steps=max(result.steps for result in done),
         epochs=_rounded(max(result.epochs or 0.0 for result in done)),
-        best_step=min(curve, key=lambda point: _or_infinite(point[2]))[0],
-        train=[(step, figure(loss)) for step, loss, _ in curve],
-        validation=[(step, figure(loss)) for step, _, loss in curve],
+        best_step=_step(best),
+        rise=_rise(best, done, share),
+        train=[(_step(row), figure(_mean_loss(row, "train"))) for row in rows],
+        validation=[(_step(row), figure(_mean_loss(row, "validation"))) for row in rows],
         notes=[*split.notes, *_notes(trials.results, done)],
         seconds=round(seconds, 3),
     )
@@ -313,24 +315,34 @@ def _or_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _curve(done: Sequence[TrialResult]) -> list[tuple[int, float, float]]:
-    """(step, training loss, validation loss), means over the folds, at the checkpoints of all."""
+def _rows(done: Sequence[TrialResult]) -> list[tuple[TrialPoint, ...]]:
+    """The checkpoints of all folds at the same steps, a row each."""
     steps = set.intersection(*({point.step for point in result.checkpoints} for result in done))
-    if len(steps) < 2:  # as many steps an epoch differ from fold to fold: the k-th of each
-        rows = list(zip(*(result.checkpoints for result in done), strict=False))
-    else:
-        rows = [
-            tuple(point for result in done for point in result.checkpoints if point.step == step)
-            for step in sorted(steps)
-        ]
+    if len(steps) < 2:  # epochs of folds of different sizes: the k-th of each
+        return list(zip(*(result.checkpoints for result in done), strict=False))
     return [
-        (
-            round(statistics.fmean(point.step for point in row)),
-            statistics.fmean(float(point.train.mean) for point in row),
-            statistics.fmean(float(point.validation.mean) for point in row),
-        )
-        for row in rows
+        tuple(point for result in done for point in result.checkpoints if point.step == step)
+        for step in sorted(steps)
     ]
+
+
+def _step(row: Sequence[TrialPoint]) -> int:
+    return round(statistics.fmean(point.step for point in row))
+
+
+def _mean_loss(row: Sequence[TrialPoint], part: str) -> float:
+    return statistics.fmean(float(getattr(point, part).mean) for point in row)
+
+
+def _rise(best: Sequence[TrialPoint], done: Sequence[TrialResult], share: float) -> Spread:
+    """How far validation loss has risen since its best, fold by fold."""
+    return spread(
+        [
+            float(result.last.validation.mean) - float(point.validation.mean)
+            for point, result in zip(best, done, strict=True)
+        ],
+        share,
+    )
 
 
 def _fold(result: TrialResult, odd: Sequence[TrialResult]) -> FoldResult:

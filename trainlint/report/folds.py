@@ -8,13 +8,14 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from trainlint.generalization.curves import student
 from trainlint.records import CrossValidation, Figure, FoldResult, Series, Spread
 from trainlint.report import plots
 
@@ -77,20 +78,19 @@ def _remarks(measured: CrossValidation) -> Iterator[str]:
         yield (
             "±: of a fold the standard error over its samples; of all that over folds, for trainings that "
             "share samples and so err alike (Nadeau & Bengio 2003): of independent ones the validation "
-            f"loss would have ± {float(own.error):.2g}"
+            f"loss would have ± {_error(float(own.error))}"
         )
-    best = _point(measured.validation, measured.best_step)
-    last = measured.validation[-1][1]
-    if best is not None and measured.best_step < measured.validation[-1][0]:
+    rise = measured.rise
+    if rise is not None and _is_sure(rise, sum(fold.reason is None for fold in measured.folds)):
         yield (
-            f"validation loss was least after {measured.best_step} of {measured.steps} steps: "
-            f"{_number(best)}, and {_number(last)} at the end"
+            f"validation loss was least after {measured.best_step} of {measured.steps} steps, and is "
+            f"higher by {_spread(rise)} at the end, fold by fold: stop there"
         )
     if measured.guess is not None and math.isfinite(float(measured.gap.mean)):
         share = 100 * float(measured.gap.mean) / float(measured.guess)
         error = 100 * float(measured.gap.corrected) / float(measured.guess)
         of = f"% of the loss of the best constant answer, {_number(measured.guess)}"
-        known = f" ± {error:.2g}" if math.isfinite(error) else ""
+        known = f" ± {_error(error)}" if math.isfinite(error) else ""
         yield f"the gap is {share:.3g}{known} {of}"
     for fold in measured.folds:
         if fold.sticks_out:
@@ -98,8 +98,10 @@ def _remarks(measured: CrossValidation) -> Iterator[str]:
     yield from measured.notes
 
 
-def _point(points: Sequence[tuple[int, Figure]], step: int) -> Figure | None:
-    return next((value for at, value in points if at == step), None)
+def _is_sure(figures: Spread, folds: int) -> bool:
+    """Whether it is above zero, with 95 % confidence."""
+    mean, error = float(figures.mean), float(figures.corrected)
+    return folds > 1 and mean > student(0.95, folds - 1) * error >= 0
 
 
 def _odd(fold: FoldResult, measured: CrossValidation) -> str:
@@ -234,14 +236,19 @@ def _minus(one: Figure | None, other: Figure | None) -> Figure | None:
 def _with_error(mean: Figure | None, error: Figure | None) -> str:
     if mean is None or error is None or not math.isfinite(float(error)):
         return _number(mean)
-    return f"{_number(mean)} ± {float(error):.2g}"
+    return f"{_number(mean)} ± {_error(float(error))}"
 
 
 def _spread(figures: Spread) -> str:
     if not math.isfinite(float(figures.corrected)):
         return _number(figures.mean)
     corrected = float(figures.corrected)
-    return f"{_number(figures.mean)} ± {corrected:.2g}"
+    return f"{_number(figures.mean)} ± {_error(corrected)}"
+
+
+def _error(value: float) -> str:
+    """Two digits, or as many as there are before the point."""
+    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.2g}"
 
 
 def _number(value: Figure | None) -> str:
@@ -267,6 +274,7 @@ def _demo() -> None:
             "net.py::net", "StratifiedKFold", "3 classes, in each fold in the same shares", 178,
             "train_loader", "Adam", "CrossEntropyLoss", folds, Spread(0.02, 0.001, 0.002), all_of,
             Spread(0.07, 0.014, 0.021), "accuracy", None, Spread(0.97, 0.0, 0.0), 1.1, 50, 5.6, 40,
+            Spread(0.01, 0.001, 0.002),
             [(0, 1.1), (20, 0.2), (40, 0.03), (50, 0.02)], [(0, 1.1), (20, 0.3), (40, 0.08), (50, 0.09)],
         ),
         Console(),
