@@ -11,7 +11,7 @@ import pytest
 
 from trainlint.data.facts import ColumnData, Data, FieldData, SplitData
 from trainlint.fixes.source import SourceEdits
-from trainlint.generalization.curves import Checkpoint, Generalization, Scores
+from trainlint.generalization.curves import Checkpoint, Generalization, HeldOut, Scores
 from trainlint.observe.trace import (
     InputTrace,
     LoaderTrace,
@@ -445,6 +445,16 @@ def test_parameters_a_sample_are_stated_with_the_gap() -> None:
     assert not found("GEN006", data=Data(split(size=None), trainable=10**7))
     maps = split(target=replace(classes(RARE), shape=(8, 8)))
     assert not found("GEN006", data=Data(maps, trainable=10**7))
+
+
+def test_a_gap_by_a_shift_between_the_data_is_no_overfitting() -> None:
+    def scores(mean: float) -> Scores:
+        return Scores([mean + 0.1 * (-1) ** i for i in range(200)])
+
+    held_out = HeldOut(scores(0.1), scores(0.12), scores(0.9))
+    shifted = replace(OVERFIT, generalization=replace(OVERFIT.generalization, held_out=held_out))
+    assert not found("DAT008", data=Data(split(IMAGE)), trace=shifted)
+    assert not found("REG006", data=Data(split()), trace=shifted, edits=SourceEdits())
 
 
 def test_an_overfit_model_without_any_regularisation_is_told_which() -> None:

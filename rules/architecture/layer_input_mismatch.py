@@ -14,6 +14,7 @@ from trainlint.rule import (
     blamed_source,
     describe_source,
     mismatches,
+    refuses_channels_last,
     rule,
     width_fixes,
 )
@@ -83,7 +84,10 @@ def layer_input_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
             f"{blamed_source(graph, mismatch)}",
             where=node,
             evidence={wants.argument: wants.expected, "received": wants.received},
-            fixes=width_fixes(
+            # Where the axes are in another order, another width would only hide it.
+            fixes=[]
+            if refuses_channels_last(graph, node)
+            else width_fixes(
                 graph,
                 edits,
                 mismatch,

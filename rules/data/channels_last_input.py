@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, Severity, rule
-
-# What leaves each value at its place, so that the axes are still those of the images.
-_KEEPS = (
-    "to",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "contiguous",
-    "clone",
-    "detach",
-    "alias",
-    "identity",
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Severity,
+    expectation,
+    images_of,
+    refuses_channels_last,
+    rule,
 )
+
 _COLOURS = (1, 3, 4)
 
 
@@ -77,15 +74,15 @@ def channels_last_input(graph: Graph, *, smallest: int = 8) -> Iterator[Finding]
     if not graph.inputs_given:
         return
     for node in graph.calls("conv2d"):
-        shape, wanted = _images(graph, node), _wanted(graph, node)
-        if shape is None or wanted is None:
+        images, wants = images_of(graph, node), expectation(graph, node)
+        if images is None or wants is None:
             continue
-        _, height, width, colours = shape
-        raises = node in graph.faults and colours == wanted != height
+        _, height, width, colours = images
+        raises = refuses_channels_last(graph, node)
         if not raises and not (
             node not in graph.faults
             and colours in _COLOURS
-            and height == width == wanted
+            and height == width == wants.expected
             and height >= smallest
             and min(_kernel(graph, node)) > 1
         ):
@@ -94,7 +91,7 @@ def channels_last_input(graph: Graph, *, smallest: int = 8) -> Iterator[Finding]
             f"{graph.label(node)} gets images of shape (N, {height}, {width}, {colours}), with the "
             f"channels last, and takes the {height} rows for channels",
             where=node,
-            evidence={"shape": f"(N, {height}, {width}, {colours})", "in_channels": wanted},
+            evidence={"shape": f"(N, {height}, {width}, {colours})", "in_channels": wants.expected},
             fixes=[
                 Fix(
                     "images.permute(0, 3, 1, 2), where they are read, or (2, 0, 1) for a single one"
@@ -107,22 +104,6 @@ def channels_last_input(graph: Graph, *, smallest: int = 8) -> Iterator[Finding]
         )
 
 
-def _images(graph: Graph, node: Any) -> tuple[int, ...] | None:
-    """The four sizes of what the convolution gets, if these are an input's own."""
-    data = graph.argument(node, "input")
-    source, _ = graph.producer(node, _KEEPS)
-    if source is None or source.op != "placeholder" or not hasattr(data, "all_input_nodes"):
-        return None
-    shape = graph.shape(data)
-    return shape if shape is not None and len(shape) == 4 and graph.shape(source) == shape else None
-
-
 def _kernel(graph: Graph, node: Any) -> tuple[int, ...]:
     weight = graph.shape(graph.argument(node, "weight"))
     return (1,) if weight is None else weight[2:]
-
-
-def _wanted(graph: Graph, node: Any) -> int | None:
-    weight, groups = graph.argument(node, "weight"), graph.argument(node, "groups", 1)
-    shape = graph.shape(weight) if hasattr(weight, "all_input_nodes") else None
-    return None if shape is None or len(shape) != 4 else shape[1] * groups

@@ -61,7 +61,7 @@ def no_augmentation(
     if image is None or train.repeatable is not True or train.size is None or train.size > most:
         return
     difference = None if measured is None else measured.gap()
-    if difference is None or difference.bound <= gap or measured is None:
+    if measured is None or difference is None or not measured.overfits(gap):
         return
     yield Finding(
         f"{train.size} training images come the same in each epoch, and are learnt by heart: the "

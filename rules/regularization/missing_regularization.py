@@ -18,8 +18,10 @@ from trainlint.rule import (
     rule,
 )
 
-_STOPS_EARLY = re.compile(
-    r"patience|early_?stop|best_(?:val|valid|loss|acc|score|model|state|weights|epoch)",
+# Early stopping, a penalty, a change of the inputs: what a file does itself shows only by its words.
+_DOES_ITSELF = re.compile(
+    r"patience|early_?stop|best_(?:val|valid|loss|acc|score|model|state|weights|epoch)|penalty|regulari[sz]|"
+    r"augment|mixup|label_smoothing",
     re.IGNORECASE,
 )
 _DROPS = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
@@ -45,7 +47,7 @@ def missing_regularization(
     Advice where overfitting is measured (with 95 % confidence the validation loss is more than `gap` of
     the best constant answer's loss above the training loss) and none of the four is there: no optimizer
     with weight decay, no dropout in the model, a loader that gives the same sample twice the same, and
-    nothing in the file about patience, early stopping or a best state.
+    nothing in the file about patience, a best state, penalties or augmentation.
 
     ## Bad
     ```python
@@ -84,14 +86,14 @@ def missing_regularization(
     """
     measured = trace.generalization
     difference = None if measured is None else measured.gap()
-    if measured is None or difference is None or difference.bound <= gap:
+    if measured is None or difference is None or not measured.overfits(gap):
         return
     augmented = None if data is None else data.train.repeatable
     if (
         augmented is not True
         or _drops(trace, graph)
         or _decays(trace)
-        or _stops(trace, data, edits)
+        or _is_in_file(trace, data, edits)
     ):
         return
     yield Finding(
@@ -110,8 +112,14 @@ def missing_regularization(
 
 
 def _drops(trace: Trace, graph: Graph | None) -> bool:
-    if graph is not None and any(True for _ in graph.calls(*_DROPS)):
-        return True
+    if graph is not None:
+        inner = [
+            getattr(module, "dropout", 0) for module in graph.model.modules()
+        ]  # of LSTMs, attention
+        if any(True for _ in graph.calls(*_DROPS)) or any(
+            isinstance(p, float) and p > 0 for p in inner
+        ):
+            return True
     return any(site.place.operation in _DROPS for model in trace.models for site in model.sites)
 
 
@@ -121,12 +129,12 @@ def _decays(trace: Trace) -> bool:
     )
 
 
-def _stops(trace: Trace, data: Data | None, edits: SourceEdits) -> bool:
+def _is_in_file(trace: Trace, data: Data | None, edits: SourceEdits) -> bool:
     sites = [optimizer.site for optimizer in trace.optimizers]
     sites += [model.site for model in trace.models]
     sites += [] if data is None else [data.train.site]
     texts = [edits.text(site.filename) for site in sites if site is not None]
-    return any(text is not None and _STOPS_EARLY.search(text.text) for text in texts)
+    return any(text is not None and _DOES_ITSELF.search(text.text) for text in texts)
 
 
 def _cures(trace: Trace, measured: Generalization, data: Data | None) -> Iterator[Fix]:

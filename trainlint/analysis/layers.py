@@ -220,6 +220,35 @@ _MOVING_AXES: Final = frozenset(
 )
 
 
+# What leaves each value at its place, so that the axes are still those of the input.
+_UNMOVED: Final = ("to", "float", "double", "half", "bfloat16", "contiguous", "clone", "detach", "alias",
+                   "identity")  # fmt: skip
+
+
+def images_of(graph: Graph, node: Node) -> tuple[int, int, int, int] | None:
+    """The four sizes of what a Conv2d gets, if these are an input's own."""
+    data = graph.argument(node, "input")
+    source, _ = graph.producer(node, _UNMOVED)
+    if graph.name(node) != "conv2d" or source is None or source.op != "placeholder":
+        return None
+    shape = graph.shape(data) if hasattr(data, "all_input_nodes") else None
+    if shape is None or len(shape) != 4 or graph.shape(source) != shape:
+        return None
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def refuses_channels_last(graph: Graph, node: Node) -> bool:
+    """Whether a Conv2d refuses images (N, H, W, C) of the user's, whose C it would take for channels."""
+    images, wants = images_of(graph, node), expectation(graph, node)
+    return (
+        graph.inputs_given
+        and node in graph.faults
+        and images is not None
+        and wants is not None
+        and images[3] == wants.expected != images[1]
+    )
+
+
 def width_source(graph: Graph, node: Node) -> WidthSource:
     """Walk back from the node's input, along the axis of its width, to what decided that width."""
     wants, data = expectation(graph, node), graph.data(node)

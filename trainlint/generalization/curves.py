@@ -151,6 +151,13 @@ class Generalization:
             return None
         return welch(self.held_out.train.losses, self.held_out.kept_out.losses, self.guess)
 
+    def overfits(self, gap: float) -> bool:
+        """Whether the gap is above this with 95 % confidence, and no shift between the data explains it."""
+        seen, shift, own = self.gap(), self.shift(), self.overfit()
+        if seen is None or seen.bound <= gap:
+            return False
+        return shift is None or own is None or own.bound > gap or own.mean >= shift.mean
+
     def fall(self) -> Difference | None:
         """How far training loss has come down in the last two fifths of the steps: a paired test."""
         late = [point for point in self.checkpoints if point.step <= 0.6 * self.last.step]
