@@ -6,16 +6,17 @@ mean over training sets and initial weights. A sweep sees one training set, and 
 true loss at the width that it chose (the smallest within one standard error of the best) lies within the
 sweep's own standard error of the true best.
 
-`python -m benchmarks.generalization_sweep [--sets N]` prints a line a task, and the share of right ones.
+`python -m benchmarks.generalization_sweep` prints a line a task, and the share of right ones;
+`python -m benchmarks.generalization --only sweep --write` puts them into generalization.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -78,9 +79,9 @@ def rings(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def wave(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A sine of one number, seen through noise."""
+    """Three waves of a sine, seen through noise: two units are too few for it, eight enough."""
     x = 6 * torch.rand(count, 1, generator=generator) - 3
-    return x, torch.sin(2 * x) + 0.3 * torch.randn(count, 1, generator=generator)
+    return x, torch.sin(3 * x) + 0.3 * torch.randn(count, 1, generator=generator)
 
 
 def noisy_regression(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ TASKS: Final = (
         _adam(1e-2), rings,
     ),
     Task(
-        "wave", 120, 16, 400, _FACTORY.replace("{inputs}", "1").replace("{outputs}", "1"), _SQUARES,
+        "wave", 120, 8, 800, _FACTORY.replace("{inputs}", "1").replace("{outputs}", "1"), _SQUARES,
         _adam(2e-2), wave,
     ),
     Task(
@@ -217,7 +218,8 @@ def _order(count: int, batch: int, steps: int, generator: torch.Generator) -> It
 class Chosen:
     """What one sweep chose: places among the factors, and how far the truth there lies above its best.
 
-    `error` is the standard error of the sweep at its best.
+    `error` is the standard error of the sweep at its best, `is_named` whether GEN008 spoke, and `gain` how
+    much lower the true loss is at the best that it then names than at the width as it is.
     """
 
     chosen: int
@@ -225,6 +227,8 @@ class Chosen:
     excess: float
     excess_of_best: float
     error: float
+    is_named: bool = False
+    gain: float = 0.0
 
     @property
     def is_right(self) -> bool:
@@ -269,7 +273,7 @@ def write(task: Task, seed: int, folder: Path) -> Path:
     return path
 
 
-def measured(task: Task, sweeps: int, sets: int, jobs: int | None = None) -> Outcome:
+def measured(task: Task, sweeps: int, sets: int, jobs: int = 0) -> Outcome:
     """So many sweeps of a task, each of a training set of its own, beside the truth."""
     losses = true_losses(task, sets)
     truth = [statistics.fmean(each) for each in losses]
@@ -278,64 +282,86 @@ def measured(task: Task, sweeps: int, sets: int, jobs: int | None = None) -> Out
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(sweeps):
             path = write(task, seed, Path(folder))
-            found = trainlint.sweep(
-                path, kfold=FOLDS, steps=task.steps, seed=seed, config=Config(jobs=jobs or 0)
-            ).sweep
+            report = trainlint.sweep(
+                path, kfold=FOLDS, steps=task.steps, seed=seed, config=Config(jobs=jobs)
+            )
+            found = report.sweep
             chosen, best = found.chosen, found.best
             assert chosen is not None
             assert best is not None
             places = [FACTORS.index(found.points[place].value) for place in (chosen, best)]
             outcome.sweeps.append(
                 Chosen(
-                    *places,
-                    *(truth[place] - min(truth) for place in places),
+                    places[0],
+                    places[1],
+                    truth[places[0]] - min(truth),
+                    truth[places[1]] - min(truth),
                     found.standing(best).validation_error,
+                    is_named=bool(report.findings),
+                    gain=truth[FACTORS.index(1.0)] - truth[places[1]],
                 )
             )
     return outcome
 
 
-def report(outcomes: list[Outcome]) -> str:
-    """A line a task, then all of them."""
-    lines = []
+def section(quick: bool, jobs: int) -> dict[str, list[str]]:
+    """For `benchmarks.generalization`."""
+    torch.set_num_threads(1)
+    outcomes = [measured(task, 2 if quick else 8, 6 if quick else 16, jobs) for task in TASKS]
+    return {"The width that a sweep chooses": table(outcomes)}
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line a task, then all of them, as Markdown."""
+    heads = "".join(f" ×{factor:g} |" for factor in FACTORS)
+    lines = [
+        f"| task | true loss at{heads} chosen | within one standard error | by chance |",
+        "| --- |" + " --- |" * (len(FACTORS) + 3),
+    ]
     for each in outcomes:
-        truth = " ".join(
-            f"{loss:.3g}±{error:.1g}"
+        least = min(each.truth)
+        losses = " | ".join(
+            f"{'**' * (loss == least)}{loss:.3g}{'**' * (loss == least)} ± {error:.1g}"
             for loss, error in zip(each.truth, each.truth_errors, strict=True)
         )
-        chosen = " ".join(f"{FACTORS[sweep.chosen]:g}" for sweep in each.sweeps)
-        lines.append(
-            f"{each.task:17} truth at x{'/'.join(f'{factor:g}' for factor in FACTORS)}: {truth}; chosen: "
-            f"{chosen}; right {each.right()} of {len(each.sweeps)} (by chance {each.by_chance():.0%})"
-        )
+        counts = Counter(FACTORS[sweep.chosen] for sweep in each.sweeps)
+        chosen = ", ".join(f"×{factor:g}: {counts[factor]}" for factor in sorted(counts))
+        right = f"{each.right()} of {len(each.sweeps)}"
+        lines.append(f"| {each.task} | {losses} | {chosen} | {right} | {each.by_chance():.0%} |")
+    return [*lines, "", *summary(outcomes)]
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """All tasks together, in words."""
     sweeps = [sweep for each in outcomes for sweep in each.sweeps]
     right = sum(sweep.is_right for sweep in sweeps)
     of_best = sum(sweep.excess_of_best <= sweep.error for sweep in sweeps)
     chance = statistics.fmean(each.by_chance() for each in outcomes)
-    lines.append(
-        f"all: the smallest within one standard error is right in {right} of {len(sweeps)} "
-        f"({right / len(sweeps):.0%}), the best in {of_best} ({of_best / len(sweeps):.0%}), "
-        f"by chance {chance:.0%}"
-    )
-    return "\n".join(lines)
+    named = [sweep for sweep in sweeps if sweep.is_named]
+    return [
+        f"The smallest width within one standard error is right in {right} of {len(sweeps)} sweeps "
+        f"({right / len(sweeps):.0%}), the best one in {of_best} ({of_best / len(sweeps):.0%}), one drawn at "
+        f"random in {chance:.0%}.",
+        f"GEN008 spoke in {len(named)}; in {sum(sweep.gain > 0 for sweep in named)} of those the width that it "
+        "names is truly better than the file's own.",
+    ]
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--sweeps", type=int, default=6, help="of each task")
-    parser.add_argument("--sets", type=int, default=12, help="training sets behind the truth")
+    parser.add_argument("--sweeps", type=int, default=8, help="of each task")
+    parser.add_argument("--sets", type=int, default=16, help="training sets behind the truth")
     parser.add_argument("--tasks", default="", help="only those with this in their name")
-    parser.add_argument("--jobs", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=0, help="trainings at once")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    random.seed(0)
     outcomes = []
     for task in TASKS:
         if options.tasks in task.name:
             outcomes.append(measured(task, options.sweeps, options.sets, options.jobs))
-            print(report(outcomes[-1:]).splitlines()[0], flush=True)
-    print(report(outcomes).splitlines()[-1])
+            print(table(outcomes[-1:])[2], flush=True)
+    print("\n".join(summary(outcomes)))
 
 
 if __name__ == "__main__":

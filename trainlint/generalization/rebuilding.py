@@ -19,7 +19,7 @@ from trainlint.generalization.laboratory import optimizer_for, setup_with_loss, 
 from trainlint.generalization.meter import Meter
 from trainlint.generalization.swept import Outline, OutlinedWidth
 from trainlint.generalization.trials import Copy, Plan, copied, trial
-from trainlint.generalization.widths import Origin, WidthProblem, another, rungs, widths_of
+from trainlint.generalization.widths import Origin, Rung, WidthProblem, another, rungs, widths_of
 from trainlint.probe.batches import batches, described, first_samples, same_draws
 from trainlint.probe.stage import first_inputs
 from trainlint.sites import construction_site
@@ -56,6 +56,7 @@ class OtherWidths:
     names: Sequence[str] = ()
     _origin: Origin | None = field(init=False, default=None)
     _sizes: Sequence[Size] = field(init=False, default=())
+    _rungs: dict[float, Rung] = field(init=False, default_factory=dict)
 
     def sizes(self) -> Sequence[Size]:
         """The integers that are changed. Raises `WidthProblem`."""
@@ -100,7 +101,10 @@ class OtherWidths:
 
     def __call__(self, width: float, seed: int) -> Copy:
         """The file run again with other sizes, so that its optimizer fits; `seed` draws the weights."""
-        [rung] = rungs(self._known(), self.sizes(), [width])
+        rung = self._rungs.get(width)
+        if rung is None:
+            [rung] = rungs(self._known(), self.sizes(), [width])
+            self._rungs[width] = rung
         if rung.reason is not None:
             raise WidthProblem(rung.reason)
         try:

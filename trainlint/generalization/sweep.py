@@ -43,9 +43,9 @@ from trainlint.registry import select_rules
 
 FACTORS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
 _GRIDS: Final[Mapping[str, Sequence[float]]] = {
-    "weight-decay": (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0),
+    "weight-decay": (0.0, 1e-3, 1e-2, 0.1, 1.0, 10.0),
     "l1": (0.0, 1e-5, 1e-4, 1e-3, 1e-2),
-    "elastic-net": (0.0, 1e-5, 1e-4, 1e-3, 1e-2),
+    "elastic-net": (0.0, 1e-4, 1e-3, 1e-2, 0.1),
     "dropout": (0.0, 0.1, 0.2, 0.3, 0.5, 0.7),
 }
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
