@@ -218,6 +218,8 @@ def test_off_the_optimum_means_beyond_both_errors() -> None:
     assert judged(curve_of(far, here=1)) == []
     assert judged(curve_of([[0.55, 0.45, 0.65], [0.5, 0.4, 0.6]])) == []  # within the best's error
     assert judged(curve_of([[1.5, 0.5, 0.5], [0.5, 0.5, 0.5]])) == []  # one fold alone
+    assert judged(curve_of([[0.505, 0.504, 0.506], [0.5, 0.5, 0.5]])) == []  # of no account
+    assert judged(curve_of([losses[:2] for losses in far])) == []  # too few folds
     assert judged(msgspec.structs.replace(curve_of(far), over="dropout")) == []
 
 

@@ -8,7 +8,9 @@ from trainlint.rule import Finding, Fix, NotMeasurable, Severity, Sweep, rule
 
 
 @rule("GEN008", severity=Severity.INFO, since="0.1")
-def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Finding | NotMeasurable]:
+def capacity_off_optimum(
+    sweep: Sweep, *, errors: float = 1.0, gain: float = 0.02, fewest: int = 3
+) -> Iterator[Finding | NotMeasurable]:
     """The same architecture does better on held-out data at another width.
 
     As a model grows its training error falls, while its validation error falls first and then rises: too
@@ -16,8 +18,9 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
     measures that curve, a quarter to four times the width on each of k folds with equal steps, and this
     rule says where the model stands on it. It speaks where its validation loss lies more than `errors`
     standard errors above the least: those of the best one's mean (Breiman et al. 1984) and those of the
-    difference, paired fold by fold. The best of several widths is partly so by luck, so the gain is
-    somewhat too large; wide models that are trained on need not follow the curve (Belkin et al. 2019).
+    difference, paired fold by fold, of `fewest` folds at least; and by more than `gain`, a share of the
+    least. The best of several widths is partly so by luck, so what it gains is somewhat too large; wide
+    models that are trained on need not follow the curve (Belkin et al. 2019).
 
     ## Bad
     ```python
@@ -79,8 +82,12 @@ def capacity_off_optimum(sweep: Sweep, *, errors: float = 1.0) -> Iterator[Findi
     if sweep.points[here].reason is not None:
         yield NotMeasurable(f"the model as it is: {sweep.points[here].reason}")
         return
+    if sweep.folds < fewest:
+        yield NotMeasurable(f"{sweep.folds} folds tell too little of the error")
+        return
     own, least = sweep.standing(here), sweep.standing(best)
-    if own.above <= errors * max(own.above_error, least.validation_error):
+    is_little = own.above <= gain * abs(least.validation)
+    if is_little or own.above <= errors * max(own.above_error, least.validation_error):
         return
     message = (
         f"validation loss is {own.validation:.3g} at {sweep.named(here)} and {least.validation:.3g} at "

@@ -197,9 +197,12 @@ def _look(model: nn.Module, inputs: Inputs, *, on_meta: bool) -> _Look:
     finally:
         for module, mode in modes:
             module.training = mode
+    given = [(path, tuple(tensor.shape)) for path, tensor in tensors(output)]
+    # Of a library's model with named results, keys and values of the attention are no output.
+    scores = [(path, shape) for path, shape in given if path.endswith("logits")]
     return _Look(
         {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
-        [(path, tuple(tensor.shape)) for path, tensor in tensors(output)],
+        scores or given,
     )
 
 

@@ -180,17 +180,20 @@ def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
             send(Advanced(share))
 
     try:
-        with recording(), without_compiler():
+        with recording():
             with _time_limit(job.timeout / 2, "half of --timeout"):
                 laboratory = _laboratory(job, wanted.experiment)
             send(Prepared(laboratory.split))
-            if wanted.inquiry is not None:
-                send(Begin(job.target))
-                send(Outlined(_outline(laboratory, wanted.inquiry, lambda text: send(Told(text)))))
-            for spec in wanted.specs:
-                send(Begin(job.target))
-                result = laboratory.run(spec, progress)
-                send(Tried(msgspec.structs.replace(result, memory=peak_memory() - at_start)))
+            # Not before: what the file imports may want the real one.
+            with without_compiler():
+                if wanted.inquiry is not None:
+                    send(Begin(job.target))
+                    told_of = _outline(laboratory, wanted.inquiry, lambda text: send(Told(text)))
+                    send(Outlined(told_of))
+                for spec in wanted.specs:
+                    send(Begin(job.target))
+                    result = laboratory.run(spec, progress)
+                    send(Tried(msgspec.structs.replace(result, memory=peak_memory() - at_start)))
     except (LoadError, InputError, UsageError, ProbeProblem) as error:
         send(Refused(str(error)))
     except (MemoryError, SystemExit, Stop) as error:
@@ -216,6 +219,7 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
     """The one model of the file that can be trained, its data, and their folds."""
     from trainlint.generalization.laboratory import Laboratory, setup_with_loss
     from trainlint.generalization.rebuilding import OtherWidths
+    from trainlint.processes.startup import without_compiler
     from trainlint.targets.loading import load_file, models_of, named_model, recipe_of
     from trainlint.targets.resizing import Constructions
 
@@ -239,7 +243,8 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
     if not trained:
         raise LoadError(_untrained(loaded, recipes))
     name, model, recipe = trained[0]
-    setup = setup_with_loss(model, recipe)
+    with without_compiler():
+        setup = setup_with_loss(model, recipe)
     return Laboratory(
         model,
         setup,
