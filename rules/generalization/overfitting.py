@@ -88,6 +88,8 @@ def overfitting(
     """
     measured = trace.generalization
     if measured is None:
+        if trace.unmeasured:
+            yield NotMeasurable(trace.unmeasured)
         return
     if not measured.guess:
         yield NotMeasurable("the loss of a constant answer, the unit of the gap, is not known")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _VALIDATED: Final = 4
 _VALIDATIONS: Final = 4
 _MEASURED: Final = 5
+# Of the time of the user's own loop, for losses of single samples at its validation passes.
+_MEASURING: Final = 0.25
 # After so many steps, and twice that, and so on, it is asked whether the probe may end.
 _FIRST_LOOK: Final = 5
 _DECIDED: Final = "an error was certain"
@@ -270,7 +272,9 @@ def run_loop(
                 ended = _DECIDED
                 raise Enough
 
-    observer = TrainingObserver(period=1, after_step=after)
+    observer = TrainingObserver(
+        period=1, after_step=after, measuring=limits.seconds * _MEASURING
+    )
     failed = False
     with observed(observer) as problem:
         try:
