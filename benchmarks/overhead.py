@@ -1,12 +1,15 @@
 """What watching a training loop costs, as a ratio to the bare step.
 
-    python -m benchmarks.overhead [--rounds 14] [--only PATTERN] [--peers]
+    python -m benchmarks.overhead [--rounds 14] [--only PATTERN] [--validate BATCHES] [--peers]
 
 For each architecture: the CPU time of blocks of training steps, bare, bare again (the noise floor), watched
 adaptively, and watched with every step recorded. The blocks take turns, so that what else the machine does
 falls on all alike, and each watched block is compared with the bare blocks beside it. Process CPU time, one
 thread. The first steps of a block are not counted: Python has to get used to methods that were replaced,
 which a training run does once. What is written down is the median over the rounds, with the quartiles.
+
+With `--validate`, each block of 40 steps ends with a pass in eval mode over so many batches, at which
+watching measures losses of single samples; the figures are of both, by step.
 
 `--peers` installs other tools, each into an environment of its own that has this one's torch, and runs the
 same loops with every step recorded by it; or tells why it does not install or run.
@@ -158,9 +161,10 @@ def loss_of(output: Tensor, target: Tensor) -> Tensor:
 class Loop:
     """A training loop that goes on from block to block."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, validated: int = 0) -> None:
         torch.manual_seed(0)
         make, self._batch = task
+        self._validation = [self._batch() for _ in range(validated)]
         self.model = make()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
@@ -174,17 +178,23 @@ class Loop:
             self.optimizer.zero_grad()
             loss_of(self.model(x), y).backward()
             self.optimizer.step()
+        if self._validation:
+            self.model.eval()
+            with torch.no_grad():
+                for x, y in self._validation:
+                    loss_of(self.model(x), y)
+            self.model.train()
         return (time.process_time() - before) / BLOCK
 
 
-def ratios(task: Task, rounds: int) -> dict[str, list[float]]:
+def ratios(task: Task, rounds: int, validated: int = 0) -> dict[str, list[float]]:
     """Ratios to the bare blocks of the same round, by variant."""
     ways: dict[str, dict[str, Any] | None] = {
         "bare again": None,
         "adaptive": {},
         "every step": {"every": 1},
     }
-    loops = {name: Loop(task) for name in ("bare", *ways)}
+    loops = {name: Loop(task, validated) for name in ("bare", *ways)}
     watches = {
         name: trainlint.watch(loops[name].model, **options)
         for name, options in ways.items()
@@ -193,7 +203,8 @@ def ratios(task: Task, rounds: int) -> dict[str, list[float]]:
     for loop in loops.values():
         loop.block()
     for watch in watches.values():
-        watch._observer._free = 0.0  # a long run's cost, not that of its first second
+        # A long run's cost, not that of its first second.
+        watch._observer._free = watch._observer._checkpoints._seconds = 0.0
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         seconds = {}
@@ -206,13 +217,13 @@ def ratios(task: Task, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def rows(rounds: int, only: str) -> Iterator[str]:
+def rows(rounds: int, only: str, validated: int = 0) -> Iterator[str]:
     """The table, line by line."""
     yield f"{'':<18}{'ms bare':>9}{'bare again':>22}{'adaptive':>22}{'every step':>22}"
     for name, task in TASKS.items():
         if not fnmatch.fnmatch(name, only):
             continue
-        found = ratios(task, rounds)
+        found = ratios(task, rounds, validated)
         cells = []
         for variant in ("bare again", "adaptive", "every step"):
             low, middle, high = statistics.quantiles(found[variant], n=4)
@@ -301,6 +312,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=14)
     parser.add_argument("--only", default="*", help="names, with * and ?")
+    parser.add_argument("--validate", type=int, default=0, help="batches of a validation pass")
     parser.add_argument(
         "--peers", action="store_true", help="other tools as well, which are installed"
     )
@@ -310,7 +322,7 @@ def main() -> None:
     if options.peer:
         table = peer_rows(options.peer, options.rounds, options.only)
     else:
-        table = rows(options.rounds, options.only)
+        table = rows(options.rounds, options.only, options.validate)
     for row in table:
         print(row, flush=True)
     for peer in PEERS if options.peers else ():

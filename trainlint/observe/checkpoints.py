@@ -73,7 +73,9 @@ _BEHIND: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "log_softmax": partial(torch.log_softmax, dim=1),
     "softmax": partial(torch.softmax, dim=1),
     "sigmoid": torch.sigmoid,
+    "transposed": partial(torch.transpose, dim0=1, dim1=-1),
 }
+_AXES: Final[Mapping[str, int]] = {"log_softmax": 2, "softmax": 2, "transposed": 3}
 _HARMLESS: Final = ("torch", "accelerate", "transformers")
 
 
@@ -105,7 +107,7 @@ def _way(leaves: Sequence[tuple[str, Tensor]], given: Tensor) -> _Way | None:
         if not leaf.is_floating_point() or leaf.device != given.device:
             continue
         for behind, function in _BEHIND.items():
-            if behind.endswith("softmax") and leaf.dim() < 2:
+            if leaf.dim() < _AXES.get(behind, 1):
                 continue
             made = function(leaf.detach()).reshape(given.shape).to(given.dtype)
             if torch.equal(made, given.detach()):
@@ -691,7 +693,7 @@ class Checkpoints:
             most = math.inf if not self._price else left / self._price
             chosen, samples = [], 0
             for batch in _distinct(kept.batches):
-                if samples + batch.samples <= most:
+                if samples + batch.samples <= min(most, MOST_SAMPLES):
                     chosen.append(batch)
                     samples += batch.samples
             if samples < min(_FEWEST, kept.samples):

@@ -272,9 +272,7 @@ def run_loop(
                 ended = _DECIDED
                 raise Enough
 
-    observer = TrainingObserver(
-        period=1, after_step=after, measuring=limits.seconds * _MEASURING
-    )
+    observer = TrainingObserver(period=1, after_step=after, measuring=limits.seconds * _MEASURING)
     failed = False
     with observed(observer) as problem:
         try:
