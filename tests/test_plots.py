@@ -106,12 +106,21 @@ def test_bars_of_anything_fit_any_terminal(
     assert len(rows) >= min(len(bars), 8)
 
 
-@given(POINTS, POINTS, st.none() | FIGURES, WIDTHS, SIGNS)
+@given(POINTS, POINTS, st.none() | FIGURES, WIDTHS, SIGNS, st.lists(FIGURES, max_size=30))
 @settings(deadline=None, max_examples=200)
 def test_curves_of_anything_fit_any_terminal(
-    train: Points, validation: Points, guess: Figure | None, width: int, signs: Signs
+    train: Points,
+    validation: Points,
+    guess: Figure | None,
+    width: int,
+    signs: Signs,
+    ends: list[Figure],
 ) -> None:
-    series = Series(1, 1, "mse_loss", guess, [], train, validation)
+    bands = [
+        (step, *sorted((value, end), key=float))
+        for (step, value), end in zip(validation, ends, strict=False)
+    ]
+    series = Series(1, 1, "mse_loss", guess, [], train, validation, bands)
     drawn = list(pictures(series, width, signs))
     assert len(drawn) == bool(train or validation)
     for picture in drawn:
@@ -640,6 +649,7 @@ def test_the_series_in_the_json_of_a_run(tmp_path: Path) -> None:
         "models",
         "train",
         "validation",
+        "bands",
     ]
     printed = [float(line) for line in done.stdout.splitlines()]
     assert [step for step, _ in read.validation] == [8 * epoch for epoch in range(1, 9)]

@@ -28,11 +28,12 @@ def series_of(trace: Trace) -> Series | None:
     loss, train, guess = _train(trace, kind)
     bands: list[tuple[int, Figure, Figure]] = []
     measured = trace.generalization
-    # Where single samples were scored, that says more than passes of a few batches do.
     if measured is not None and loss in ("backward", measured.loss) and measured.unit == "sample":
-        validation = [(point.step, point.validation.mean) for point in measured.checkpoints]
-        bands = list(_bands(measured))
-        guess = measured.guess if guess is None else guess
+        if "loop" not in trace.own or not validation:  # passes of ours, of a few batches
+            validation = [(point.step, point.validation.mean) for point in measured.checkpoints]
+            guess = measured.guess if guess is None else guess
+        shown = {step for step, _ in validation}
+        bands = [band for band in _bands(measured) if band[0] in shown]
     return Series(
         trace.steps,
         len(trace.recorded),

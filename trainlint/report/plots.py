@@ -218,7 +218,11 @@ def _losses(series: Series, width: int, signs: Signs) -> Iterator[Picture]:
     guess = _number(series.guess)
     if guess is None or not math.isfinite(guess):
         guess = None
-    bands = [(step, float(low), float(high)) for step, low, high in series.bands]
+    bands = [
+        (step, float(low), float(high))
+        for step, low, high in series.bands
+        if math.isfinite(float(low)) and math.isfinite(float(high))
+    ]
     drawing = _Curves(width, signs, train, validation, guess, bands)
     legend = []
     if train:
