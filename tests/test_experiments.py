@@ -32,17 +32,22 @@ from trainlint.processes.supervisor import _room
 
 pytest.importorskip("sklearn")
 
-# Does something at the given reading of sample 7, counted from the start of each process.
+# Does something at the given reading of sample 7, counted from the start of each process: the first time.
 TROUBLE = (
     HEAD
     + """
+    import pathlib
+
+
     class Trouble(TensorDataset):
         read = 0
 
         def __getitem__(self, place):
             if place == 7:
                 Trouble.read += 1
-                if Trouble.read == {at}:
+                done = pathlib.Path(__file__).with_suffix(".pid")
+                if Trouble.read == {at} and not done.exists():
+                    done.write_text(str(os.getpid()))
                     {what}
             return super().__getitem__(place)
 
@@ -116,7 +121,7 @@ def test_the_files_own_validation_data(tmp_path: Path) -> None:
     [
         ("os._exit(3)", "ended by itself (exit status 3)"),
         ("os.abort()", "crashed (Aborted, signal 6"),
-        ("time.sleep(600)", "timed out after 5 s"),
+        ("time.sleep(600)", "timed out after 16 s"),
         ("raise MemoryError", "out of memory"),
         ("raise SystemExit(2)", "it exits there (status 2)"),
     ],
@@ -124,12 +129,11 @@ def test_the_files_own_validation_data(tmp_path: Path) -> None:
 def test_what_kills_one_trial_costs_that_one(tmp_path: Path, what: str, reason: str) -> None:
     # Two readings make the folds; a trial that trains on the sample reads it twice or more.
     write_files(tmp_path, {"net.py": TROUBLE.format(at=6, what=what)})
-    config = Config(jobs=1, timeout=5)
+    config = Config(jobs=1, timeout=16)
     found = run_trials(str(tmp_path / "net.py"), specs(), QUICK, config).results
     failed = [result for result in found if result.reason is not None]
-    assert failed
-    assert len(failed) < 4
-    assert all(reason in str(result.reason) for result in failed)
+    assert len(failed) == 1
+    assert reason in str(failed[0].reason)
     assert all(result.checkpoints for result in found if result.reason is None)
 
 
@@ -154,22 +158,20 @@ def test_what_ends_it_before_the_first_trial_is_said_at_once(tmp_path: Path) -> 
 
 
 def test_ctrl_c_ends_all_trainings(tmp_path: Path) -> None:
-    what = "open(f'{os.getpid()}.pid', 'w').close(); time.sleep(600)"
-    write_files(tmp_path, {"net.py": TROUBLE.format(at=6, what=what)})
+    write_files(tmp_path, {"net.py": TROUBLE.format(at=6, what="time.sleep(600)")})
     command = [COMMAND, "check", "net.py", "--kfold", "4", "--probe-steps", "0", "--jobs", "2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        assert wait_for(lambda: len(list(tmp_path.glob("*.pid"))) > 0, 60)
+        assert wait_for((tmp_path / "net.pid").exists, 90)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130
     assert b"interrupted" in errors
-    pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
-    assert wait_for(lambda: not any(map(is_alive, pids)))
+    assert wait_for(lambda: not is_alive(int((tmp_path / "net.pid").read_text())))
 
 
 def test_a_model_of_another_width_comes_from_elsewhere() -> None:

@@ -190,6 +190,21 @@ def test_samples_that_are_changed_each_time_are_no_twins_and_said() -> None:
     assert any("changes its samples each time" in note for note in folds.notes)
 
 
+class OwnLoss(nn.Module):
+    def forward(self, x: Tensor, labels: Tensor) -> Any:
+        return nn.functional.cross_entropy(x, labels)
+
+
+def test_the_labels_of_a_dict_are_no_inputs() -> None:
+    x = torch.randn(40, 2).repeat(2, 1)
+    y = torch.arange(80) % 3  # the copies have other labels
+    rows = [{"x": own, "labels": label} for own, label in zip(x, y, strict=True)]
+    loader = DataLoader(rows, batch_size=8, shuffle=True)
+    found = samples_of(pool_of(loader, "loader"), OwnLoss(), Setup(None, None, loader))
+    assert found.classes == y.tolist()
+    assert "40 of 80 samples equal an earlier one" in folds_of(found, 4).why
+
+
 def test_of_very_many_samples_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainlint.generalization.folds.MOST", 50)
     found = samples(*iris())

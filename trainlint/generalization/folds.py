@@ -10,7 +10,7 @@ import hashlib
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainlint.data.pool import Pool
 from trainlint.errors import UsageError
-from trainlint.probe.batches import Batch, ProbeProblem, described, size_of, split
+from trainlint.probe.batches import LABELS, Batch, ProbeProblem, described, size_of, split
 from trainlint.tree import tensors
 
 if TYPE_CHECKING:
@@ -104,7 +104,11 @@ def samples_of(pool: Pool, model: nn.Module, setup: Setup, *, seconds: float = _
 
 
 def _parts(raw: Any, model: nn.Module, setup: Setup, name: str) -> Batch:
-    """Inputs and target; of a LightningModule's batch, whose step alone takes it apart, by custom."""
+    """Inputs and target; of a batch that a model takes whole, to compute its loss, by custom."""
+    label = next((key for key in LABELS if key in raw), None) if isinstance(raw, Mapping) else None
+    if label is not None:
+        inputs = {key: value for key, value in raw.items() if key != label}
+        return Batch((), inputs, raw[label], raw)
     if setup.step is None:
         return split(raw, model, setup.loss, name)
     if isinstance(raw, (list, tuple)) and len(raw) > 1:

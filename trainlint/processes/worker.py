@@ -164,6 +164,7 @@ def _read(job: Job) -> tuple[Path, SourceText]:
 
 def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
     """Make trials one after another; what makes all of them impossible is said once."""
+    from trainlint.capture.tracer import single_node_functions
     from trainlint.measure.memory import peak_memory
     from trainlint.probe.batches import ProbeProblem
     from trainlint.processes.startup import without_compiler
@@ -180,16 +181,15 @@ def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
             send(Advanced(share))
 
     try:
-        with recording():
+        with recording(), single_node_functions():
             with _time_limit(job.timeout / 2, "half of --timeout"):
                 laboratory = _laboratory(job, wanted.experiment)
             send(Prepared(laboratory.split))
-            # Not before: what the file imports may want the real one.
             with without_compiler():
                 if wanted.inquiry is not None:
                     send(Begin(job.target))
-                    told_of = _outline(laboratory, wanted.inquiry, lambda text: send(Told(text)))
-                    send(Outlined(told_of))
+                    outline = _outline(laboratory, wanted.inquiry, lambda text: send(Told(text)))
+                    send(Outlined(outline))
                 for spec in wanted.specs:
                     send(Begin(job.target))
                     result = laboratory.run(spec, progress)
@@ -220,20 +220,16 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
     from trainlint.generalization.laboratory import Laboratory, setup_with_loss
     from trainlint.generalization.rebuilding import OtherWidths
     from trainlint.processes.startup import without_compiler
-    from trainlint.targets.loading import load_file, models_of, named_model, recipe_of
+    from trainlint.targets.loading import load_file, named_model, recipe_of
     from trainlint.targets.resizing import Constructions
 
     _seed_numpy()
     path, text = _read(job)
     constructions = Constructions()
-    found: list[tuple[str, nn.Module]] = []
     with constructions.recorded():
         loaded = load_file(path, text, job.dotted, constructions.after)
-        if job.name is not None:
-            found = [(job.name, named_model(loaded, job.name))]
-        else:
-            made = ((each.name, each.make()) for each in models_of(loaded))
-            found = [(name, model) for name, model in made if model is not None]
+        named = job.name
+        found = [(named, named_model(loaded, named))] if named else _all_models(loaded)
     namespace = vars(loaded.module)
     recipes = [(name, model, recipe_of(loaded, model, name, loops=False)) for name, model in found]
     trained = [each for each in recipes if each[2].setup.train_loader is not None]
@@ -243,18 +239,38 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
     if not trained:
         raise LoadError(_untrained(loaded, recipes))
     name, model, recipe = trained[0]
+    # Not around the file: what it imports may want the real one.
     with without_compiler():
         setup = setup_with_loss(model, recipe)
-    return Laboratory(
-        model,
-        setup,
-        experiment,
-        groups=namespace.get("groups"),
-        splitter=_splitter(namespace),
-        of_width=OtherWidths(
-            path, job.dotted, loaded, name, model, setup, constructions, experiment.widths
-        ),
-    )
+        return Laboratory(
+            model,
+            setup,
+            experiment,
+            groups=namespace.get("groups"),
+            splitter=_splitter(namespace),
+            of_width=OtherWidths(
+                path, job.dotted, loaded, name, model, setup, constructions, experiment.widths
+            ),
+        )
+
+
+def _all_models(loaded: LoadedFile) -> list[tuple[str, nn.Module]]:
+    """Those that can be constructed. Raises `LoadError` where there are others only."""
+    from trainlint.targets.loading import models_of
+
+    found: list[tuple[str, nn.Module]] = []
+    refusal: LoadError | None = None
+    for each in models_of(loaded):
+        try:
+            made = each.make()
+        except LoadError as error:
+            refusal = refusal or error
+            continue
+        if made is not None:
+            found.append((each.name, made))
+    if refusal is not None and not found:
+        raise refusal
+    return found
 
 
 def _untrained(loaded: LoadedFile, recipes: Sequence[tuple[str, nn.Module, Recipe]]) -> str:
