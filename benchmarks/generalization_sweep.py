@@ -338,13 +338,18 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
     of_best = sum(sweep.excess_of_best <= sweep.error for sweep in sweeps)
     chance = statistics.fmean(each.by_chance() for each in outcomes)
     named = [sweep for sweep in sweeps if sweep.is_named]
-    return [
-        f"The smallest width within one standard error is right in {right} of {len(sweeps)} sweeps "
-        f"({right / len(sweeps):.0%}), the best one in {of_best} ({of_best / len(sweeps):.0%}), one drawn at "
-        f"random in {chance:.0%}.",
-        f"GEN008 spoke in {len(named)}; in {sum(sweep.gain > 0 for sweep in named)} of those the width that it "
-        "names is truly better than the file's own.",
-    ]
+    count = len(sweeps)
+    better = sum(sweep.gain > 0 for sweep in named)
+    first = (
+        f"The smallest width within one standard error is right in {right} of {count} sweeps "
+        f"({right / count:.0%}), the best one in {of_best} ({of_best / count:.0%}), one drawn at random in "
+        f"{chance:.0%}."
+    )
+    second = (
+        f"GEN008 spoke in {len(named)}; in {better} of those the width that it names is truly better than the "
+        "file's own."
+    )
+    return [first, second]
 
 
 def main() -> None:

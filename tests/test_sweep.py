@@ -187,6 +187,8 @@ def test_a_file_that_cannot_be_swept_gets_one_line(tmp_path: Path, text: str, sa
 def test_what_is_no_file_is_said() -> None:
     with pytest.raises(UsageError, match="nowhere"):
         trainlint.sweep("nowhere.py")
+    with pytest.raises(UsageError, match="not a live model"):
+        trainlint.sweep(len)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- what follows from figures

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from trainlint.processes.jobs import Job, Message
 
 _DIGITS: Final = 5
-
-
-OUT_OF_TIME: Final = "not run: the time was up"
+OUT_OF_TIME: Final = "not run: the time was up (--seconds)"
 
 
 class ExperimentError(TrainlintError):

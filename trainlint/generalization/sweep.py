@@ -106,6 +106,11 @@ def sweep(
     _check(over, values, width, kfold, steps, epochs, seconds)
     config = config or Config()
     config = msgspec.structs.replace(config, timeout=max(config.timeout, seconds))
+    if not isinstance(target, (str, os.PathLike)):
+        raise UsageError(
+            "a sweep runs a file once for each training: give its name, file.py::Net or "
+            "package.module:name, not a live model"
+        )
     name = os.fspath(target)
     tell = progress or (lambda _: None)
     experiment = Experiment(folds=kfold, seed=seed, ends_only=True, widths=list(width))
@@ -312,7 +317,7 @@ def _why_not(results: Sequence[TrialResult]) -> str | None:
     if reasons:
         done = len(results) - len(reasons)
         is_late = reasons[0] == OUT_OF_TIME
-        return f"{reasons[0]}{f' ({done} of {len(results)} folds were done)' if is_late and done else ''}"
+        return f"{reasons[0]}{f', {done} of {len(results)} folds were done' if is_late and done else ''}"
     for result in results:
         if result.steps < result.asked:
             return f"only {result.steps} of {result.asked} steps in {result.seconds:.0f} s"
