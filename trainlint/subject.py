@@ -245,7 +245,7 @@ def _not_read(facts: Facts) -> list[str]:
     data = facts.get("Data")
     parts = [data.problem] if data.problem else []
     parts += [
-        f"{split.problem}, so that {split.read} samples of it were looked at"
+        f"{split.problem}, so that {split.read} samples were looked at"
         for split in (data.train, data.validation)
         if split is not None and split.problem
     ]

@@ -301,7 +301,9 @@ def count_of(batch: Any) -> int | None:
 def _parts(batch: Any) -> list[Any]:
     if isinstance(batch, Mapping):
         return list(batch.values())
-    return list(batch) if isinstance(batch, (list, tuple)) else [batch]
+    if isinstance(batch, (list, tuple)) and not all(isinstance(part, str) for part in batch):
+        return list(batch)
+    return [batch]
 
 
 def _is_list(part: Any) -> bool:

@@ -77,6 +77,8 @@ def batches(loader: Any, name: str, *, once: bool = False) -> Iterator[Any]:
 
 def split(batch: Any, model: nn.Module, loss: Callable[..., Any] | None, name: str) -> Batch:
     """The model's arguments and the target of a batch. Raises `ProbeProblem` for what is neither."""
+    if not any(True for _ in tensors(batch)):
+        raise ProbeProblem(f"{name} gives {_described(batch)}: no tensors to train on")
     if isinstance(batch, Mapping):
         return _split_mapping(batch, model, loss, name)
     if isinstance(batch, (list, tuple)):
@@ -124,7 +126,8 @@ def _split_mapping(
 
 def _described(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return f"an empty {type(value).__name__}"
+        kind = type(value).__name__
+        return f"a {kind} of {type(value[0]).__name__}" if value else f"an empty {kind}"
     return "None" if value is None else f"a {type(value).__name__}"
 
 

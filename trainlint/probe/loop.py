@@ -112,13 +112,19 @@ def train(
     started = time.monotonic()
     ended: str | None = None
     failed = False
+    notes: list[str] = []
     is_settled = _settler(observer, limits, decided)
     with observed(observer) as problem:
         try:
             model.train()
             for index, batch in enumerate(islice(data(), limits.steps)):
                 if validation is not None and index in _validation_steps(limits.steps):
-                    _validate(model, setup, validation, device)
+                    try:
+                        _validate(model, setup, validation, device)
+                    except ProbeProblem:  # the meter says so
+                        validation = None
+                    except Exception as error:
+                        validation, notes = None, [f"validation raised {described(error)}"]
                 _measure(meter, index, limits)
                 if index and time.monotonic() - started > limits.seconds:
                     ended = f"{index} of {limits.steps} steps in {limits.seconds:g} s"
@@ -130,9 +136,9 @@ def train(
                     ended = _DECIDED
                     break
             _measure(meter, observer.step, limits, last=True)
-        except ProbeProblem:
-            raise
-        except Stop as stop:
+        except (ProbeProblem, Stop) as stop:
+            if isinstance(stop, ProbeProblem) and not observer.step:
+                raise
             ended = f"{observer.step} of {limits.steps} steps: {stop}"
         except Exception as error:
             observer.fails(error)
@@ -141,6 +147,7 @@ def train(
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
     trace = _measured(_located(observer.trace(), setup), meter)
+    trace = replace(trace, notes=[*trace.notes, *notes])
     return Ran(trace, ended, failed, ended is _DECIDED)
 
 
@@ -233,12 +240,14 @@ def _validate(
     device: torch.device,
 ) -> None:
     model.eval()
-    with torch.no_grad():
-        for batch in islice(validation(), _VALIDATED):
-            here = Batch(moved(batch.args, device), moved(dict(batch.kwargs), device),
-                         moved(batch.target, device))  # fmt: skip
-            loss_of(model, here, setup.loss)
-    model.train()
+    try:
+        with torch.no_grad():
+            for batch in islice(validation(), _VALIDATED):
+                here = Batch(moved(batch.args, device), moved(dict(batch.kwargs), device),
+                             moved(batch.target, device))  # fmt: skip
+                loss_of(model, here, setup.loss)
+    finally:
+        model.train()
 
 
 @outermost
