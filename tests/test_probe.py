@@ -239,7 +239,10 @@ def test_a_model_may_give_its_own_loss() -> None:
     ("given", "reason"),
     [
         ({"train_loader": []}, "not probed: train_loader is empty"),
-        ({"train_loader": failing}, "not probed: train_loader raised KeyError"),
+        (
+            {"train_loader": failing},
+            "the probe ended early: 1 of 6 steps: train_loader raised KeyError",
+        ),
         ({"train_loader": [torch.ones(4, 8)] * 3, "loss": None}, "not probed: no loss"),
         ({"train_loader": loader(), "loss": lambda out, y: "low"}, "the loss is str, not a tensor"),
         ({"train_loader": loader(), "optimizer": lambda m: 3}, "makes int, not an optimizer"),
@@ -262,7 +265,7 @@ def test_the_probe_can_be_left_out_and_be_short() -> None:
     none = trainlint.check(
         net(), loss=nn.CrossEntropyLoss(), train_loader=loader(), config=Config(probe_steps=0)
     )
-    assert none.targets[0].stages == ["static", "signal"]
+    assert none.targets[0].stages == ["static", "data", "signal"]
     short = trainlint.check(
         net(), loss=nn.CrossEntropyLoss(), train_loader=loader(), config=Config(probe_seconds=1e-6)
     )
@@ -397,7 +400,7 @@ def test_model_optimizer_and_random_states_are_as_before(kind: Any) -> None:
         model, loss=nn.CrossEntropyLoss(), optimizer=optimizer, train_loader=rows,
         val_loader=rows, config=QUICK,
     )  # fmt: skip
-    assert report.targets[0].stages == ["static", "signal", "probe"]
+    assert report.targets[0].stages == ["static", "data", "signal", "probe"]
     after = snapshot(model, optimizer, generator)
     assert [key for key in before if not equal(before[key], after[key])] == []
 

@@ -198,9 +198,10 @@ class _Check:
             not_measurable=list(unmeasured_as_text(unmeasured)),
             notes=[
                 *self.notes,
-                *_not_measured(self.facts),
-                *_not_read(self.facts),
-                *([] if probe is None else probe.notes()),
+                *_each_reason_once(
+                    [*_not_measured(self.facts), *_not_read(self.facts)],
+                    [] if probe is None else probe.notes(),
+                ),
             ],
             series=series_of(self.facts.get("Trace")) if "probe" in self.stages else None,
         )
@@ -232,7 +233,9 @@ _MEASUREMENTS: Final = {
 def _not_measured(facts: Facts) -> list[str]:
     """Which facts could not be had, and why; each reason once."""
     reasons: dict[str, str] = {}
-    for name in sorted(facts.missing.keys() - {"Memorisation"}, key=lambda name: name != "Signal"):
+    names = sorted(facts.missing.keys() - {"Memorisation"})
+    # Of several that one reason prevents, the one that matters more.
+    for name in sorted(names, key=lambda name: (name != "Signal", name == "Data")):
         what = _MEASUREMENTS.get(name, f"not known: {name.lower()}")
         reasons.setdefault(facts.missing[name], what)
     return [f"{what}: {reason}" for reason, what in reasons.items()]
@@ -250,6 +253,16 @@ def _not_read(facts: Facts) -> list[str]:
         if split is not None and split.problem
     ]
     return [f"not all of the data were looked at: {part}" for part in dict.fromkeys(parts)]
+
+
+def _each_reason_once(notes: Sequence[str], of_probe: Sequence[str]) -> list[str]:
+    """All notes, but for those whose reason the probe gives as well: it says what came of it."""
+    told = [
+        note
+        for note in notes
+        if not any(note.partition(": ")[2] in other for other in of_probe if ": " in note)
+    ]
+    return [*told, *of_probe]
 
 
 def static_facts(inputs: Inputs, graph: Graph, recipe: Recipe) -> Facts:
