@@ -95,6 +95,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         self._depth += 1
         if self._depth == 1:
             self._started = time.monotonic()
+            self._observer.resumes()
             self._problem_of = self._stack.enter_context(observed(self._observer))
         return self
 
@@ -112,6 +113,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
             with suppress(Exception):
                 self._observer.fails(error)
         self._stack.close()
+        self._observer.pauses()
         self._seconds += time.monotonic() - self._started
         if error is None and any("Data" in rule.facts.values() for rule in self._settings.rules):
             self._data = self._observer.data(self._seconds)

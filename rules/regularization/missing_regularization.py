@@ -120,7 +120,7 @@ def _drops(trace: Trace, graph: Graph | None) -> bool:
             isinstance(p, float) and p > 0 for p in inner
         ):
             return True
-    return any(site.place.operation in _DROPS for model in trace.models for site in model.sites)
+    return any(model.dropout for model in trace.models)
 
 
 def _decays(trace: Trace) -> bool:

@@ -340,6 +340,7 @@ class Checkpoints:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._started = time.thread_time()
+        self._paused: float | None = None
         self.spent = 0.0
         self.reason = ""
         self._is_off = seconds <= 0
@@ -366,6 +367,16 @@ class Checkpoints:
         # The row of evaluations under way: model, loss, step, and the first sample's mark.
         self._row: tuple[int, str, int, float] | None = None
         self._forgotten = 0
+
+    def pauses(self) -> None:
+        """The watch is left: what the thread does now is no part of the run."""
+        self._paused = time.thread_time()
+
+    def resumes(self) -> None:
+        """It is entered again."""
+        if self._paused is not None:
+            self._started += time.thread_time() - self._paused
+        self._paused = None
 
     # ------------------------------------------------------------------ data
 

@@ -38,6 +38,7 @@ from trainlint.observe.roots import (
     KnownLoader,
     KnownOptimizer,
     Root,
+    dropout_in,
     is_sensitive,
     note_unused,
     unwrapped,
@@ -154,6 +155,14 @@ class TrainingObserver:
         # Whether other processes hold parts of parameters.
         self._is_spread = False
         self._graphs: deque[tuple[int, weakref.ref[Sentinel], Site | None]] = deque(maxlen=256)
+
+    def pauses(self) -> None:
+        """The loop is no longer watched."""
+        self._checkpoints.pauses()
+
+    def resumes(self) -> None:
+        """It is watched again."""
+        self._checkpoints.resumes()
 
     # ------------------------------------------------------------------ forwards
 
@@ -280,6 +289,7 @@ class TrainingObserver:
                 if type(m).__module__.startswith("torch.nn.")
             },
         )
+        root.dropout = dropout_in(module)
         self._roots[id(module)] = root
         self._known_owners = None
         return root
@@ -1015,7 +1025,7 @@ class TrainingObserver:
         return ModelTrace(
             root.name, root.site, bool(root.held), dict(forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
-            self._neglected(root), self._inputs_of(root),
+            self._neglected(root), self._inputs_of(root), root.dropout,
         )  # fmt: skip
 
     def _inputs_of(self, root: Root) -> list[InputTrace]:

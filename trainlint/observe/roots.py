@@ -50,6 +50,7 @@ class Root:
     modes: Counter[bool] = field(default_factory=Counter)
     steps_in_train_mode: int = 0
     switched: dict[bool, Site | None] = field(default_factory=dict)
+    dropout: float = 0.0
     # Whether it was handed over before the first step that trains it.
     was_shown: bool = False
     # Whether `train()` was called since the last forward that was trained: what runs in it, shall.
@@ -154,6 +155,18 @@ def is_sensitive(module: nn.Module) -> bool:
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
     return type(module).__name__.startswith(_SENSITIVE) and getattr(module, "p", 1) != 0
+
+
+def dropout_in(module: nn.Module) -> float:
+    """The largest probability with which one of its layers drops values in training, 0 for none."""
+    rates = [
+        getattr(
+            part, "dropout" if isinstance(part, (nn.RNNBase, nn.MultiheadAttention)) else "p", 0
+        )
+        for part in module.modules()
+        if isinstance(part, (nn.RNNBase, nn.MultiheadAttention)) or "Dropout" in type(part).__name__
+    ]
+    return max((float(rate) for rate in rates if isinstance(rate, (int, float))), default=0.0)
 
 
 def note_unused(unused: dict[Any, Idle], forward: Forward) -> None:

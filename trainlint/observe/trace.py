@@ -287,7 +287,7 @@ class ModelTrace:
     backward pass reached it, else `evaluation`. `optimized` tells whether an optimizer holds parameters
     of it. `layers` maps the paths of its modules to where they were constructed. `neglected` names
     trainable parameters that had a gradient when an optimizer stepped, and are in none. `inputs` are what
-    reaches its layers straight from the data.
+    reaches its layers straight from the data. `dropout` is the largest probability of its dropout layers.
     """
 
     name: str
@@ -299,6 +299,7 @@ class ModelTrace:
     layers: Mapping[str, Site | None] = field(repr=False)
     neglected: Sequence[str] = ()
     inputs: Sequence[InputTrace] = ()
+    dropout: float = 0.0
 
     def place_of(self, name: str) -> Site | None:
         """Where the layer of a parameter was constructed, else where the model is called."""
