@@ -69,6 +69,7 @@ from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, Sp
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores
+from trainlint.generalization.remedies import MoreData, Remedies, Remedy
 from trainlint.generalization.swept import Sweep
 from trainlint.graph import GradientPath, Graph, Parameter
 from trainlint.loss.ranges import Range, value_range
@@ -160,6 +161,7 @@ __all__ = [
     "Mismatch",
     "Mixing",
     "ModelTrace",
+    "MoreData",
     "NonFinite",
     "NotMeasurable",
     "OptimizerTrace",
@@ -171,6 +173,8 @@ __all__ = [
     "Randomness",
     "Range",
     "Reachability",
+    "Remedies",
+    "Remedy",
     "Rule",
     "Safety",
     "ScheduleTrace",
@@ -339,6 +343,7 @@ FACT_STAGES: Final = {
     "Influence": "signal",
     "Trace": "probe",
     "Memorisation": "probe",
+    "Remedies": "probe",
     "Suppressions": "report",
     "Sweep": "sweep",
 }

@@ -226,6 +226,7 @@ _MEASUREMENTS: Final = {
     "Signal": "not measured on real numbers",
     "Influence": "not measured what influences what",
     "Trace": "not probed",
+    "Remedies": "no remedies were tried",
     "Data": "the data were not looked at",
 }
 

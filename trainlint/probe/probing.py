@@ -6,6 +6,7 @@ what was done.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,10 +28,12 @@ from trainlint.probe.batches import Batch, ProbeProblem, batches, described, sam
 from trainlint.probe.loop import Limits, Ran, run_loop, train
 from trainlint.probe.memorisation import Memorisation
 from trainlint.probe.memory import memorise
+from trainlint.targets.loading import Stop
 
 if TYPE_CHECKING:
     from trainlint.capture.inputs import Inputs
     from trainlint.data.pool import Pool
+    from trainlint.generalization.remedies import Remedies
     from trainlint.observe.trace import Trace
     from trainlint.probe.setup import Setup
 
@@ -39,6 +42,8 @@ _DEFAULT_RATE: Final = 1e-3
 _MADE_UP_STEPS: Final = 5
 # Weights, their copy, gradients, and two moments of Adam.
 _COPIES: Final = 5
+# Of the time for a probe, what remedies may take once there is something to remedy.
+_SHARE: Final = 0.5
 
 
 # Seconds by which a single step may outlast the time of all.
@@ -68,6 +73,7 @@ class Probe:
     _first: list[Batch] = field(default_factory=list)
     _pools: dict[str, Pool] = field(default_factory=dict)
     _note: str = ""
+    _took: float = 0.0
 
     def trace(self, seed: int = 0, longer: int = 1) -> Trace:
         """What was seen of a training so many times `longer` than the limit of steps.
@@ -75,6 +81,7 @@ class Probe:
         Raises `FactUnavailable` where none is possible.
         """
         self._check_memory()
+        started = time.monotonic()
         try:
             with (
                 self._restored(self._given_optimizer()),
@@ -82,13 +89,14 @@ class Probe:
             ):
                 seed_generators(seed)
                 ran = self._run(replace(self.limits, steps=self.limits.steps * longer))
+            took = time.monotonic() - started
             ran = self._attributed(ran, seed)
         except ProbeProblem as problem:
             raise FactUnavailable(str(problem)) from None
         if not ran.trace.steps and ran.ended and not ran.trace.incidents:
             raise FactUnavailable(f"the training raised {ran.ended}" if ran.failed else ran.ended)
         if seed == 0:
-            self.ran = ran
+            self.ran, self._took = ran, took
         return ran.trace
 
     def memorisation(self) -> Memorisation:
@@ -105,6 +113,42 @@ class Probe:
         if isinstance(found, str):
             raise FactUnavailable(found)
         return found
+
+    def remedies(self) -> Remedies:
+        """What would help against overfitting. Raises `FactUnavailable` where that cannot be measured."""
+        from trainlint.generalization.laboratory import optimizer_for
+        from trainlint.generalization.trying import SEEDS, Experiment
+
+        measured = None if self.ran is None else self.ran.trace.generalization
+        if measured is None or not measured.guess or self.setup.train is not None:
+            raise FactUnavailable("there is no validation loss to go by")
+        seconds = self.limits.seconds * _SHARE
+        # Beside the unchanged training, one remedy at least.
+        if 2 * SEEDS * self._took > seconds:
+            raise FactUnavailable(
+                f"a training takes {self._took:.2g} s, and of --probe-seconds they may take {seconds:g} s"
+            )
+        self._check_memory()
+        try:
+            with (
+                self._restored(self._given_optimizer()),
+                same_draws(self.setup.train_loader, self.setup.val_loader),
+                self._guarded(is_own_loop=False),
+            ):
+                train, validation = self._whole("train_loader"), self._pool("val_loader")
+                return Experiment(
+                    self.model,
+                    self.setup,
+                    optimizer_for(self.setup),
+                    train,
+                    validation,
+                    measured.last.step,
+                    measured.guess,
+                    seconds,
+                    progress=self.progress,
+                ).remedies()
+        except (ProbeProblem, Stop) as problem:
+            raise FactUnavailable(str(problem)) from None
 
     @property
     def is_decided(self) -> bool:
@@ -199,6 +243,13 @@ class Probe:
             with random_states(), same_draws(loader):
                 self._pools[part] = pool_of(loader, self.setup.names.get(part, part), most=MOST)
         return self._pools[part]
+
+    def _whole(self, part: str) -> Pool:
+        """The same, read on where so many samples were not all."""
+        pool = self._pool(part)
+        if pool.whole:
+            return pool
+        return pool_of(getattr(self.setup, part), pool.name, seconds=self.limits.seconds / 8)
 
     def _attributed(self, ran: Ran, seed: int) -> Ran:
         """With a second training where there is a gap, which tells overfitting from a shift of the data."""

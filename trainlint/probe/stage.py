@@ -121,13 +121,31 @@ def probed(
         watching = [rule for rule in rules if _watches_only(rule)]
         _confirm(outcome, probe, watching, facts, Confidence.LIKELY, longer=1)
         _confirm(outcome, probe, watching, facts, Confidence.POSSIBLE, longer=_LONGER)
+        _remedy(outcome, probe, facts, rules)
     return outcome
 
 
 def _watches_only(rule: Rule) -> bool:
     """Whether it rests on the trace, and on nothing else that a second training would change."""
     facts = set(rule.facts.values())
-    return "Trace" in facts and facts <= {"Trace", *_SAME}
+    return "Trace" in facts and facts <= {"Trace", "Remedies", *_SAME}
+
+
+def _remedy(outcome: Outcome, probe: Probe, facts: Facts, rules: Sequence[Rule]) -> None:
+    """Try remedies where a finding stands whose rule asks for them, and let it speak again."""
+    found = {finding.reported.code for finding in outcome.findings}
+    asking = [r for r in rules if "Remedies" in r.facts.values() and r.code in found]
+    if not asking:
+        return
+    facts.offer("Remedies", probe.remedies)
+    again = {
+        (finding.reported.code, finding.reported.module): finding
+        for finding in run_rules(asking, facts, target=probe.target, options=probe.options).findings
+    }
+    outcome.findings = [
+        again.get((finding.reported.code, finding.reported.module), finding)
+        for finding in outcome.findings
+    ]
 
 
 def _confirm(

@@ -24,6 +24,7 @@ from trainlint.fixes.source import SourceText
 from trainlint.records import Report, ReportedFinding, Series, TargetResult
 from trainlint.registry import all_rules
 from trainlint.report import plots as drawing
+from trainlint.report import remedies
 from trainlint.rule import PICTURES
 
 _STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -198,13 +199,23 @@ def evidence_of(finding: ReportedFinding) -> str:
     return " · ".join(
         f"{name.replace('_', ' ')} {_figure(value)}"
         for name, value in finding.evidence.items()
-        if name != _MESSAGES and not _is_profile(value) and not _is_empty(value)
+        if name != _MESSAGES
+        and not _is_profile(value)
+        and not _is_table(value)
+        and not _is_empty(value)
     )
 
 
 def _is_empty(value: Any) -> bool:
     """What says nothing to a reader; the JSON has it."""
     return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
+
+
+def _is_table(value: Any) -> bool:
+    """What is drawn, or too much for a line: named figures, or rows of such."""
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+    )
 
 
 def _is_profile(value: Any) -> bool:
@@ -251,10 +262,16 @@ class _Gallery:
     def print_for(self, finding: ReportedFinding) -> None:
         """Below a finding: the figures by layer that it carries, or else the picture of its rule.
 
-        Its own, or a symptom's.
+        Its own, or a symptom's. Below that, what was tried against it.
         """
         if self._plots is False:
             return
+        self._print_cause(finding)
+        tried = finding.evidence.get("remedies")
+        if isinstance(tried, list) and tried:
+            self._print(remedies.picture(tried, self._console.width, self._signs))
+
+    def _print_cause(self, finding: ReportedFinding) -> None:
         parts = (finding, *finding.symptoms)
         for name, value in itertools.chain.from_iterable(part.evidence.items() for part in parts):
             if _is_profile(value):
