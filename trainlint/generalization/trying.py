@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SEEDS: Final = 2
 # Of each change the middle strength is tried first, then the stronger one, then the weaker.
-# What decay takes of the weights in each step; OPT004 warns from 3e-3 on.
+# What decay takes of the weights in each step: from 3e-3 on it is too strong for a long training.
 _DECAYS: Final = (1e-3, 2.5e-3, 2.5e-4)
 # The L1 penalty on the initial weights, in units of a constant answer's loss.
 _PENALTIES: Final = (0.3, 1.0, 0.03)
