@@ -346,8 +346,8 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
         f"{chance:.0%}."
     )
     second = (
-        f"GEN008 spoke in {len(named)}; in {better} of those the width that it names is truly better than the "
-        "file's own."
+        f"GEN008 spoke in {len(named)}; in {better} of those the width that it names is truly better than "
+        "the file's own."
     )
     return [first, second]
 
