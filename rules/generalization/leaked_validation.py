@@ -66,7 +66,9 @@ def leaked_validation(data: Data, *, share: float = 0.005) -> Iterator[Finding]:
     overlap, validation = data.overlap, data.validation
     if overlap is None or validation is None or not validation.read:
         return
-    if overlap.excess > 0 and overlap.excess >= share * validation.read:
+    # Of the training data that were not read, as many would be copies.
+    part = overlap.against / (data.train.size or data.train.read) if not overlap.same else 1.0
+    if overlap.excess > 0 and overlap.excess >= share * validation.read * min(1.0, part):
         yield Finding(
             _said(data, overlap),
             where=validation.site or data.train.site,

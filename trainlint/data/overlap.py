@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from trainlint.data.facts import Overlap
 from trainlint.data.reading import Reading
@@ -35,7 +36,9 @@ _LEAST_TAIL: Final = 8
 _COARSE: Final = 0.25
 # By so many times what rounding bridges are samples apart that tell anything of smaller distances.
 _GRAINS: Final = 3.0
-_FLOPS: Final = 2e10
+_FLOPS: Final = 1e10
+_MOST_VALUES: Final = 4_000_000
+_MOST_ROWS: Final = 2048
 
 
 def overlap_of(train: Reading, validation: Reading) -> Overlap:
@@ -140,8 +143,6 @@ def _entries(reading: Reading, numbers: Sequence[int]) -> Iterator[tuple[int, tu
 
 def _entry(dataset: Any, place: Any) -> tuple[int, Any]:
     """(identity of the dataset that holds it, its number there), through subsets and concatenations."""
-    from torch.utils.data import ConcatDataset, Subset
-
     for _ in range(_MOST_NESTED):
         if type(dataset) is Subset:
             dataset, place = dataset.dataset, int(dataset.indices[place])
@@ -171,6 +172,8 @@ def _near(
         return {}, False
     own, other = _comparable(train, train.vectors), _comparable(validation, validation.vectors)
     own = list({train.hashes[at]: (row, at) for row, at in reversed(own)}.values())
+    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).tolist()
+    own = [own[at] for at in order[: _MOST_VALUES // max(1, train.vectors.shape[1])]]
     mine, its = _rows(own), _rows(other)
     if len(own) < _LEAST or not other or train.vectors.shape[1] != validation.vectors.shape[1]:
         return {}, False
@@ -241,7 +244,7 @@ def _scaled(base: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, float]:
     rounded to the same one are √(1/6) of a step apart on average.
     """
     std, mean = torch.std_mean(base, 0, correction=0)
-    steps = torch.stack([_step(column) for column in base.unbind(1)])
+    steps = torch.stack([_step(column) for column in base[:_MOST_ROWS].unbind(1)])
     fine = (std > 1e-6 * mean.abs()) & (steps < _COARSE * std)
     std, mean, steps = std[fine], mean[fine], steps[fine]
     base, queries = (base[:, fine] - mean) / std, (queries[:, fine] - mean) / std

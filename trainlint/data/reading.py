@@ -288,7 +288,8 @@ class _Reader:
         found = self.found
         found.inputs = list(self._figures.values())
         order = sorted(range(len(found.numbers)), key=found.numbers.__getitem__)
-        kept = torch.tensor([place for place in order if place < self._held()], dtype=torch.long)
+        held = sum(len(features) for features in self._features)
+        kept = torch.tensor([place for place in order if place < held], dtype=torch.long)
         widths = {features.shape[1] for features in self._features}
         if len(widths) == 1:
             found.features = torch.cat(self._features)[kept]
@@ -301,11 +302,8 @@ class _Reader:
         found.numbers = [found.numbers[place] for place in order]
         found.hashes = [found.hashes[place] for place in order]
         found.informative = [found.informative[place] for place in order]
-        found.kept = [at for at, place in enumerate(order) if place < self._held()]
+        found.kept = [at for at, place in enumerate(order) if place < held]
         return found
-
-    def _held(self) -> int:
-        return sum(len(features) for features in self._features)
 
 
 def _with(held: list[Tensor] | None, more: Tensor | None) -> list[Tensor] | None:
