@@ -5,8 +5,9 @@ makes them. Those of validation samples need no pass of ours: the loop has just 
 function is called once more on what the model gave, without the mean. Those of training samples do: the
 inputs and targets of some batches that were trained on are kept, and the model runs on them right behind
 the first validation batch. There everything is as it has to be, by the loop's own doing: eval mode, no
-gradients, the autocast of its validation. At the first pass, both run once more with a copy of the weights from
-before the first step (up to 32 MiB), which tells data that differ from what was learnt by heart.
+gradients, the autocast of its validation. At the first pass, both run once more with a copy of the
+weights from before the first step (up to 32 MiB), which tells data that differ from what was learnt by
+heart.
 
 Losses in train mode, of the batches as they are trained on, would need no pass of ours either, but they are
 those of other weights with each step, and of dropout and batch statistics, which is a bias of either sign,
