@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -244,27 +246,45 @@ def summary(cases: Sequence[Case]) -> Iterator[str]:
     yield f"the true gain lies within two standard errors: {share(covered)}"
 
 
+def numbered(arguments: tuple[int, int, int]) -> Case | None:
+    """The case of a task by its number, a size and a seed: what a process is asked for."""
+    torch.set_num_threads(1)
+    task, size, seed = arguments
+    return judged(TASKS[task], size, seed)
+
+
+def told(case: Case) -> str:
+    """A line: each remedy, what was said of it, and the truth."""
+    parts = (
+        f"{r.kind} {r.strength:g} {r.gain:+.2f} ± {r.error:.2f}{'!' if r.helps else ''} true {g:+.2f}"
+        for r, g in zip(case.remedies.tried, case.truly, strict=True)
+    )
+    return f"{case.task}, {case.size} samples: {'; '.join(parts)}"
+
+
+def measured(quick: bool, jobs: int, seeds: int) -> list[Case]:
+    """All cases that are overfit."""
+    sizes, seeds = (SIZES[:1], 2) if quick else (SIZES, seeds)
+    asked = list(itertools.product(range(len(TASKS)), sizes, range(seeds)))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return [case for case in pool.map(numbered, asked) if case is not None]
+
+
+def section(quick: bool, jobs: int) -> dict[str, list[str]]:
+    """For `benchmarks.generalization`."""
+    lines = summary(measured(quick, jobs, 3))
+    return {"Remedies": [f"- {line.strip()}" for line in lines]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one size, two seeds")
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    sizes, seeds = (SIZES[:1], 2) if options.quick else (SIZES, options.seeds)
-    cases = []
-    for task, size, seed in itertools.product(TASKS, sizes, range(seeds)):
-        case = judged(task, size, seed)
-        if case is None:
-            print(f"{task.name}, {size} samples, seed {seed}: not overfit", flush=True)
-            continue
-        cases.append(case)
-        told = "; ".join(
-            f"{r.kind} {r.strength:g} {r.gain:+.2f}±{r.error:.2f}{'!' if r.helps else ''} true {g:+.2f}"
-            for r, g in zip(case.remedies.tried, case.truly, strict=True)
-        )
-        print(f"{task.name}, {size} samples, seed {seed}: {told}", flush=True)
-    print("\n".join(summary(cases)) if cases else "no case is overfit")
+    cases = measured(options.quick, options.jobs, options.seeds)
+    print("\n".join([*map(told, cases), *summary(cases)]) if cases else "no case is overfit")
     return 0
 
 
