@@ -583,6 +583,8 @@ RULES = {rule.code: rule.function for rule in all_rules()}
 
 def said(code: str, measured: Generalization | None, *beside: Any, **options: Any) -> list[Any]:
     trace = Trace(50, (), (), (), (), generalization=measured)
+    if code == "GEN001" and not beside:
+        beside = (None,)  # no remedies were tried
     return list(RULES[code](trace, *beside, **options))
 
 

@@ -331,6 +331,9 @@ OWN: Final = ("loop", "loss", "optimizer", "data")
 # Pictures of a watched training that a finding may need, see `trainlint.report.plots`.
 PICTURES: Final = ("gradients", "dead", "losses")
 
+# What an assertion of `trainlint.testing` asks of a model, by the rules that say it is not so.
+TOPICS: Final = ("gradient-flow", "independent-samples", "same-in-eval")
+
 # Fact type, by the name that a rule annotates, and the stage that provides it.
 FACT_STAGES: Final = {
     "Graph": "static",
@@ -356,7 +359,7 @@ class Rule:
 
     `facts` maps parameters to the types of facts; those in `optional` may be None. `own` says what of
     a watched training must be the user's for the rule to judge it, `shows` the picture of that training
-    that is drawn below its findings.
+    that is drawn below its findings; `topics` the assertions that its findings fail.
     """
 
     code: str
@@ -370,6 +373,7 @@ class Rule:
     options: Mapping[str, Any] = field(default_factory=dict)
     own: frozenset[str] = frozenset(OWN)
     shows: str = ""
+    topics: frozenset[str] = frozenset()
 
     @property
     def family(self) -> str:
@@ -405,6 +409,7 @@ def rule(
     explains: Iterable[str] = (),
     own: Iterable[str] = OWN,
     shows: str = "",
+    topics: Iterable[str] = (),
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Declare a function as a rule.
 
@@ -412,9 +417,12 @@ def rule(
     which does not name its own; `explains` the names of the rules whose findings this one's cause;
     `since` the version in which it appeared. For a rule on a `Trace`, `own` says which parts of the
     training have to be the user's: where the data were made up, nothing is said of data; `shows` is the
-    picture that its findings need: `gradients` by layer, `dead` units by layer, or `losses`. Raises
-    `TypeError` for a signature that no fact fits, and for another picture.
+    picture that its findings need: `gradients` by layer, `dead` units by layer, or `losses`; `topics` the
+    assertions of `trainlint.testing` that its findings fail. Raises `TypeError` for a signature that no
+    fact fits, and for another picture or topic.
     """
+    if not frozenset(topics) <= frozenset(TOPICS):
+        raise TypeError(f"{code}: no such topic; there are: {', '.join(TOPICS)}")
     if shows and shows not in PICTURES:
         raise TypeError(f"{code}: no picture {shows!r}; there are: {', '.join(PICTURES)}")
 
@@ -449,6 +457,7 @@ def rule(
             options=options,
             own=frozenset(own),
             shows=shows,
+            topics=frozenset(topics),
         )
         function.trainlint_rule = declared  # type: ignore[attr-defined]
         return function

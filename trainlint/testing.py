@@ -28,9 +28,6 @@ __all__ = [
 ]
 
 Model = Any
-_FLOW: Final = (
-    "GRD001", "GRD002", "GRD003", "ARC003", "ARC005", "ARC008", "ARC012", "INI001", "INI002", "INI007",
-)  # fmt: skip
 _WIDTH: Final = 100
 _LEAST_SAMPLES: Final = 8
 _WINDOWS: Final = 10
@@ -81,6 +78,12 @@ def _findings(report: Report, fail_on: str) -> str:
     return f"trainlint finds {names}\n\n{shown}"
 
 
+def _rules_on(topic: str) -> list[str]:
+    from trainlint.registry import all_rules
+
+    return [rule.code for rule in all_rules() if topic in rule.topics]
+
+
 def assert_gradients_flow(
     model: Model,
     inputs: Any = None,
@@ -95,20 +98,26 @@ def assert_gradients_flow(
     """
     __tracebackhide__ = True
     return assert_clean(
-        model, inputs, targets=targets, loss=loss, select=_FLOW, ignore=ignore, stages=STAGES
+        model,
+        inputs,
+        targets=targets,
+        loss=loss,
+        select=_rules_on("gradient-flow"),
+        ignore=ignore,
+        stages=STAGES,
     )
 
 
 def assert_samples_independent(model: Model, inputs: Any = None) -> Report:
-    """No sample's output depends on another sample of the batch (ARC006)."""
+    """No sample's output depends on another sample of the batch."""
     __tracebackhide__ = True
-    return assert_clean(model, inputs, select=("ARC006", "ACT003"))
+    return assert_clean(model, inputs, select=_rules_on("independent-samples"))
 
 
 def assert_same_in_eval(model: Model, inputs: Any = None) -> Report:
-    """In eval mode, two passes on the same inputs give the same (GEN009, REG002)."""
+    """In eval mode, two passes on the same inputs give the same."""
     __tracebackhide__ = True
-    return assert_clean(model, inputs, select=("GEN009", "REG002"))
+    return assert_clean(model, inputs, select=_rules_on("same-in-eval"))
 
 
 def assert_learns(

@@ -29,6 +29,7 @@ TURNING = ("transpose", "permute", "t", "get_T", "get_mT", "movedim", "matmul", 
     "ACT003",
     severity=Severity.ERROR,
     since="0.1",
+    topics=["independent-samples"],
     explains=[
         "batch-mixing",
         "constant-output",

@@ -46,7 +46,13 @@ SHIFTS = {"roll", "flip", "fliplr", "rot90"}
 STATISTICS |= {"max", "min", "median", "linalg_norm", "linalg_vector_norm"}
 
 
-@rule("ARC006", severity=Severity.ERROR, since="0.1", explains=["constant-output"])
+@rule(
+    "ARC006",
+    severity=Severity.ERROR,
+    since="0.1",
+    topics=["independent-samples"],
+    explains=["constant-output"],
+)
 def batch_mixing(
     graph: Graph,
     influence: Influence,

@@ -25,6 +25,7 @@ ALIKE = 6e-7
     "ARC012",
     severity=Severity.WARNING,
     since="0.1",
+    topics=["gradient-flow"],
     explains=["input-without-influence", "loss-never-moves", "underfitting", "cannot-memorise"],
 )
 def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:

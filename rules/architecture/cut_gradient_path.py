@@ -53,7 +53,13 @@ TARGET = re.compile(
 )
 
 
-@rule("ARC005", severity=Severity.ERROR, since="0.1", explains=["no-gradient"])
+@rule(
+    "ARC005",
+    severity=Severity.ERROR,
+    since="0.1",
+    topics=["gradient-flow"],
+    explains=["no-gradient"],
+)
 def cut_gradient_path(
     graph: Graph, edits: SourceEdits, losses: Losses, signal: Signal | None
 ) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "S
     "ARC008",
     severity=Severity.ERROR,
     since="0.1",
+    topics=["gradient-flow"],
     explains=[
         "vanishing-gradient",
         "constant-output",

@@ -32,7 +32,13 @@ KEEPS = ("append", "add_module", "register_module", "extend", "insert", "setattr
 PARAMETER_WRAPPERS = {"list": "ParameterList", "tuple": "ParameterList", "dict": "ParameterDict"}
 
 
-@rule("ARC003", severity=Severity.ERROR, since="0.1", explains=["no-gradient", "random-in-eval"])
+@rule(
+    "ARC003",
+    severity=Severity.ERROR,
+    since="0.1",
+    topics=["gradient-flow"],
+    explains=["no-gradient", "random-in-eval"],
+)
 def unregistered_submodule(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """Layers in a plain list, tuple or dict take part in the forward but are never trained.
 

@@ -110,12 +110,9 @@ def overfitting(
     difference = measured.gap()
     if difference is None or difference.bound <= gap:
         return
-    shift, own = measured.shift(), measured.overfit()
-    if shift is not None and own is not None:
-        if own.bound > gap or own.mean >= shift.mean:
+    if measured.held_out is not None:
+        if measured.overfits(gap):
             yield _finding(measured, difference, remedies)
-        elif shift.bound <= gap:
-            yield NotMeasurable("there is a gap, as likely by a shift between the data (GEN007)")
     elif _has_grown(measured, gap):
         yield _finding(measured, difference, remedies)
 

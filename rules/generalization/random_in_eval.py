@@ -25,7 +25,7 @@ ON_PURPOSE = re.compile(
 )
 
 
-@rule("GEN009", severity=Severity.WARNING, since="0.1")
+@rule("GEN009", severity=Severity.WARNING, since="0.1", topics=["same-in-eval"])
 def random_in_eval(graph: Graph, influence: Influence) -> Iterator[Finding]:
     """Two passes in eval mode on the same input give different outputs.
 

@@ -24,7 +24,7 @@ from trainlint.rule import (
     "GEN007",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["past-early-stop"],
+    explains=["overfitting", "past-early-stop"],
     own=["data", "loss"],
 )
 def split_shift(
@@ -36,10 +36,11 @@ def split_shift(
     the two sets scaled: validation then does not tell how good the model is on data like those that it
     was trained on, and a gap to the training loss looks like overfitting. No dropout mends it.
 
-    Where the probe finds a gap, it trains once more without some of the training samples. These are as
-    new to the model as validation's are: what validation costs more than they do is the shift, reported
-    where it is more than `gap` of the loss of the best constant answer with 95 % confidence (Welch), or
-    where that is likely and a two-sample test of the inputs or targets has p below `chance`.
+    Where the probe finds a gap, it trains again without some of the training samples. These are as new to
+    the model as validation's are: what validation costs more than they do is the shift, reported where it
+    is more than `gap` of the loss of the best constant answer with 95 % confidence (Welch) and p is below
+    0.01 (of few samples by permutation, since losses are skewed), or where it is likely and a two-sample
+    test of the inputs or targets has p below `chance`.
     Where that second training is not possible (a run that is only watched), the gap before any training
     counts, of a model that is then no better than a guess or with data that differ by such a test.
 
@@ -97,7 +98,7 @@ def split_shift(
         own = measured.overfit()
         # Where the loss alone leaves it open, two-sample tests of the data decide.
         is_open = own is not None and own.bound <= gap and shift.mean > max(gap, own.mean)
-        if shift.bound > gap or (is_open and differs):
+        if measured.is_shifted(gap) or (is_open and differs):
             yield _of_kept_out(measured, shift, differs)
         return
     before = None if measured.first is None else measured.gap(measured.first)

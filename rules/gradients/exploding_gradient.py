@@ -34,6 +34,7 @@ MOVED = 0.02
     "GRD002",
     severity=Severity.ERROR,
     since="0.1",
+    topics=["gradient-flow"],
     explains=[
         "initial-loss-off",
         "loss-never-moves",

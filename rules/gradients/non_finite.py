@@ -78,6 +78,7 @@ HALF = 65504.0
     "GRD003",
     severity=Severity.ERROR,
     since="0.1",
+    topics=["gradient-flow"],
     explains=["initial-loss-off", "constant-output"],
     own=["loss", "data"],
 )

@@ -33,6 +33,7 @@ MOVES = 0.2
     "GRD001",
     severity=Severity.WARNING,
     since="0.1",
+    topics=["gradient-flow"],
     explains=["constant-output", "loss-never-moves", "underfitting", "cannot-memorise"],
     shows="gradients",
 )

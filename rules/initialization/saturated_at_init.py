@@ -32,6 +32,7 @@ TOO_LARGE = 2.0
     "INI007",
     severity=Severity.WARNING,
     since="0.1",
+    topics=["gradient-flow"],
     explains=["shrinking-init", "vanishing-gradient"],
 )
 def saturated_at_init(

@@ -15,6 +15,7 @@ FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
     "INI002",
     severity=Severity.ERROR,
     since="0.1",
+    topics=["gradient-flow"],
     explains=[
         "vanishing-gradient",
         "exploding-gradient",

@@ -29,6 +29,7 @@ FILLS_WITH_ZERO = {"zeros_", "constant_", "fill_", "zero_"}
     "INI001",
     severity=Severity.ERROR,
     since="0.1",
+    topics=["gradient-flow"],
     explains=[
         "vanishing-gradient",
         "shrinking-init",

@@ -36,7 +36,13 @@ ON_PURPOSE_AT_THE_CALL = re.compile(
 )
 
 
-@rule("REG002", severity=Severity.ERROR, since="0.1", explains=["random-in-eval"])
+@rule(
+    "REG002",
+    severity=Severity.ERROR,
+    since="0.1",
+    topics=["same-in-eval"],
+    explains=["random-in-eval"],
+)
 def dropout_always_on(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterator[Finding]:
     """Functional dropout ignores `self.training`, and goes on dropping in eval mode.
 
