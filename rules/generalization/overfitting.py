@@ -28,7 +28,12 @@ from trainlint.rule import (
     shows="losses",
 )
 def overfitting(
-    trace: Trace, remedies: Remedies | None, *, gap: float = 0.05, epochs: float = 1.0
+    trace: Trace,
+    remedies: Remedies | None,
+    *,
+    gap: float = 0.05,
+    much: float = 0.25,
+    epochs: float = 1.0,
 ) -> Iterator[Finding | NotMeasurable]:
     """What is learnt of the training samples does not hold for validation samples.
 
@@ -40,11 +45,13 @@ def overfitting(
     Both losses are those of single samples (up to 512 of each set, the same ones at each of six
     checkpoints) in eval mode, so that the gap has an error: Welch's test of a difference of means.
     Reported where the gap is more than `gap` with 95 % confidence, and has grown to that since before
-    the training, as far as samples differed then already. Where the probe could train once more without
-    some of the training samples, the gap of these counts: a difference between the two sets of data is
-    no overfitting (GEN007). Not measurable before each sample was seen in `epochs` epochs, and where the
-    loss of a constant answer is not known. That nothing is reported does not say that nothing will
-    come: a probe of 50 steps sees few epochs of a large set.
+    the training, as far as samples differed then already. A probe trains again without some of the training
+    samples, to see whether these cost as much: a difference between the two sets of data is no overfitting
+    (GEN007). At the end of a whole training there mostly is a gap: in a run of your own loop it is advice,
+    unless it is more than `much`, validation is worse than a constant answer, or its loss has risen since
+    its best and accuracy or R² has not held. Not measurable before each sample was seen in `epochs`
+    epochs, and where the loss of a constant answer is not known. That nothing is reported does not say
+    that nothing will come: a probe of 50 steps sees few epochs of a large set.
 
     ## Bad
     ```python
@@ -110,11 +117,13 @@ def overfitting(
     difference = measured.gap()
     if difference is None or difference.bound <= gap:
         return
+    # A probe is so short that a gap in it is much; at the end of a whole training there mostly is one.
+    hurts = "loop" not in trace.own or _hurts(measured, difference, much)
     if measured.held_out is not None:
         if measured.overfits(gap):
-            yield _finding(measured, difference, remedies)
+            yield _finding(measured, difference, remedies, hurts=hurts)
     elif _has_grown(measured, gap):
-        yield _finding(measured, difference, remedies)
+        yield _finding(measured, difference, remedies, hurts=hurts)
 
 
 def _has_grown(measured: Generalization, gap: float) -> bool:
@@ -126,7 +135,18 @@ def _has_grown(measured: Generalization, gap: float) -> bool:
     return grown.bound > gap
 
 
-def _finding(measured: Generalization, gap: Difference, remedies: Remedies | None) -> Finding:
+def _hurts(measured: Generalization, gap: Difference, much: float) -> bool:
+    """Whether a gap that stands at the end of a whole training is much, or came with a loss."""
+    assert measured.guess
+    rise = measured.rise()
+    has_risen = rise is not None and rise.bound > 0
+    worse = has_risen and measured.metric_fell() is not False
+    return worse or gap.bound > much or measured.last.validation.mean > measured.guess
+
+
+def _finding(
+    measured: Generalization, gap: Difference, remedies: Remedies | None, *, hurts: bool
+) -> Finding:
     last, metric = measured.last, measured.metric
     train, validation = last.train, last.validation
     beside = ""
@@ -154,6 +174,7 @@ def _finding(measured: Generalization, gap: Difference, remedies: Remedies | Non
         evidence=evidence | ({} if remedies is None else remedies.evidence()),
         fixes=_fixes(measured) if remedies is None else remedies.fixes(),
         confidence=Confidence.LIKELY,
+        severity=None if hurts else Severity.INFO,
     )
 
 

@@ -19,7 +19,9 @@ def past_early_stop(trace: Trace, *, rise: float = 0.02, chance: float = 0.01) -
     in pairs (t-test, one-sided p below `chance`), and has to be more than `rise` of the loss of the best
     constant answer. The best of several checkpoints looks better than it is; it is therefore chosen on
     one half of the samples and judged on the other, and the other way round. Silent where training loss
-    has risen as well, by half as much or more: that is no overfitting but a step that is too long.
+    has risen as well, by half as much or more: that is no overfitting but a step that is too long. Advice
+    only where accuracy or R² on validation data is no worse than it was then, and the loss below that of a
+    constant answer: what grew is confidence.
 
     ## Bad
     ```python
@@ -74,13 +76,15 @@ def past_early_stop(trace: Trace, *, rise: float = 0.02, chance: float = 0.01) -
         return
     if last.train.mean - best.train.mean > found.mean * measured.guess / 2:
         return
+    kept = measured.metric_fell() is False and last.validation.mean < measured.guess
     patience, every = _patience(measured), _spacing(measured)
     where = f"at step {best.step}" if best.step else "before any training"
     yield Finding(
         f"validation loss was least {where}, {best.validation.mean:.3g}, and is "
         f"{last.validation.mean:.3g} after {last.step} steps: a rise by {found.mean:.0%} ± "
         f"{found.error:.0%} of the loss of a constant answer, while training loss went from "
-        f"{best.train.mean:.3g} to {last.train.mean:.3g}",
+        f"{best.train.mean:.3g} to {last.train.mean:.3g}"
+        + (f"; {measured.metric} is no worse" if kept else ""),
         where=measured.site,
         evidence={
             "steps": last.step,
@@ -94,6 +98,7 @@ def past_early_stop(trace: Trace, *, rise: float = 0.02, chance: float = 0.01) -
             "patience": patience,
             "every": every,
         },
+        severity=Severity.INFO if kept else None,
         fixes=[
             Fix(
                 f"stop at about step {best.step} and keep those weights"

@@ -172,6 +172,17 @@ class Generalization:
             return False
         return not self.is_shifted(gap) or (own is not None and own.bound > gap)
 
+    def metric_fell(self) -> bool | None:
+        """Whether accuracy or R² on validation data is worse than at the least loss; None if not known.
+
+        By more than one standard error, which is that of a share of so many samples.
+        """
+        best, last = self.best().validation.metric, self.last.validation.metric
+        if not self.metric or best is None or last is None:
+            return None
+        share = min(max(best, 0.0), 1.0)
+        return best - last > math.sqrt(share * (1 - share) / len(self.last.validation.losses))
+
     def fall(self) -> Difference | None:
         """How far training loss has come down in the last two fifths of the steps: a paired test."""
         late = [point for point in self.checkpoints if point.step <= 0.6 * self.last.step]
