@@ -35,7 +35,7 @@ from trainlint.sites import owner_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainlint.probe.probing import Guard, Probe
+    from trainlint.probe.probing import Guard, OfWidth, Probe
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def analyze(
     provisionally: Callable[[Analysis], None] | None = None,
     progress: Callable[[str], None] | None = None,
     guard: Guard | None = None,
+    of_width: OfWidth | None = None,
 ) -> Analysis:
     """Check one model. Without `inputs` they are synthesised. The model is as before afterwards.
 
@@ -64,7 +65,7 @@ def analyze(
 
     `provisionally` gets what is known so far before the model is really run, and before it is trained,
     either of which may end the process. `progress` is told of the steps of the probe; `guard` is
-    entered while it trains.
+    entered while it trains; `of_width` builds the model with its hidden sizes times a factor.
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
@@ -103,7 +104,7 @@ def analyze(
     if check.may_probe and recipe.setup.suffices:
         if provisionally is not None:
             provisionally(check.analysis())
-        check.train(model, recipe, progress, guard)
+        check.train(model, recipe, progress, guard, of_width)
     elif check.may_probe and recipe.setup.why:
         notes.append(f"not probed: {recipe.setup.why}")
     return check.analysis()
@@ -147,12 +148,21 @@ class _Check:
         recipe: Recipe,
         progress: Callable[[str], None] | None,
         guard: Guard | None,
+        of_width: OfWidth | None,
     ) -> None:
         """What needs a training."""
         from trainlint.probe.stage import probe_of, probed
 
         self.probe = probe_of(
-            model, self.inputs, recipe, self.target, self.facts, self.settings, progress, guard
+            model,
+            self.inputs,
+            recipe,
+            self.target,
+            self.facts,
+            self.settings,
+            progress,
+            guard,
+            of_width,
         )
         self.outcomes["probe"] = probed(self.probe, self.facts, self._rules("probe"), self._run)
         if self.facts.has("Trace"):

@@ -8,7 +8,9 @@ from trainlint.rule import Confidence, Finding, Fix, Generalization, Severity, T
 
 
 @rule("GEN003", severity=Severity.WARNING, since="0.1", own=["data", "loss"], shows="losses")
-def past_early_stop(trace: Trace, *, rise: float = 0.02, chance: float = 0.025) -> Iterator[Finding]:
+def past_early_stop(
+    trace: Trace, *, rise: float = 0.02, chance: float = 0.025
+) -> Iterator[Finding]:
     """Validation loss has risen since an earlier step, while training loss went on falling.
 
     From there on, each step makes the model better at its training samples and worse at others. The

@@ -67,7 +67,8 @@ class Experiment:
     """The trainings of one model, one after the other until the time is over.
 
     `optimizer` is one, or a function of the model that makes one; `guess` the loss of a constant answer.
-    `of_width` builds the model anew with its hidden sizes times a factor, None where that is not possible.
+    `of_width` builds the model anew with its hidden sizes times a factor and weights of a seed, None where
+    that is not possible.
     """
 
     model: nn.Module
@@ -78,7 +79,7 @@ class Experiment:
     steps: int
     guess: float
     seconds: float
-    of_width: Callable[[float], Copy] | None = None
+    of_width: Callable[[float, int], Copy] | None = None
     progress: Callable[[str], None] | None = None
     _started: float = field(default_factory=time.monotonic)
     _longest: float = 0.0
@@ -137,7 +138,7 @@ class Experiment:
         started = time.monotonic()
         if variant.width != 1.0:
             assert self.of_width is not None
-            change = applied(self.of_width(variant.width), Variant())
+            change = applied(self.of_width(variant.width, seed), Variant())
         else:
             change = applied(copied(self.model, self.setup, self.optimizer), variant)
         plan = Plan(

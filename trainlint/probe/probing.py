@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trainlint.capture.inputs import Inputs
     from trainlint.data.pool import Pool
     from trainlint.generalization.remedies import Remedies
+    from trainlint.generalization.trials import Copy
     from trainlint.observe.trace import Trace
     from trainlint.probe.setup import Setup
 
@@ -51,6 +52,9 @@ _PATIENCE: Final = 1.5
 # Entered for a training of so many seconds at most; tells whether the loop is the user's own.
 Guard = Callable[[float, bool], AbstractContextManager[Any]]
 
+# Builds the model anew with its hidden sizes times a factor, with weights of a seed.
+OfWidth = Callable[[float, int], "Copy"]
+
 
 @dataclass
 class Probe:
@@ -67,6 +71,7 @@ class Probe:
     progress: Callable[[str], None] | None = None
     decided: Callable[[Trace], bool] | None = None
     guard: Guard | None = None
+    of_width: OfWidth | None = None
     target: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ran: Ran | None = None
@@ -145,6 +150,7 @@ class Probe:
                     measured.last.step,
                     measured.guess,
                     seconds,
+                    of_width=self.of_width,
                     progress=self.progress,
                 ).remedies()
         except (ProbeProblem, Stop) as problem:

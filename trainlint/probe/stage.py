@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainlint.engine import Facts, FactUnavailable, Outcome, run_rules
 from trainlint.probe.batches import batches, first_samples, same_draws, split
 from trainlint.probe.loop import Limits
-from trainlint.probe.probing import Guard, Probe
+from trainlint.probe.probing import Guard, OfWidth, Probe
 from trainlint.rule import Confidence, Rule, Settings, Severity
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def probe_of(
     settings: Settings,
     progress: Callable[[str], None] | None,
     guard: Guard | None,
+    of_width: OfWidth | None = None,
 ) -> Probe:
     """The probe of this subject, offered as the facts `Trace` and `Memorisation`."""
     from trainlint.loss.objective import objective_of
@@ -79,6 +80,7 @@ def probe_of(
         progress=progress,
         decided=decided,
         guard=guard,
+        of_width=of_width,
         target=target,
         options=settings.options,
     )

@@ -45,11 +45,14 @@ if TYPE_CHECKING:
     from trainlint.capture.inputs import Inputs
     from trainlint.generalization.experiments import Experiment
     from trainlint.generalization.laboratory import Laboratory
+    from trainlint.generalization.rebuilding import OtherWidths
     from trainlint.generalization.swept import Inquiry, Outline
+    from trainlint.generalization.trials import Copy
     from trainlint.loss.uses import Recipe
     from trainlint.rule import Settings
     from trainlint.subject import Analysis
     from trainlint.targets.loading import LoadedFile
+    from trainlint.targets.resizing import Constructions
 
 Send = Callable[[Message], None]
 _BETWEEN_WORDS: Final = 0.25
@@ -220,16 +223,10 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
     from trainlint.generalization.laboratory import Laboratory, setup_with_loss
     from trainlint.generalization.rebuilding import OtherWidths
     from trainlint.processes.startup import without_compiler
-    from trainlint.targets.loading import load_file, named_model, recipe_of
-    from trainlint.targets.resizing import Constructions
+    from trainlint.targets.loading import recipe_of
 
     _seed_numpy()
-    path, text = _read(job)
-    constructions = Constructions()
-    with constructions.recorded():
-        loaded = load_file(path, text, job.dotted, constructions.after)
-        named = job.name
-        found = [(named, named_model(loaded, named))] if named else _all_models(loaded)
+    path, loaded, found, constructions = _loaded_with_constructions(job)
     namespace = vars(loaded.module)
     recipes = [(name, model, recipe_of(loaded, model, name, loops=False)) for name, model in found]
     trained = [each for each in recipes if each[2].setup.train_loader is not None]
@@ -252,6 +249,49 @@ def _laboratory(job: Job, experiment: Experiment) -> Laboratory:
                 path, job.dotted, loaded, name, model, setup, constructions, experiment.widths
             ),
         )
+
+
+def _loaded_with_constructions(
+    job: Job,
+) -> tuple[Path, LoadedFile, list[tuple[str, nn.Module]], Constructions]:
+    """The file, its models by name, and the calls that built them."""
+    from trainlint.targets.loading import load_file, named_model
+    from trainlint.targets.resizing import Constructions
+
+    path, text = _read(job)
+    constructions = Constructions()
+    with constructions.recorded():
+        loaded = load_file(path, text, job.dotted, constructions.after)
+        named = job.name
+        found = [(named, named_model(loaded, named))] if named else _all_models(loaded)
+    return path, loaded, found, constructions
+
+
+def _other_widths(job: Job, name: str) -> Callable[[float, int], Copy]:
+    """Builds the model of that name with its hidden sizes times a factor.
+
+    When that is first asked for, the file is run once more, so that what built it is known.
+    """
+    known: list[OtherWidths] = []
+
+    def build(width: float, seed: int) -> Copy:
+        from trainlint.generalization.laboratory import setup_with_loss
+        from trainlint.generalization.rebuilding import OtherWidths
+        from trainlint.probe.batches import ProbeProblem
+        from trainlint.targets.loading import recipe_of
+
+        if not known:
+            try:
+                path, loaded, [(_, model)], constructions = _loaded_with_constructions(
+                    msgspec.structs.replace(job, name=name)
+                )
+            except (LoadError, InputError) as error:
+                raise ProbeProblem(f"run once more, the file {error}") from None
+            setup = setup_with_loss(model, recipe_of(loaded, model, name, loops=False))
+            known.append(OtherWidths(path, job.dotted, loaded, name, model, setup, constructions))
+        return known[0](width, seed)
+
+    return build
 
 
 def _all_models(loaded: LoadedFile) -> list[tuple[str, nn.Module]]:
@@ -339,6 +379,9 @@ def _check_model(
             provisionally=lambda so_far: tell(so_far, True),
             progress=progress,
             guard=_guard,
+            of_width=_other_widths(
+                job, target.rpartition("::")[2] if not job.dotted else job.name or ""
+            ),
         )
     tell(analysis, False)
 
