@@ -41,7 +41,9 @@ class Fault:
 
 FAULTS: list[Fault] = []
 # Rules on traces that came later, or need more than a trace: their faults are to be written.
-NOT_YET = frozenset({"DAT004", "GRD001", "GRD002"})
+NOT_YET = frozenset({"DAT004", "DAT005", "DAT007", "DAT008", "GRD001", "GRD002"})
+# Those on what holds for other data, and advice on how that is known: see `generalization.py`.
+ELSEWHERE = frozenset({"GEN001", "GEN002", "GEN003", "GEN004", "GEN006", "GEN007", "REG006"})
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 RECTIFIERS = (nn.ReLU, nn.ReLU6)

@@ -26,13 +26,13 @@ def codes(report: trainlint.Report) -> set[str]:
     return {found.code for finding in report.findings for found in (finding, *finding.symptoms)}
 
 
-def data(samples: int = 320) -> TensorDataset:
-    x = torch.randn(samples, 8, generator=torch.Generator().manual_seed(0))
+def data(samples: int = 320, seed: int = 0) -> TensorDataset:
+    x = torch.randn(samples, 8, generator=torch.Generator().manual_seed(seed))
     return TensorDataset(x, (x[:, 0] > 0).long())
 
 
-def loader(samples: int = 320, **options: Any) -> DataLoader[Any]:
-    return DataLoader(data(samples), batch_size=32, **options)
+def loader(samples: int = 320, seed: int = 0, **options: Any) -> DataLoader[Any]:
+    return DataLoader(data(samples, seed), batch_size=32, **options)
 
 
 def net(outputs: int = 2) -> nn.Sequential:
@@ -164,11 +164,11 @@ def test_a_sound_training_is_clean_and_says_what_it_was() -> None:
         loss=nn.CrossEntropyLoss(),
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
         train_loader=loader(shuffle=True),
-        val_loader=loader(64),
+        val_loader=loader(64, seed=1),
     )
     (target,) = report.targets
     assert (target.stages, target.notes, target.not_measurable) == (
-        ["static", "signal", "probe"], [], []
+        ["static", "data", "signal", "probe"], [], []
     )  # fmt: skip
     assert target.watched == "50 steps of Adam on train_loader"
     assert target.inputs == "(16, 8) float32, from train_loader"

@@ -250,7 +250,7 @@ def test_what_cannot_be_the_width_is_said(origin: Loaded, name: str, said: str) 
 
 def test_a_model_without_such_an_integer_says_what_to_do(origin: Loaded) -> None:
     it = origin("model = nn.Sequential(nn.Linear(20, 8), nn.Tanh(), nn.Linear(8, 3))")
-    with pytest.raises(WidthProblem, match=r"give --width NAME: .* a constant of the file"):
+    with pytest.raises(WidthProblem, match=r"write them as a constant of the file, HIDDEN = 64"):
         widths_of(it)
 
 

@@ -251,7 +251,7 @@ def check(
     from trainlint.baseline import write_baseline as write_report_as_baseline
     from trainlint.rule import STAGES
 
-    outputs = _outputs(output, form)
+    outputs, is_elsewhere = _outputs(output, form)
     _check_writable([*(path for _, path in outputs), *([write_baseline] if write_baseline else [])])
     known = config.baseline if baseline is None else str(baseline)
     before = None if known is None else read_baseline(Path(known))
@@ -282,7 +282,7 @@ def check(
         for remark in remarks(report):
             click.echo(f"trainlint: {remark}", err=True)
     manner = _Manner(config.fail_on, show_info, plots, statistics)
-    _write_all(report, form, outputs, manner)
+    _write_all(report, form, outputs, manner, is_elsewhere=is_elsewhere)
     ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
 
 
@@ -335,7 +335,7 @@ def run(
     """
     from trainlint.running import is_first_of_several, run_script
 
-    outputs = _outputs(output, form)
+    outputs, is_elsewhere = _outputs(output, form)
     _check_writable([path for _, path in outputs])
     config = load_config(config_path)
     done = run_script(
@@ -348,7 +348,7 @@ def run(
         try:
             _complain(done.report)
             manner = _Manner(fail_on or config.fail_on, show_info, plots, statistics, status)
-            _write_all(done.report, form, outputs, manner, to=sys.stderr)
+            _write_all(done.report, form, outputs, manner, is_elsewhere=is_elsewhere, to=sys.stderr)
         except Exception as error:  # the script has run: its status is not ours to change
             click.echo(f"trainlint: error: no report: {error}", err=True)
     ctx.exit(status)
@@ -455,8 +455,11 @@ def _bar(what: str) -> Iterator[Callable[[float, str], None] | None]:
         yield lambda share, text: bar.update(task, completed=share, description=text)
 
 
-def _outputs(values: tuple[str, ...], form: str) -> list[tuple[str, Path]]:
-    """(form, file) of each --output. Raises `UsageError` for several files without a form."""
+def _outputs(values: tuple[str, ...], form: str) -> tuple[list[tuple[str, Path]], bool]:
+    """(form, file) of each --output, and whether one takes the terminal's place.
+
+    Raises `UsageError` for several files without a form.
+    """
     outputs = []
     plain = 0
     for value in values:
@@ -470,7 +473,7 @@ def _outputs(values: tuple[str, ...], form: str) -> list[tuple[str, Path]]:
         raise UsageError(
             f"one file for --format {form}; others with their form: --output sarif:FILE"
         )
-    return outputs
+    return outputs, plain == 1
 
 
 def _may_hold_models(path: Path) -> bool:
@@ -529,11 +532,11 @@ def _write_all(
     outputs: list[tuple[str, Path]],
     manner: _Manner,
     *,
+    is_elsewhere: bool,
     to: TextIO | None = None,
 ) -> None:
-    """To each file, and to the terminal unless a file without a form takes that place."""
-    takes_place = any(each == form for each, _ in outputs)
-    if not takes_place:
+    """To each file, and to the terminal unless one of them takes its place."""
+    if not is_elsewhere:
         _write(report, form, to or sys.stdout, manner)
     for each, path in outputs:
         try:

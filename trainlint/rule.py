@@ -68,7 +68,7 @@ from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights
 from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
 from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
-from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores
+from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
 from trainlint.generalization.remedies import MoreData, Remedies, Remedy
 from trainlint.generalization.swept import Sweep
 from trainlint.graph import GradientPath, Graph, Parameter
@@ -197,6 +197,7 @@ __all__ = [
     "Variants",
     "ZeroFlow",
     "agreed_trend",
+    "as_share",
     "axis_after",
     "batch_norms",
     "blamed_source",

@@ -6,6 +6,7 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,7 +95,7 @@ def analyze(
     doubtful = unexplained_faults(graph)
     if doubtful:
         return failed(doubtful)
-    facts = _facts(inputs, graph, settings, recipe)
+    facts = _facts(inputs, graph, settings, recipe, guard)
     check = _Check(target, inputs, graph, facts, settings, notes, started)
     check.look_at_graph()
     check.look_at_data()
@@ -231,6 +232,7 @@ def _inputs_of_loader(model: nn.Module, recipe: Recipe) -> Inputs | None:
         return None
 
 
+_PATIENCE: Final = 3
 _MISSING: Final = re.compile(r"has no attribute '(\w+)'")
 _MEASUREMENTS: Final = {
     "Signal": "not measured on real numbers",
@@ -290,10 +292,12 @@ def static_facts(inputs: Inputs, graph: Graph, recipe: Recipe) -> Facts:
     return facts
 
 
-def _facts(inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe) -> Facts:
+def _facts(
+    inputs: Inputs, graph: Graph, settings: Settings, recipe: Recipe, guard: Guard | None
+) -> Facts:
     facts = static_facts(inputs, graph, recipe)
     if "data" in settings.stages and recipe.setup.train_loader is not None:
-        facts.offer("Data", lambda: _data(graph.model, recipe))
+        facts.offer("Data", lambda: _data(graph.model, recipe, guard))
     if "signal" in settings.stages and not graph.faults:
         facts.offer("Signal", lambda: _signal(inputs, graph, facts.get("Losses")))
         facts.offer("Influence", lambda: _influence(inputs, graph, facts.get("Losses")))
@@ -332,13 +336,17 @@ def _signal(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     return replace(pulse(graph.model, inputs, graph, objective=objective), again=another)
 
 
-def _data(model: nn.Module, recipe: Recipe) -> Any:
-    from trainlint.data.describing import data_of
+def _data(model: nn.Module, recipe: Recipe, guard: Guard | None) -> Any:
+    from trainlint.data.describing import SECONDS, data_of
     from trainlint.probe.batches import ProbeProblem
+    from trainlint.targets.loading import Stop
 
+    # It looks at the clock itself, but for a single batch that takes its time.
+    limited = nullcontext() if guard is None else guard(_PATIENCE * SECONDS, False)
     try:
-        return data_of(model, recipe.setup)
-    except ProbeProblem as problem:
+        with limited:
+            return data_of(model, recipe.setup)
+    except (ProbeProblem, Stop) as problem:
         raise FactUnavailable(str(problem)) from None
 
 

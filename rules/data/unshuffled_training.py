@@ -15,6 +15,7 @@ from trainlint.rule import (
     LossTrace,
     NotMeasurable,
     Severity,
+    Site,
     SplitData,
     Trace,
     rule,
@@ -119,7 +120,8 @@ def unshuffled_training(
         told = True
         entropy, dealt = _entropy(drawn), _entropy(_dealt(drawn))
         if entropy < share * dealt and dealt > 0.1 and not _takes_turns(steps, drawn):
-            yield _finding(trace, loss, drawn, entropy, dealt, least)
+            made = None if data is None else data.train.site
+            yield _finding(trace, loss, drawn, entropy, dealt, least, made)
     if order is not None and not told:
         yield order
 
@@ -159,6 +161,7 @@ def _finding(
     entropy: float,
     dealt: float,
     least: int,
+    made: Site | None,
 ) -> Finding:
     pure = sum(len(batch) == 1 for batch in drawn)
     classes = len({label for batch in drawn for label in batch})
@@ -172,7 +175,7 @@ def _finding(
     return Finding(
         f"{pure} of {len(drawn)} recorded batches hold one class only, and {classes} classes come in all: "
         "the training data are sorted by label",
-        where=loader.site if loader is not None and sequential else loss.site,
+        where=(loader.site if loader is not None and sequential else loss.site) or made,
         evidence={
             "batches": len(drawn),
             "of_one_class": pure,

@@ -15,6 +15,7 @@ from trainlint.rule import (
     Remedies,
     Severity,
     Trace,
+    as_share,
     rule,
 )
 
@@ -168,7 +169,7 @@ def _finding(
     return Finding(
         f"after {last.step} steps ({measured.epochs:.2g} epochs) the loss is {train.mean:.3g} ± "
         f"{train.error:.2g} on training data and {validation.mean:.3g} ± {validation.error:.2g} on "
-        f"validation data, more by at least {gap.bound:.0%} of that of a constant answer, "
+        f"validation data, more by at least {as_share(gap.bound)} of that of a constant answer, "
         f"{measured.guess:.3g}{beside}",
         where=measured.site,
         evidence=evidence | ({} if remedies is None else remedies.evidence()),

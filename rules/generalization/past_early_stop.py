@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Confidence, Finding, Fix, Generalization, Severity, Trace, rule
+from trainlint.rule import Confidence, Finding, Fix, Generalization, Severity, Trace, as_share, rule
 
 
 @rule("GEN003", severity=Severity.WARNING, since="0.1", own=["data", "loss"], shows="losses")
@@ -83,8 +83,8 @@ def past_early_stop(
     where = f"at step {best.step}" if best.step else "before any training"
     yield Finding(
         f"validation loss was least {where}, {best.validation.mean:.3g}, and is "
-        f"{last.validation.mean:.3g} after {last.step} steps: a rise by {found.mean:.0%} ± "
-        f"{found.error:.0%} of the loss of a constant answer, while training loss went from "
+        f"{last.validation.mean:.3g} after {last.step} steps: a rise by {as_share(found.mean)} ± "
+        f"{as_share(found.error)} of the loss of a constant answer, while training loss went from "
         f"{best.train.mean:.3g} to {last.train.mean:.3g}"
         + (f"; {measured.metric} is no worse" if kept else ""),
         where=measured.site,

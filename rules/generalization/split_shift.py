@@ -16,6 +16,7 @@ from trainlint.rule import (
     Severity,
     Shift,
     Trace,
+    as_share,
     rule,
 )
 
@@ -128,8 +129,8 @@ def _of_kept_out(measured: Generalization, shift: Difference, differs: str | Non
         measured,
         f"training samples that were kept out of a training cost {kept_out.mean:.3g} ± "
         f"{kept_out.error:.2g} after it, validation samples {validation.mean:.3g} ± "
-        f"{validation.error:.2g}: the two sets of data differ, by {shift.mean:.0%} ± {shift.error:.0%} of "
-        f"the loss of a constant answer, {measured.guess:.3g}",
+        f"{validation.error:.2g}: the two sets of data differ, by {as_share(shift.mean)} ± "
+        f"{as_share(shift.error)} of the loss of a constant answer, {measured.guess:.3g}",
         differs,
         {
             "kept_out_loss": round(kept_out.mean, 6),
@@ -149,7 +150,8 @@ def _of_the_start(measured: Generalization, before: Difference, differs: str | N
         measured,
         f"before any training the loss is {first.train.mean:.3g} ± {first.train.error:.2g} on training "
         f"data and {first.validation.mean:.3g} ± {first.validation.error:.2g} on validation data: the two "
-        f"differ, by at least {before.bound:.0%} of the loss of a constant answer, {measured.guess:.3g}",
+        f"differ, by at least {as_share(before.bound)} of the loss of a constant answer, "
+        f"{measured.guess:.3g}",
         differs,
         {
             "training_loss": round(first.train.mean, 6),

@@ -77,7 +77,8 @@ def cross_validate(
     """
     config = config or Config()
     splitter = None if isinstance(k, int) else k
-    if splitter is not None and not callable(getattr(splitter, "split", None)):
+    is_splitter = callable(getattr(splitter, "split", None)) and not isinstance(splitter, str)
+    if splitter is not None and not is_splitter:
         raise UsageError(f"k is a number of folds or a splitter, not {type(k).__name__}")
     count = k if splitter is None else 1
     _check_numbers(count, epochs, steps, is_given=splitter is not None)

@@ -24,6 +24,8 @@ GAP: Final = 0.05
 # From so many figures on, Student's t holds for means of losses, skewed as they are.
 _MANY: Final = 100
 _SIGNIFICANT: Final = 0.01
+# Of five trainings, each on four fifths of the samples: (1/5 + 1/4) / (1/5) - 1.
+_SHARED: Final = 1.25
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,12 @@ class Generalization:
         if not self.guess or self.held_out is None:
             return None
         kept_out, validation = self.held_out.kept_out.losses, self.held_out.validation.losses
-        found = welch(kept_out, validation, self.guess)
+        found = welch(
+            kept_out, validation, self.guess, shared=_SHARED if self.held_out.is_paired else 0.0
+        )
         if min(len(kept_out), len(validation)) >= _MANY:
             return found
-        return replace(found, p=permuted(kept_out, validation))
+        return replace(found, p=max(found.p, permuted(kept_out, validation)))
 
     def overfit(self) -> Difference | None:
         """The loss of training samples that were kept out of the training over that of those within."""
@@ -258,8 +262,13 @@ def differences(before: Sequence[float], after: Sequence[float]) -> list[float]:
     return [b - a for a, b in zip(before, after, strict=True)]
 
 
-def welch(first: Sequence[float], second: Sequence[float], unit: float = 1.0) -> Difference:
+def welch(
+    first: Sequence[float], second: Sequence[float], unit: float = 1.0, *, shared: float = 0.0
+) -> Difference:
     """How far the mean of `second` lies above that of `first`: Welch 1947, Biometrika 34.
+
+    Where `first` are of several trainings, which err alike since they share samples, the variance of its
+    mean is larger by the share `shared`: Nadeau & Bengio 2003, Machine Learning 52.
 
     Nothing is known from a single figure, or where one is not finite: the bound is then -∞.
     """
@@ -269,12 +278,17 @@ def welch(first: Sequence[float], second: Sequence[float], unit: float = 1.0) ->
     mean = _mean(second) - _mean(first)
     if min(len(first), len(second)) < 2:
         return Difference(mean / unit, -math.inf, 0.0)
-    a = _variance(first) / len(first)
+    a = (1 + shared) * _variance(first) / len(first)
     b = _variance(second) / len(second)
     if a + b == 0:
         return _exactly(mean / unit)
     freedom = (a + b) ** 2 / (a * a / (len(first) - 1) + b * b / (len(second) - 1))
     return _difference(mean, math.sqrt(a + b), freedom, unit)
+
+
+def as_share(value: float) -> str:
+    """`12%` of a constant answer's loss, and `25 times` it where that is easier to read."""
+    return f"{value:.0%}" if abs(value) < 10 else f"{value:.3g} times"
 
 
 def permuted(first: Sequence[float], second: Sequence[float], rounds: int = 1000) -> float:

@@ -48,8 +48,8 @@ class Remedy:
 
     `gain` is by how much it lowered the validation loss, in units of a constant answer's, `error` the
     standard error of that, over validation samples and seeds; `bound` what the gain exceeds with 95 %
-    confidence for all the changes tried at once. `loss` is the validation loss with it. `strengths` are all
-    that were tried.
+    confidence for all the changes tried at once. `loss` is the validation loss with it, `guess` that of a
+    constant answer. `strengths` are all that were tried.
     """
 
     kind: str
@@ -60,11 +60,12 @@ class Remedy:
     bound: float
     loss: float
     strengths: Sequence[float] = ()
+    guess: float = math.inf
 
     @property
     def helps(self) -> bool:
-        """Whether the loss is lower with it beyond doubt, and by enough to matter."""
-        return self.bound > 0 and self.gain > _LEAST
+        """Whether the loss is lower with it beyond doubt, by enough to matter, and below a guess's."""
+        return self.bound > 0 and self.gain > _LEAST and self.loss < self.guess
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def _judged(
         mean - student(share, max(3, len(honest) - 1)) * error,
         before - mean * guess,
         [option.strength for option in options],
+        guess,
     )
 
 

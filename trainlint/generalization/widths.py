@@ -63,6 +63,8 @@ _DIVIDES: Final = re.compile(r"(^|_)(n|num)?_?(heads?|groups?|experts?)$|^nhead$
 _GRAINS: Final = (1, 2, 4, 8, 16, 32)
 _CONVOLUTIONS: Final = (nn.modules.conv._ConvNd,)
 _WHAT_TO_DO: Final = "give --width NAME: an integer argument of {owner} or a constant of the file"
+# For what is put together in the file itself, from numbers.
+_WRITE_ONE: Final = "write them as a constant of the file, HIDDEN = 64, used by its layers"
 
 
 class WidthProblem(ProbeProblem):
@@ -338,9 +340,11 @@ def widths_of(
         if chosen:
             return chosen
     tried = "; ".join(refused[:4])
+    is_plain = isinstance(origin.model, nn.Sequential)
     raise WidthProblem(
         f"no integer was found that sets the hidden sizes of {origin.name}"
-        f"{f' ({tried})' if tried else ''}: {_WHAT_TO_DO.format(owner=origin.owner)}"
+        f"{f' ({tried})' if tried else ''}: "
+        + (_WRITE_ONE if is_plain else _WHAT_TO_DO.format(owner=origin.owner))
     )
 
 

@@ -98,6 +98,8 @@ class Datasets:
             "train_loader": _name(train.site) or "train_loader",
             "val_loader": (validation and _name(validation.site)) or "val_loader",
         }
+        if len(set(names.values())) < len(names):  # made at one line
+            names = {part: part for part in names}
         try:
             with unobserved(), quiet(), _ended_after(_PATIENCE * seconds):
                 found = described(

@@ -222,9 +222,9 @@ class Probe:
         else:
             data = partial(self._batches, "train_loader", self.setup.train_loader)
             if self.setup.val_loader is not None:
-                if self.setup.step is None:
-                    validation = partial(self._batches, "val_loader", self.setup.val_loader)
                 meter = self._meter(limits)
+                if self.setup.step is None and meter is not None:
+                    validation = partial(self._batches, "val_loader", self.setup.val_loader)
         with self._guarded(is_own_loop=False):
             return train(
             self.model, self._completed(), self._optimizer(), data, validation, limits,
@@ -233,8 +233,9 @@ class Probe:
 
     def _meter(self, limits: Limits) -> Meter | None:
         try:
-            train, validation = self._pool("train_loader"), self._pool("val_loader")
-        except ProbeProblem as problem:
+            with self._guarded(is_own_loop=False, share=_SHARE / 2):
+                train, validation = self._pool("train_loader"), self._pool("val_loader")
+        except (ProbeProblem, Stop) as problem:
             self._note = f"training and validation data were not compared: {problem}"
             return None
         return Meter(
@@ -265,7 +266,7 @@ class Probe:
             return ran
         train, validation = self._pool("train_loader"), self._pool("val_loader")
         if self.progress is not None:
-            self.progress("probe: is the gap overfitting, or do the data differ?")
+            self.progress("probe: is the gap by heart, or do the data differ?")
         optimizer = self.setup.optimizer or self._own_optimizer
         with (
             self._restored(self._given_optimizer()),
@@ -291,10 +292,10 @@ class Probe:
             raise ProbeProblem("none of its parameters is trainable")
         return torch.optim.Adam(parameters, _DEFAULT_RATE)
 
-    def _guarded(self, *, is_own_loop: bool) -> AbstractContextManager[Any]:
+    def _guarded(self, *, is_own_loop: bool, share: float = 1.0) -> AbstractContextManager[Any]:
         if self.guard is None:
             return nullcontext()
-        return self.guard(self.limits.seconds * _PATIENCE, is_own_loop)
+        return self.guard(self.limits.seconds * _PATIENCE * share, is_own_loop)
 
     def _completed(self) -> Setup:
         """With made-up data, targets are made up as well, or there is no loss but a projection."""

@@ -277,6 +277,7 @@ def _other_widths(job: Job, name: str) -> Callable[[float, int], Copy]:
     def build(width: float, seed: int) -> Copy:
         from trainlint.generalization.laboratory import setup_with_loss
         from trainlint.generalization.rebuilding import OtherWidths
+        from trainlint.generalization.widths import WidthProblem
         from trainlint.probe.batches import ProbeProblem
         from trainlint.targets.loading import recipe_of
 
@@ -289,7 +290,11 @@ def _other_widths(job: Job, name: str) -> Callable[[float, int], Copy]:
                 raise ProbeProblem(f"run once more, the file {error}") from None
             setup = setup_with_loss(model, recipe_of(loaded, model, name, loops=False))
             known.append(OtherWidths(path, job.dotted, loaded, name, model, setup, constructions))
-        return known[0](width, seed)
+        try:
+            return known[0](width, seed)
+        except WidthProblem:
+            # `trainlint sweep` says what was looked at; here it is one remedy of many.
+            raise ProbeProblem("nothing in the file was found that sets the hidden sizes") from None
 
     return build
 
