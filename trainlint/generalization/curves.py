@@ -343,21 +343,24 @@ def tail(t: float, freedom: float) -> float:
 
     Abramowitz & Stegun 26.7.1 and 26.5.27.
     """
-    x = freedom / (freedom + t * t)
-    upper = _beta(x, freedom / 2, 0.5) / 2
+    square = t * t
+    upper = _beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5) / 2
     return upper if t > 0 else 1 - upper
 
 
-def _beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b): Press et al., Numerical Recipes, section 6.4."""
-    if x <= 0 or x >= 1:
-        return min(1.0, max(0.0, x))
+def _beta(x: float, rest: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b): Press et al., Numerical Recipes, section 6.4.
+
+    `rest` is 1 - x, which keeps its digits where x is close to 1.
+    """
+    if x <= 0 or rest <= 0:
+        return 0.0 if x <= 0 else 1.0
     front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
     )
     if x < (a + 1) / (a + b + 2):
         return front * _fraction(x, a, b) / a
-    return 1 - front * _fraction(1 - x, b, a) / b
+    return 1 - front * _fraction(rest, b, a) / b
 
 
 def _fraction(x: float, a: float, b: float) -> float:
