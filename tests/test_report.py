@@ -285,7 +285,9 @@ def check_finding(data: dict[str, Any]) -> None:
             assert list(data[key]) == ["row", "column"]
             assert min(data[key].values()) >= 1
     for fix in data["fixes"]:
-        assert list(fix) == ["title", "safety", "edits", "verified"]
+        assert list(fix) == [
+            "title", "safety", "edits", "verified", "reason", "obstacle", "patches", "attempt",
+        ]  # fmt: skip
         assert fix["safety"] in ("safe", "unsafe", "display-only")
         assert bool(fix["edits"]) or fix["safety"] != "safe"
         for edit in fix["edits"]:

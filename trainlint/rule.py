@@ -66,7 +66,7 @@ from trainlint.analysis.rows import Fold, flat_width, flatten_fixes, folds, is_m
 from trainlint.analysis.variants import Variants
 from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
-from trainlint.fixes import Edit, Fix, Location, Safety, SourceEdits
+from trainlint.fixes import Attempt, Edit, Fix, Location, Occurrence, Patch, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
 from trainlint.generalization.remedies import MoreData, Remedies, Remedy
@@ -125,6 +125,7 @@ from trainlint.theory.propagation import Propagation
 
 __all__ = [
     "Alike",
+    "Attempt",
     "Checkpoint",
     "ClipTrace",
     "ColumnData",
@@ -164,10 +165,12 @@ __all__ = [
     "MoreData",
     "NonFinite",
     "NotMeasurable",
+    "Occurrence",
     "OptimizerTrace",
     "Overlap",
     "Parameter",
     "ParameterTrace",
+    "Patch",
     "Prescription",
     "Propagation",
     "Randomness",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trainlint.fixes.edit import Edit, Fix, Location, Safety
+from trainlint.fixes.edit import Attempt, Edit, Fix, Location, Safety
+from trainlint.fixes.patch import Occurrence, Patch
 from trainlint.fixes.source import SourceEdits
 
-__all__ = ["Edit", "Fix", "Location", "Safety", "SourceEdits"]
+__all__ = ["Attempt", "Edit", "Fix", "Location", "Occurrence", "Patch", "Safety", "SourceEdits"]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from trainlint.fixes.edit import Fix
+from trainlint.fixes.edit import Attempt, Fix
 from trainlint.generalization.curves import student
 
 # By seed: the loss of each validation sample, in the same order.
@@ -133,16 +133,16 @@ class Remedies:
         after = "" if remedy.kind == EARLY else f" after {self.steps} steps"
         return f"{remedy.title} (validation loss {self.loss:.3g} → {remedy.loss:.3g} ± {error:.1g}{after})"
 
-    def _record(self, remedy: Remedy) -> dict[str, Any]:
-        return {
-            "measure": "validation loss",
-            "before": _plain(self.loss),
-            "after": _plain(remedy.loss),
-            "gain": _plain(remedy.gain),
-            "error": _plain(remedy.error),
-            "steps": self.steps,
-            "seeds": self.seeds,
-        }
+    def _record(self, remedy: Remedy) -> Attempt:
+        return Attempt(
+            measure="validation loss",
+            before=_plain(self.loss),
+            after=_plain(remedy.loss),
+            gain=_plain(remedy.gain),
+            error=_plain(remedy.error),
+            steps=self.steps,
+            seeds=self.seeds,
+        )
 
     def evidence(self) -> dict[str, Any]:
         """The table, in plain JSON types: a row for each change, and for half of the data."""
