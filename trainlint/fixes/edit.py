@@ -61,8 +61,8 @@ class Fix(msgspec.Struct, frozen=True):
     """A remedy. `reason` says in a line why it helps, by a formula or a source.
 
     `edits` change the source; where there are none, `obstacle` may say what stands in the way. `patches`
-    make the same change on a live copy. `verified` is the proof that it helps: None unless it was tried, its
-    finding was gone and the loss plainly lower. `attempt` is what came of trying where that is no proof.
+    make the same change on a live copy. `verified` is the proof that it helps, None unless it was tried,
+    its finding was gone and the loss plainly lower; `attempt` is what came of trying where it is no proof.
     """
 
     title: str
