@@ -17,6 +17,7 @@ from trainlint.errors import UsageError
 from trainlint.fingerprints import fingerprinted
 from trainlint.fixes.source import SourceText
 from trainlint.loss.uses import Recipe
+from trainlint.overlay import overlaid
 from trainlint.probe.setup import Setup
 from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told
 from trainlint.records import Report, ReportedFinding, TargetResult
@@ -82,14 +83,8 @@ def check(
     Raises `UsageError` for a target that does not exist or an unknown rule.
     """
     config = config or Config()
-    options = {**config.rules, **(options or {})}
-    check_options(options)
-    rules = select_rules(
-        config.select if select is None else select,
-        [*config.ignore, *ignore],
-        [*config.extend_select, *extend_select],
-    )
     if callable(target) or hasattr(target, "named_parameters"):
+        rules, options = _selected(config, select, ignore, extend_select, options)
         setup = Setup(loss, optimizer, train_loader, val_loader)
         recipe = Recipe(loss=loss, targets=targets, explicit=True, setup=setup)
         settings = Settings(rules, options, stages, config.probe_steps, config.probe_seconds)
@@ -99,6 +94,76 @@ def check(
         raise UsageError(
             "loss, targets, optimizer and loaders belong to a live model; a file shows its own"
         )
+    return file_check(
+        target, inputs, select=select, ignore=ignore, extend_select=extend_select, stages=stages,
+        config=config, options=options, scan=scan, debug=debug,
+    ).report(progress)  # fmt: skip
+
+
+def _selected(
+    config: Config,
+    select: Sequence[str] | None,
+    ignore: Sequence[str],
+    extend_select: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None,
+) -> tuple[tuple[Rule, ...], dict[str, Mapping[str, Any]]]:
+    """The rules that were asked for, and their options. Raises `UsageError` for one that is not there."""
+    merged = {**config.rules, **(options or {})}
+    check_options(merged)
+    rules = select_rules(
+        config.select if select is None else select,
+        [*config.ignore, *ignore],
+        [*config.extend_select, *extend_select],
+    )
+    return rules, merged
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """A check of files, ready to be made, and to be made again of edited texts."""
+
+    targets: Sequence[str]
+    jobs: Sequence[Job]
+    rules: Sequence[Rule]
+    config: Config
+
+    def report(
+        self, progress: Progress | None = None, overlay: Mapping[str, str] | None = None
+    ) -> Report:
+        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files."""
+        jobs = self.jobs
+        if overlay:
+            texts = {os.path.realpath(name): text for name, text in overlay.items()}
+            jobs = [msgspec.structs.replace(job, overlay=texts) for job in jobs]
+        collected, files = _check_files(jobs, self.config, progress)
+        collected.results += _directories_without_models(self.targets, jobs)
+        with overlaid(overlay or {}):
+            return _report(collected, self.rules, files)
+
+
+def recheck(
+    target: FileTarget | Sequence[FileTarget], overlay: Mapping[str, str], **settings: Any
+) -> Report:
+    """Check files as if they held the texts of `overlay`, by file name. `settings` as of `check`."""
+    return file_check(target, **settings).report(overlay=overlay)
+
+
+def file_check(
+    target: FileTarget | Sequence[FileTarget],
+    inputs: Any = None,
+    *,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    extend_select: Sequence[str] = (),
+    stages: Sequence[str] = STAGES,
+    config: Config | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    scan: bool = False,
+    debug: bool = False,
+) -> FileCheck:
+    """What `check` does with files, as a value. Raises `UsageError` as it does."""
+    config = config or Config()
+    rules, options = _selected(config, select, ignore, extend_select, options)
     targets = _names(target)
     common = Job(
         path="",
@@ -118,9 +183,7 @@ def check(
         for name in targets
         for place in _places(name, scan=scan)
     )
-    collected, files = _check_files(jobs, config, progress)
-    collected.results += _directories_without_models(targets, jobs)
-    return _report(collected, rules, files)
+    return FileCheck(targets, jobs, rules, config)
 
 
 # ---------------------------------------------------------------------- live models

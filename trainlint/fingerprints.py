@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from trainlint.fixes.source import SourceText
+from trainlint.overlay import version_of
 from trainlint.records import ReportedFinding
 
 _LENGTH = 32
@@ -64,7 +65,7 @@ def _hashed(*parts: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _scopes(filename: str, _: float) -> tuple[tuple[int, int, str], ...]:
+def _scopes(filename: str, _: float | str) -> tuple[tuple[int, int, str], ...]:
     """(first row, last row, qualified name) of each function and class, the outer ones first."""
     text = SourceText.read(filename)
     if text is None or text.tree is None:
@@ -84,11 +85,10 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _qualified_name(filename: str, row: int) -> str:
-    try:
-        changed = os.stat(filename).st_mtime  # noqa: PTH116
-    except OSError:
+    version = version_of(filename)
+    if version is None:
         return ""
-    names = [name for first, last, name in _scopes(filename, changed) if first <= row <= last]
+    names = [name for first, last, name in _scopes(filename, version) if first <= row <= last]
     return names[-1] if names else ""
 
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
+from trainlint.overlay import text_over
 
 if TYPE_CHECKING:
     from trainlint.sites import Site
@@ -34,7 +35,10 @@ class SourceText:
 
     @classmethod
     def read(cls, filename: str) -> SourceText | None:
-        """The file as Python would decode it, or None where that fails."""
+        """The file as Python would decode it, or what stands in for it, or None where that fails."""
+        text = text_over(filename)
+        if text is not None:
+            return cls(filename, text)
         try:
             with tokenize.open(filename) as stream:
                 return cls(filename, stream.read())

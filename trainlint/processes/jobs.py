@@ -25,7 +25,7 @@ class Job(msgspec.Struct, frozen=True):
     `label` is how the report names the file; `dotted` the module's name where it was given as
     `package.module:attribute`. `scanned` tells that the file was met in a directory, not named: that it
     holds nothing to check is then no error. `skip` are models that an earlier child has finished or
-    died on.
+    died on. `overlay` holds texts, by file name, that stand in for the files, whether checked or imported.
     `timeout` in seconds holds for loading and for each model; `memory_limit` in bytes, 0 for none.
     """
 
@@ -39,6 +39,7 @@ class Job(msgspec.Struct, frozen=True):
     options: dict[str, dict[str, Any]] = {}
     scanned: bool = False
     skip: list[str] = []
+    overlay: dict[str, str] = {}
     timeout: float = 120.0
     memory_limit: int = 0
     probe_steps: int = 50

@@ -23,6 +23,7 @@ import msgspec
 
 from trainlint.errors import InputError, LoadError, UsageError
 from trainlint.fixes.source import SourceText
+from trainlint.overlay import overlaid
 from trainlint.processes.jobs import (
     Advanced,
     Analyzed,
@@ -80,10 +81,13 @@ def work(job: Job, send: Send) -> None:
         # What it printed before `os._exit` or a crash must not be lost in a buffer.
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     send(Begin(job.target))
-    if job.trials is not None:
-        _make_trials(job, job.trials, send_after_output)
-    else:
-        _guarded(job, send_after_output, job.target, lambda: _check_file(job, send_after_output))
+    with overlaid(job.overlay):
+        if job.trials is not None:
+            _make_trials(job, job.trials, send_after_output)
+        else:
+            _guarded(
+                job, send_after_output, job.target, lambda: _check_file(job, send_after_output)
+            )
     send_after_output(Done())
 
 
