@@ -141,7 +141,8 @@ def test_what_is_decided_elsewhere_is_shown_and_not_edited(source: str, tmp_path
     path = tmp_path / "net.py"
     path.write_text(HEADER + source + "\n", encoding="utf-8")
     fix = widened(path)
-    assert fix == Fix("wider", Safety.DISPLAY_ONLY, [])
+    assert (fix.safety, fix.edits) == (Safety.DISPLAY_ONLY, [])
+    assert fix.obstacle
 
 
 def test_no_place_and_other_peoples_files_are_not_edited(tmp_path: Path) -> None:
@@ -151,7 +152,8 @@ def test_no_place_and_other_peoples_files_are_not_edited(tmp_path: Path) -> None
     site = construction_site(load(path).layer)
     for place in (None, site):
         fix = edits.argument(place, 0, "in_features", 7, current=4, title="x", safety=Safety.SAFE)
-        assert fix == Fix("x", Safety.DISPLAY_ONLY, [])
+        assert (fix.safety, fix.edits) == (Safety.DISPLAY_ONLY, [])
+        assert fix.obstacle
 
 
 def test_a_file_that_changed_since_is_not_edited(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _parse(filename: str, text: str) -> Iterator[Suppression]:
     waiting: list[Suppression] = []
     code_rows: set[int] = set()
     try:
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        for token in tokenize.generate_tokens(io.StringIO(text, newline=None).readline):
             if token.type == tokenize.COMMENT:
                 for found in _in_comment(filename, token):
                     if found.line is not None and found.row not in code_rows:

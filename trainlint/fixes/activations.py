@@ -10,6 +10,9 @@ from trainlint.fixes.edit import Fix
 from trainlint.ops import ALIASES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trainlint.fixes.patch import Patch
     from trainlint.fixes.source import CallBuilder, SourceEdits
     from trainlint.graph import Graph
     from trainlint.loss.uses import Link, LossCall
@@ -39,35 +42,66 @@ _LOSS_CLASSES: Final = {
     "binary_cross_entropy": "BCELoss",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLoss",
 }
+_SHARED: Final = "the same line makes another of them"
 _NAMESPACES: Final = frozenset({"F", "torch", "nn", "functional"})
 
 
-def without_activation(graph: Graph, edits: SourceEdits, link: Link, *, title: str) -> Fix:
+def without_activation(
+    graph: Graph,
+    edits: SourceEdits,
+    link: Link,
+    *,
+    title: str,
+    reason: str = "",
+    patches: Sequence[Patch] = (),
+) -> Fix:
     """Take the activation out: `nn.Identity()` for a layer, its argument for a call."""
     site = _only_site(graph, link)
     if site is None:
-        return Fix(title)
+        return Fix(title, obstacle=_SHARED, reason=reason, patches=list(patches))
     is_layer = link.node is not None and graph.layer(link.node) is not None
     build = _identity(ACTIVATION_CLASSES.get(link.name, "")) if is_layer else _operand(link.name)
-    return edits.replaced_calls([(site, build)], title=title)
+    return edits.replaced_calls([(site, build)], title=title, reason=reason, patches=patches)
 
 
-def other_activation(graph: Graph, edits: SourceEdits, link: Link, new: str, *, title: str) -> Fix:
+def other_activation(
+    graph: Graph,
+    edits: SourceEdits,
+    link: Link,
+    new: str,
+    *,
+    title: str,
+    reason: str = "",
+    patches: Sequence[Patch] = (),
+) -> Fix:
     """Put the activation `new` in its place, which takes the same arguments."""
     site = _only_site(graph, link)
     is_layer = link.node is not None and graph.layer(link.node) is not None
-    if not is_layer:
-        return edits.callee([site], link.name, new, title=title)
-    names = ACTIVATION_CLASSES.get(link.name, ""), ACTIVATION_CLASSES[new]
-    return edits.callee([site], *names, title=title)
+    names = link.name, new
+    if is_layer:
+        names = ACTIVATION_CLASSES.get(link.name, ""), ACTIVATION_CLASSES[new]
+    return edits.callee([site], *names, title=title, reason=reason, patches=patches)
 
 
-def other_loss(graph: Graph, edits: SourceEdits, call: LossCall, new: str, *, title: str) -> Fix:
+def other_loss(
+    graph: Graph,
+    edits: SourceEdits,
+    call: LossCall,
+    new: str,
+    *,
+    title: str,
+    reason: str = "",
+    patches: Sequence[Patch] = (),
+) -> Fix:
     """Put the loss `new` in its place, whose first arguments are the same."""
     where = call.where
     site = graph.place(where) if hasattr(where, "all_input_nodes") else where
-    fix = edits.callee([site], _LOSS_CLASSES[call.kind], _LOSS_CLASSES[new], title=title)
-    return fix if fix.edits else edits.callee([site], call.kind, new, title=title)
+    names = (_LOSS_CLASSES[call.kind], _LOSS_CLASSES[new]), (call.kind, new)
+    for old, other in names:
+        fix = edits.callee([site], old, other, title=title, reason=reason, patches=patches)
+        if fix.edits:
+            break
+    return fix
 
 
 def _only_site(graph: Graph, link: Link) -> Any:

@@ -9,29 +9,44 @@ remedy is then shown without an edit.
 from __future__ import annotations
 
 import ast
+import codecs
 import copy
 import re
 import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
+from trainlint.fixes.patch import Patch
 from trainlint.overlay import text_over
 
 if TYPE_CHECKING:
     from trainlint.sites import Site
 
 
-class SourceText:
-    """One file: its text, its tree, and conversion between byte spans and character positions."""
+_NEWLINE: Final = re.compile(r"\r\n|\r|\n")
+_FIRST_LINES: Final = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$")
 
-    def __init__(self, filename: str, text: str) -> None:
+
+class SourceText:
+    """One file: its text, its tree, and conversion between byte spans and character positions.
+
+    `text` is the file as it is decoded, without its byte order mark, its newlines untouched: an edited
+    text, `encoded`, has every other byte as it was.
+    """
+
+    def __init__(
+        self, filename: str, text: str, *, encoding: str = "utf-8", marked: bool = False
+    ) -> None:
         self.filename = filename
         self.text = text
+        self.encoding = encoding
+        self.marked = marked
         # `str.splitlines` also splits at form feeds and other separators that Python does not.
-        self.lines = re.split(r"\r\n|\r|\n", text)
+        self.lines = _NEWLINE.split(text)
 
     @classmethod
     def read(cls, filename: str) -> SourceText | None:
@@ -40,10 +55,36 @@ class SourceText:
         if text is not None:
             return cls(filename, text)
         try:
-            with tokenize.open(filename) as stream:
-                return cls(filename, stream.read())
-        except (OSError, SyntaxError, UnicodeDecodeError, LookupError):
+            return cls.decoded(filename, Path(filename).read_bytes())
+        except (OSError, ValueError):
             return None
+
+    @classmethod
+    def decoded(cls, filename: str, raw: bytes) -> SourceText | None:
+        """The bytes of a file as Python would decode them, or None where that fails."""
+        # `detect_encoding` itself would take a text whose lines end in a lone CR for one line.
+        first = iter([*_FIRST_LINES.findall(raw[:4096])[:2], b""])
+        try:
+            encoding, _ = tokenize.detect_encoding(lambda: next(first))
+            encoding = "utf-8" if encoding == "utf-8-sig" else encoding
+            marked = raw.startswith(codecs.BOM_UTF8)
+            text = raw[len(codecs.BOM_UTF8) * marked :].decode(encoding)
+        except (SyntaxError, UnicodeDecodeError, LookupError, StopIteration):
+            return None
+        return cls(filename, text, encoding=encoding, marked=marked)
+
+    def encoded(self, text: str) -> bytes:
+        """Another text of this file as bytes, in its encoding and with its byte order mark.
+
+        Raises `UnicodeEncodeError` for a text that the encoding cannot write.
+        """
+        return codecs.BOM_UTF8 * self.marked + text.encode(self.encoding)
+
+    @cached_property
+    def newline(self) -> str:
+        """The newline that most lines of the file end in."""
+        found = _NEWLINE.findall(self.text)
+        return max(("\n", "\r\n", "\r"), key=found.count)
 
     @cached_property
     def tree(self) -> ast.Module | None:
@@ -141,21 +182,45 @@ class SourceEdits:
         site: Site | None,
         position: int,
         name: str,
-        value: float,
+        value: Any,
         *,
-        current: float,
+        current: Any,
         title: str,
         safety: Safety,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+        neighbour: tuple[Site | None, int, str] | None = None,
+        built: int = 1,
+        suits: int | None = None,
     ) -> Fix:
-        """Set one argument of the constructor call at `site`, if `current` is written there as a literal.
+        """Set one argument of the call at `site`, which is `current` now.
 
         The call may be that of a larger layer or of the user's own class, with other arguments.
+        `neighbour` is (site, position, name) of an argument in the same function that has the wanted
+        value whenever that function runs; its expression is then written here. `built` is how many layers
+        the call makes and `suits` for how many the value is right: unless for all, there is no edit.
         """
-        return self._fix([(site, _set_argument(position, name, value, current))], title, safety)
+        if suits is not None and suits < built:
+            why = f"the call makes {built} layers, and the value suits {suits} of them"
+            return self._refused(title, why, reason, patches)
+        del neighbour
+        made = [(site, _set_argument(position, name, value, current))]
+        return self._fix(made, title, safety, reason, patches)
 
-    def callee(self, sites: Sequence[Site | None], old: str, new: str, *, title: str) -> Fix:
+    def callee(
+        self,
+        sites: Sequence[Site | None],
+        old: str,
+        new: str,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
         """Call `new` for `old` at all these sites: `nn.Sigmoid()` to `nn.ReLU()`, `x.sigmoid()` too."""
-        return self._fix([(site, _rename_callee(old, new)) for site in sites], title, Safety.UNSAFE)
+        made = [(site, _rename_callee(old, new)) for site in sites]
+        return self._fix(made, title, safety, reason, patches)
 
     def replaced_calls(
         self,
@@ -163,24 +228,190 @@ class SourceEdits:
         *,
         title: str,
         safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
     ) -> Fix:
         """Replace whole calls by what `build(call, its source text)` returns for each."""
-        return self._fix([(site, _rebuild(build)) for site, build in changes], title, safety)
+        made = [(site, _rebuild(build)) for site, build in changes]
+        return self._fix(made, title, safety, reason, patches)
 
     def replaced_expression(
-        self, text: SourceText, node: ast.expr, content: str, *, title: str
+        self,
+        text: SourceText,
+        node: ast.expr,
+        content: str,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
     ) -> Fix:
         """Replace one expression of a file, an assigned value for instance, by other source."""
         change = _change(text, node, node, content, ())
         if change is None or not _agrees(text, [change]):
-            return Fix(title)
-        return Fix(title, Safety.UNSAFE, [change.edit])
+            return self._refused(title, "the text there does not allow it", reason, patches)
+        return Fix(title, safety, [change.edit], reason=reason, patches=list(patches))
 
-    def inserted_after(self, site: Site | None, line: Callable[[str], str], *, title: str) -> Fix:
+    def removed(
+        self,
+        site: Site | None,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Take a call out.
+
+        An operation gives way to what it is applied to; a layer is dropped at the end of a `Sequential`,
+        else it becomes `nn.Identity()`, so that no key of the state moves.
+        """
+        del site, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def before_statement(
+        self,
+        site: Site | None,
+        line: str,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Put a line, or several, before the statement that holds the call at `site`.
+
+        Give names of torch in full, `torch.nn.utils.clip_grad_norm_(...)`; they are spelled as in the file.
+        """
+        del site, line, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def after_statement(
+        self,
+        site: Site | None,
+        line: str,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Put a line, or several, behind the statement that holds the call at `site`."""
+        del site, line, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def moved_before(
+        self,
+        site: Site | None,
+        other: Site | None,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Move the statement that holds the call at `site` to before the one that holds that at `other`."""
+        del site, other, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def initialised(
+        self,
+        site: Site | None,
+        call: str,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Put a line behind the statement that constructs a layer at `site`.
+
+        `call` is the line, with `{}` for the layer: `torch.nn.init.kaiming_normal_({}.weight)`. An element
+        of a `Sequential` is `self.layers[1]`.
+        """
+        del site, call, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def module_list(
+        self,
+        site: Site | None,
+        *,
+        title: str,
+        safety: Safety = Safety.SAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Wrap the plain list, kept as an attribute, that the layer made at `site` is put into."""
+        del site, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def normalised(
+        self,
+        site: Site | None,
+        layer: str,
+        size: tuple[int, str],
+        uses: Sequence[Site | None],
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Put a layer, `torch.nn.BatchNorm2d`, behind `self.a = Conv(...)`, which is made at `site`.
+
+        Its size is that argument (position, name) of the constructor; `uses` are the calls of `self.a`.
+        """
+        del site, layer, size, uses, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def residual(
+        self,
+        site: Site | None,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Add its input to what the call at `site` gives: `y = self.f(x)` to `y = x + self.f(x)`."""
+        del site, safety
+        return self._refused(title, "not built yet", reason, patches)
+
+    def together(
+        self,
+        *fixes: Fix,
+        title: str,
+        safety: Safety | None = None,
+        reason: str = "",
+        patches: Sequence[Patch] | None = None,
+    ) -> Fix:
+        """One fix of several: all their edits or none. Patches and reasons are theirs unless given."""
+        own = [patch for fix in fixes for patch in fix.patches] if patches is None else patches
+        why = reason or "; ".join(dict.fromkeys(fix.reason for fix in fixes if fix.reason))
+        without = next((fix for fix in fixes if not fix.edits), None)
+        if without is not None:
+            return self._refused(title, without.obstacle, why, own)
+        worst = Safety.UNSAFE if any(f.safety == Safety.UNSAFE for f in fixes) else Safety.SAFE
+        edits = list(dict.fromkeys(edit for fix in fixes for edit in fix.edits))
+        for filename in {edit.filename for edit in edits}:
+            text = self.text(filename)
+            if text is None or not _parses(text, [e for e in edits if e.filename == filename]):
+                return self._refused(title, "the edits meet in one place", why, own)
+        return Fix(title, safety or worst, edits, reason=why, patches=list(own))
+
+    def inserted_after(
+        self,
+        site: Site | None,
+        line: Callable[[str], str],
+        *,
+        title: str,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
         """Insert a line after `self.name = <call at site>`; `line("self.name")` gives its text."""
         text = None if site is None else self.text(site.filename)
         if text is None or site is None:
-            return Fix(title)
+            return self._refused(title, self._unreadable(site), reason, patches)
         call = text.call_at(site)
         statement = None if call is None else text.statement_of(call)
         if (
@@ -189,20 +420,12 @@ class SourceEdits:
             or len(statement.targets) != 1
             or not isinstance(statement.targets[0], (ast.Attribute, ast.Name))
         ):
-            return Fix(title)
-        row = statement.lineno
-        before = text.lines[row - 1][: statement.col_offset]
-        end = text.lines[(statement.end_lineno or row) - 1]
-        if before.strip() or (statement.end_col_offset or 0) != len(end.encode().rstrip()):
-            return Fix(title)  # a one-line suite, or something behind it
-        place = Location(statement.end_lineno or row, len(end) + 1)
-        content = "\n" + before + line(ast.unparse(statement.targets[0]))
-        edit = Edit(text.filename, place, place, content)
-        try:
-            ast.parse(apply(text.text, [edit]))
-        except SyntaxError:
-            return Fix(title)
-        return Fix(title, Safety.UNSAFE, [edit])
+            why = "the layer is not assigned to a name of its own"
+            return self._refused(title, why, reason, patches)
+        after = line(ast.unparse(statement.targets[0]))
+        return self.beside(
+            text, statement, after=after, title=title, reason=reason, patches=patches
+        )
 
     def beside(
         self,
@@ -212,50 +435,75 @@ class SourceEdits:
         before: str = "",
         after: str = "",
         title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
     ) -> Fix:
         """Put `before` in front of a statement (`x = `, `return `), or the line `after` below it."""
         row, end_row = statement.lineno, statement.end_lineno or statement.lineno
         indent = text.lines[row - 1].encode()[: statement.col_offset].decode()
         last = text.lines[end_row - 1]
         if indent.strip() or (after and statement.end_col_offset != len(last.encode().rstrip())):
-            return Fix(title)  # a one-line suite, or something behind it
+            # a one-line suite, or something behind it
+            return self._refused(title, "the statement shares its line", reason, patches)
         if after:
-            place, content = Location(end_row, len(last) + 1), f"\n{indent}{after}"
+            place, content = Location(end_row, len(last) + 1), f"{text.newline}{indent}{after}"
         else:
             place, content = text.location(row, statement.col_offset), before
         edit = Edit(text.filename, place, place, content)
-        try:
-            ast.parse(apply(text.text, [edit]))
-        except SyntaxError:
-            return Fix(title)
-        return Fix(title, Safety.UNSAFE, [edit])
+        if not _parses(text, [edit]):
+            return self._refused(title, "the text there does not allow it", reason, patches)
+        return Fix(title, safety, [edit], reason=reason, patches=list(patches))
+
+    def _refused(self, title: str, why: str, reason: str, patches: Sequence[Patch]) -> Fix:
+        return Fix(title, obstacle=why, reason=reason, patches=list(patches))
+
+    def _unreadable(self, site: Site | None) -> str:
+        if site is None:
+            return "no line of your files is known for it"
+        return f"{site.filename} may not be edited"
 
     def _fix(
-        self, changes: Sequence[tuple[Site | None, _Builder]], title: str, safety: Safety
+        self,
+        changes: Sequence[tuple[Site | None, _Builder]],
+        title: str,
+        safety: Safety,
+        reason: str,
+        patches: Sequence[Patch],
     ) -> Fix:
         built: list[_Change] = []
         texts: list[SourceText] = []
         for site, build in changes:
             text = None if site is None else self.text(site.filename)
-            call = None if text is None or site is None else text.call_at(site)
-            change = None if text is None or call is None else build(text, call)
-            if change is None or text is None:
-                return Fix(title)
+            if text is None or site is None:
+                return self._refused(title, self._unreadable(site), reason, patches)
+            call = text.call_at(site)
+            change = None if call is None else build(text, call)
+            if change is None:
+                return self._refused(title, "it is decided elsewhere", reason, patches)
             built.append(change)
             texts.append(text)
         unique = {change.edit: (change, text) for change, text in zip(built, texts, strict=True)}
         for text in {id(text): text for text in texts}.values():
             own = [change for change, other in unique.values() if other is text]
             if not _agrees(text, own):
-                return Fix(title)
-        return Fix(title, safety, list(unique))
+                return self._refused(title, "the text there does not allow it", reason, patches)
+        return Fix(title, safety, list(unique), reason=reason, patches=list(patches))
+
+
+def _parses(text: SourceText, edits: Sequence[Edit]) -> bool:
+    try:
+        ast.parse(apply(text.text, edits))
+    except SyntaxError:
+        return False
+    return True
 
 
 CallBuilder = Callable[[ast.Call, str], str | None]
 _Builder = Callable[[SourceText, ast.Call], "_Change | None"]
 
 
-def _set_argument(position: int, name: str, value: float, current: float) -> _Builder:
+def _set_argument(position: int, name: str, value: Any, current: Any) -> _Builder:
     def build(text: SourceText, call: ast.Call) -> _Change | None:
         for index, keyword in enumerate(call.keywords):
             if keyword.arg == name:
