@@ -55,7 +55,7 @@ def test_models_are_items_with_reports_as_failures(project: pytest.Pytester) -> 
     done.assert_outcomes(passed=3, failed=1)
     done.stdout.fnmatch_lines(
         [
-            "*1 error  norm-features-mismatch NRM001  broken.py:9:*",
+            "*1. [[]error[]] norm-features-mismatch NRM001  broken.py:9:*",
             "*BatchNorm2d(4) receives 8 channels from conv*",
             "*- trainlint -*",
             "1 error, 1 info",

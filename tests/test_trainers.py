@@ -1,6 +1,6 @@
 """Libraries that own the loop, in `trainlint run`: the same training, the user's lines, no false alarms.
 
-Skipped where a library is not installed; the extra `trainers` has them.
+Skipped where a library is not installed; the extras `trainers` and `dev` have them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ torch.manual_seed(0)
 
 class Data(torch.utils.data.Dataset):
     def __init__(self, count):
-        self.x = torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
+        self.x = torch.randn(count, 8, generator=torch.Generator().manual_seed(count))
 
     def __len__(self):
         return len(self.x)
@@ -128,7 +128,7 @@ trainer = lightning.Trainer(
     gradient_clip_val=1.0,
 )
 load = torch.utils.data.DataLoader
-trainer.fit(model, load(Data(64), 8, shuffle=True), load(Data(64), 8))
+trainer.fit(model, load(Data(64), 8, shuffle=True), load(Data(32), 8))
 """
     + END
 )

@@ -7,7 +7,8 @@ from typing import Final
 
 from trainlint.fingerprints import in_repository
 from trainlint.records import Report, ReportedFinding
-from trainlint.report.text import diff_of, evidence_of
+from trainlint.report.fixes import diff_of, label_of, outcome_of, reasons, title_of
+from trainlint.report.text import evidence_of
 
 _SIGNS: Final = {"error": "🔴", "warning": "🟡", "info": "🔵"}
 
@@ -56,8 +57,9 @@ def _details(findings: list[ReportedFinding]) -> Iterator[str]:
         if evidence:
             yield f"{_text(evidence)}"
             yield ""
-        for fix in finding.fixes:
-            yield f"- **{'what to do' if not fix.edits else f'fix, {fix.safety}'}**: {_text(fix.title)}"
+        for place, fix in enumerate(finding.fixes):
+            yield f"- **{label_of(fix, is_first=not place)}**: {_text(title_of(fix))}"
+            yield from (f"  <br>{_text(each)}" for each in (outcome_of(fix), *reasons(fix)) if each)
             rows = diff_of(fix.edits)
             if rows:
                 yield "  ```diff"

@@ -1,11 +1,10 @@
-"""The report for people: source excerpts, evidence, fixes as diffs, and what to do first.
+"""The report for people: what to do first, with source excerpts, evidence and fixes as diffs.
 
 `python -m trainlint.report.text` shows it on a made-up report.
 """
 
 from __future__ import annotations
 
-import difflib
 import io
 import itertools
 import textwrap
@@ -18,13 +17,13 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from trainlint.fixes import source
-from trainlint.fixes.edit import Edit, Fix
+from trainlint.fixes.edit import Fix
 from trainlint.fixes.source import SourceText
 from trainlint.records import Report, ReportedFinding, Series, TargetResult
 from trainlint.registry import all_rules
 from trainlint.report import plots as drawing
 from trainlint.report import remedies
+from trainlint.report.fixes import diff_of, label_of, outcome_of, reasons, title_of
 from trainlint.rule import PICTURES
 
 _STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -52,6 +51,10 @@ def print_report(
     stand at the end; if it is False, there are none.
     """
     shown = [finding for finding in report.findings if show_info or finding.severity != "info"]
+    gallery = _Gallery(report, shown, console, plots=plots)
+    for number, finding in enumerate(shown, start=1):
+        _print_finding(number, finding, console, gallery)
+        console.print()
     for target in report.targets:
         if target.status == "ok":
             _print_target(target, console, drawn=plots is not False)
@@ -59,10 +62,6 @@ def print_report(
         if target.status == "skipped":
             text = f"skipped {target.target}: {target.reason}"
             console.print(_wrapped(text, 2, console.width), style="dim")
-    gallery = _Gallery(report, shown, console, plots=plots)
-    for number, finding in enumerate(shown, start=1):
-        console.print()
-        _print_finding(number, finding, console, gallery)
     if plots:
         gallery.print_all()
     if report.targets:
@@ -97,8 +96,8 @@ def _print_finding(
     number: int, finding: ReportedFinding, console: Console, gallery: _Gallery
 ) -> None:
     head = Text()
-    head.append(f"{number} {finding.severity}", style=_STYLES[finding.severity])
-    head.append(f"  {finding.name} {finding.code}", style="bold")
+    head.append(f"{number}. [{finding.severity}]", style=_STYLES[finding.severity])
+    head.append(f" {finding.name} {finding.code}", style="bold")
     head.append(f"  {place_of(finding)}", style="cyan")
     console.print(head)
     console.print(_wrapped(finding.message, 2, console.width))
@@ -109,9 +108,9 @@ def _print_finding(
     evidence = evidence_of(finding)
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
+    for place, fix in enumerate(finding.fixes):
+        _print_fix(fix, place == 0, console)
     gallery.print_for(finding)
-    for number, fix in enumerate(finding.fixes):
-        _print_fix(fix, number == 0, console)
     for symptom in finding.symptoms:
         text = f"so also: {symptom.name} {symptom.code} at {place_of(symptom)}: {symptom.message}"
         console.print(_wrapped(text, 2, console.width), style="dim")
@@ -335,11 +334,14 @@ def _repeated(part: Any, times: int) -> Any:
 
 
 def _print_fix(fix: Fix, is_first: bool, console: Console) -> None:
-    label = "what to do" if fix.safety == "display-only" else f"fix, {fix.safety}"
-    if not is_first:
-        label = "or" if fix.safety == "display-only" else f"or, {fix.safety}"
-    title = fix.title.removeprefix("or ")  # the label has it already
-    console.print(_wrapped(f"{label}: {title}", 2, console.width), style="green")
+    label = label_of(fix, is_first=is_first)
+    console.print(_wrapped(f"{label}: {title_of(fix)}", 2, console.width), style="green")
+    outcome = outcome_of(fix)
+    if outcome:
+        style = "bold green" if fix.verified is not None else "dim"
+        console.print(_wrapped(outcome, 4, console.width), style=style)
+    for reason in reasons(fix):
+        console.print(_wrapped(reason, 4, console.width), style="dim")
     for row in diff_of(fix.edits):
         style = "red" if row.startswith("-") else "green"
         for part in _diff_rows(row, console.width):
@@ -355,23 +357,6 @@ def _diff_rows(row: str, width: int) -> Iterator[str]:
         line.rstrip()
         yield f"{lead}{line.plain}"
         lead = f"    {row[0]}{' ' * (len(head) - 1)}{bar}"
-
-
-def diff_of(edits: Sequence[Edit]) -> list[str]:
-    """The changed lines, `- 14 │ old` and `+ 14 │ new`, file by file."""
-    rows: list[str] = []
-    for filename in dict.fromkeys(edit.filename for edit in edits):
-        text = SourceText.read(filename)
-        if text is None:
-            continue
-        own = [edit for edit in edits if edit.filename == filename]
-        after = SourceText(filename, source.apply(text.text, own)).lines
-        matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)
-        for tag, old, old_end, new, new_end in matcher.get_opcodes():
-            if tag != "equal":
-                rows += [f"- {row + 1} │ {text.lines[row].strip()}" for row in range(old, old_end)]
-                rows += [f"+ {row + 1} │ {after[row].strip()}" for row in range(new, new_end)]
-    return rows
 
 
 def _print_summary(

@@ -1,0 +1,99 @@
+"""Fixes for people: what to do and why, what came of trying it, the changed lines.
+
+Comes in: a `Fix`. Goes out: plain text, to be coloured or marked up by the form that shows it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+
+from trainlint.fixes import source
+from trainlint.fixes.edit import Attempt, Edit, Fix
+from trainlint.fixes.source import SourceText
+
+
+def label_of(fix: Fix, *, is_first: bool = True) -> str:
+    """`fix, safe`, `or, unsafe`, or `what to do` where there is no edit."""
+    if fix.safety == "display-only":
+        return "what to do" if is_first else "or"
+    return f"{'fix' if is_first else 'or'}, {fix.safety}"
+
+
+def title_of(fix: Fix) -> str:
+    """The title, without the "or " that the label has."""
+    return fix.title.removeprefix("or ")
+
+
+def reasons(fix: Fix) -> Iterator[str]:
+    """Why it helps, and why it cannot be applied."""
+    if fix.reason:
+        yield f"because {fix.reason}"
+    if fix.obstacle:
+        yield f"not applied by --fix: {fix.obstacle}"
+
+
+def outcome_of(fix: Fix) -> str:
+    """What came of trying it; empty where nobody did.
+
+    `verified: training loss after 50 steps 2.3 → 0.41 ± 0.03, the finding is gone`.
+    """
+    if fix.verified is not None:
+        return f"verified: {_figures(fix.verified)}"
+    attempt = fix.attempt
+    if attempt is None:
+        return ""
+    if attempt.after is None:
+        return attempt.reason if attempt.reason.startswith("not tried") else _failed(attempt)
+    reason = f": {attempt.reason}" if attempt.reason else ""
+    return f"tried, not proved to help{reason} ({_figures(attempt)})"
+
+
+def _failed(attempt: Attempt) -> str:
+    return f"tried, and failed: {attempt.reason}"
+
+
+def _figures(attempt: Attempt) -> str:
+    parts = []
+    if attempt.after is not None:
+        steps = f" after {attempt.steps} steps" if attempt.steps else ""
+        # What did not run before has no loss.
+        before = "did not run" if attempt.before is None else f"{attempt.before:.3g}"
+        parts.append(f"{attempt.measure}{steps} {before} → {attempt.after:.3g}{_spread(attempt)}")
+    if attempt.cleared is not None:
+        parts.append("the finding is gone" if attempt.cleared else "the finding stays")
+    if attempt.parameters:
+        parts.append(f"{attempt.parameters:+,} parameters")
+    if attempt.slowdown is not None and attempt.slowdown > _WORTH_SAYING:
+        parts.append(f"{attempt.slowdown:.1f} times the time of a step")
+    return ", ".join(parts)
+
+
+_WORTH_SAYING = 1.2
+
+
+def _spread(attempt: Attempt) -> str:
+    """The error in the loss's own unit: that of the gain is in units of a constant answer's loss."""
+    if attempt.before is None or attempt.after is None or not attempt.gain or attempt.error is None:
+        return ""
+    unit = abs((attempt.before - attempt.after) / attempt.gain)
+    error = attempt.error * unit
+    return f" ± {error:.1g}" if math.isfinite(error) else ""
+
+
+def diff_of(edits: Sequence[Edit]) -> list[str]:
+    """The changed lines, `- 14 │ old` and `+ 14 │ new`, file by file."""
+    rows: list[str] = []
+    for filename in dict.fromkeys(edit.filename for edit in edits):
+        text = SourceText.read(filename)
+        if text is None:
+            continue
+        own = [edit for edit in edits if edit.filename == filename]
+        after = SourceText(filename, source.apply(text.text, own)).lines
+        matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)
+        for tag, old, old_end, new, new_end in matcher.get_opcodes():
+            if tag != "equal":
+                rows += [f"- {row + 1} │ {text.lines[row].strip()}" for row in range(old, old_end)]
+                rows += [f"+ {row + 1} │ {after[row].strip()}" for row in range(new, new_end)]
+    return rows
