@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from trainlint.config import Config
 from trainlint.errors import TrainingStopped, UsageError
+from trainlint.observe.scalars import Scribe
 from trainlint.records import Report, ReportedFinding
 from trainlint.registry import check_options, select_rules
 from trainlint.rule import Confidence, Settings, Severity
+from trainlint.running import is_first_of_several
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+    from torch.utils.tensorboard import SummaryWriter
 
     from trainlint.data.facts import Data
+    from trainlint.observe.scalars import Log
     from trainlint.observe.trace import Trace
 
+_LOGGED_AFTER: Final = 100
 STAGES: Final = ("static", "probe")
 
 
@@ -43,6 +48,10 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
     judged after 5, 20, 50, 100, 200, 500, ... steps. What is computed is the same as without, bit for
     bit. `w.findings`, `w.report()` and `w.trace` tell of what was seen so far, at any time; a watch may be
     entered again, and goes on then. Raises `UsageError` for an unknown rule, stage or severity.
+
+    `log` gets what is recorded: a function of (figures by name, step), or a `SummaryWriter` of TensorBoard;
+    `trainlint.observe.scalars.scalars` has the names. So that nothing waits for the device, figures come
+    about a hundred steps late; the last when the block ends. Of several processes, the first one logs.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         *,
         every: int = 0,
         on: Literal["error", "warning"] | None = None,
+        log: Log | SummaryWriter | None = None,
         stages: Sequence[str] = STAGES,
         select: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
@@ -74,11 +84,12 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         self._target = type(models[0]).__name__ if models else "training"
         self._static = StaticFindings(self._settings, self._target) if "static" in stages else None
         self._on = None if on is None else Severity(on)
+        self._scribe = None if log is None else Scribe(log)
         self._observer = TrainingObserver(
             models,
             period=every,
             free=FREE,
-            after_step=None if on is None else self._may_stop,
+            after_step=None if on is None and log is None else self._after_step,
             before_training=None if self._static is None else self._static.look_at,
         )
         if optimizer is not None:
@@ -114,6 +125,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
                 self._observer.fails(error)
         self._stack.close()
         self._observer.pauses()
+        self._log()
         self._seconds += time.monotonic() - self._started
         if error is None and any("Data" in rule.facts.values() for rule in self._settings.rules):
             self._data = self._observer.data(self._seconds)
@@ -138,6 +150,8 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         notes = []
         if problem is not None:
             notes.append(f"watching stopped: {type(problem).__name__}: {problem}")
+        if self._scribe is not None and self._scribe.problem:
+            notes.append(self._scribe.problem)
         analysis = judged(
             self.trace,
             target=self._target,
@@ -149,6 +163,16 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         )
         pairs = [(finding.reported, finding.starved) for finding in analysis.findings]
         return report_on(pairs, [analysis.result], self._settings.rules)
+
+    def _after_step(self, steps: int) -> None:
+        if steps % _LOGGED_AFTER == 0:
+            self._log()
+        self._may_stop(steps)
+
+    def _log(self) -> None:
+        if self._scribe is not None and is_first_of_several():
+            with suppress(Exception):  # ours: the loop shall not hear of it
+                self._scribe.write(self.trace)
 
     def _may_stop(self, steps: int) -> None:
         if self._on is None or not _is_judged_at(steps):
