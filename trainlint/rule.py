@@ -68,6 +68,14 @@ from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights
 from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
 from trainlint.fixes import Attempt, Edit, Fix, Location, Occurrence, Patch, Safety, SourceEdits
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
+from trainlint.fixes.initialisation import Start, as_code, initialised
+from trainlint.fixes.layers import (
+    activation_patches,
+    normalised,
+    other_activations,
+    places,
+    residual,
+)
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
 from trainlint.generalization.remedies import MoreData, Remedies, Remedy
 from trainlint.generalization.swept import Sweep
@@ -118,6 +126,9 @@ from trainlint.theory.prescriptions import (
     heaviest,
     prescriptions,
     reinitialise,
+    start_of,
+    started,
+    suits,
     unsuitable,
     within,
 )
@@ -191,6 +202,7 @@ __all__ = [
     "SourceEdits",
     "SplitData",
     "Spot",
+    "Start",
     "Suppression",
     "Suppressions",
     "Sweep",
@@ -199,7 +211,9 @@ __all__ = [
     "Unused",
     "Variants",
     "ZeroFlow",
+    "activation_patches",
     "agreed_trend",
+    "as_code",
     "as_share",
     "axis_after",
     "batch_norms",
@@ -224,6 +238,7 @@ __all__ = [
     "heavy",
     "hidden_weights",
     "images_of",
+    "initialised",
     "is_follow_up",
     "is_initializer",
     "is_map",
@@ -232,21 +247,28 @@ __all__ = [
     "measured_trend",
     "mismatches",
     "never_learning",
+    "normalised",
     "ops",
     "other_activation",
+    "other_activations",
     "other_loss",
     "own_methods",
     "past_clamps",
+    "places",
     "predicted_trend",
     "prescriptions",
     "refuses_channels_last",
     "reinitialise",
+    "residual",
     "resolved_methods",
     "rule",
     "series",
     "source_of",
+    "start_of",
+    "started",
     "steepest",
     "stuck_weights",
+    "suits",
     "suits_no_size",
     "trace_axis",
     "unit_axis",

@@ -115,9 +115,11 @@ def init_activation_mismatch(
                 "decades_at_most": round(total, 2),
                 "layers": [f"{p.name}: σ = {p.present:.3g}, {p.formula}" for p in wanted],
             },
-            fixes=[]
-            if before is None or after is None
-            else [reinitialise(edits, wanted, graph, before.ends, after.ends)],
+            fixes=[
+                reinitialise(edits, wanted, graph)
+                if before is None or after is None
+                else reinitialise(edits, wanted, graph, before.ends, after.ends)
+            ],
             confidence=Confidence.LIKELY,
             affects=[p.node for p in wanted],
         )

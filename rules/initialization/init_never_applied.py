@@ -10,13 +10,10 @@ from typing import Any
 
 from trainlint.rule import (
     Confidence,
-    Edit,
     Finding,
     Fix,
     Graph,
-    Location,
     Method,
-    Safety,
     Severity,
     SourceEdits,
     own_methods,
@@ -32,6 +29,10 @@ NAME = re.compile(
 FILLS = re.compile(
     r"\binit\.\w+_\(|\.(normal_|uniform_|fill_|zero_|copy_|constant_)\(|\b(xavier|kaiming|orthogonal|"
     r"trunc_normal)_\w*\(|\.data\s*="
+)
+# Of these a weight is drawn, as a normalisation's γ is not.
+RANDOM = re.compile(
+    r"\b(xavier|kaiming|orthogonal|trunc_normal|normal|uniform)_\w*\(|\.(normal|uniform)_\("
 )
 LARGEST_NEIGHBOURHOOD = 400
 
@@ -236,21 +237,25 @@ def _name_of(edits: SourceEdits, method: Method) -> Any:
 def _added_to_init(edits: SourceEdits, method: Method, call: str) -> Fix:
     """The call as the last line of the class's own `__init__`."""
     title = f"call {call} at the end of __init__"
+    reason = "torch calls no method of a module by name but reset_parameters of its own layers"
     text = edits.text(method.filename)
     init = next(
         (m for m in own_methods(method.owner) if m is not None and m.name == "__init__"), None
     )
-    if text is None or init is None or init.filename != method.filename:
-        return Fix(title)
+    if text is None or text.tree is None or init is None or init.filename != method.filename:
+        return Fix(title, reason=reason, obstacle=f"{method.owner.__name__} has no __init__ there")
     last = init.tree.body[-1]
-    row = last.end_lineno or last.lineno
-    if isinstance(last, (ast.Return, ast.Raise)) or init.tree.body[0].lineno == init.tree.lineno:
-        return Fix(title)
-    indent = text.lines[init.tree.body[0].lineno - 1][: init.tree.body[0].col_offset]
-    if indent.strip():
-        return Fix(title)
-    place = Location(row, len(text.lines[row - 1]) + 1)
-    return Fix(title, Safety.UNSAFE, [Edit(text.filename, place, place, f"\n{indent}{call}")])
+    if isinstance(last, (ast.Return, ast.Raise)):
+        return Fix(title, reason=reason, obstacle="__init__ does not end at its last line")
+    # `edits` has a tree of its own.
+    own = next(
+        node
+        for node in ast.walk(text.tree)
+        if type(node) is type(last)
+        and (node.lineno, node.col_offset) == (last.lineno, last.col_offset)  # type: ignore[attr-defined]
+    )
+    assert isinstance(own, ast.stmt)
+    return edits.beside(text, own, after=call, title=title, reason=reason)
 
 
 # ---------------------------------------------------------------------- whether it matches
@@ -289,9 +294,48 @@ def _matching_nothing(
         where=(text.filename, start.row, start.column, end.column),
         module=next((n for n, m in graph.model.named_modules() if m is owners[0]), ""),
         evidence={"function": function.name, "tests": names},
-        fixes=[Fix(f"test for the layers that there are: {', '.join(_weighted_kinds(owners[0]))}")],
+        fixes=[_tested_for(text, edits, function, owners[0])],
         confidence=Confidence.LIKELY,
     )
+
+
+def _tested_for(text: Any, edits: SourceEdits, function: ast.FunctionDef, owner: Any) -> Fix:
+    """The test of the branch that fills weights, for the one kind of layer that has any to fill."""
+    kinds = _weighted_kinds(owner)
+    title = f"test for the layers that there are: {', '.join(kinds)}"
+    reason = f"{function.name} is given each module, and leaves alone what no test names"
+    matrices = {
+        type(part).__name__
+        for part in owner.modules()
+        if any(p.dim() > 1 for p in part.parameters(recurse=False))
+    }
+    tests = [
+        node.test
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.If)
+        and function.lineno <= node.lineno <= (function.end_lineno or 0)
+        and "Norm" not in ast.unparse(node.test)
+        and any(RANDOM.search(ast.unparse(line)) for line in node.body)
+    ]
+    if len(tests) != 1 or len(matrices) != 1:
+        obstacle = "which values its layers shall start from is not said"
+        return Fix(title, reason=reason, obstacle=obstacle)
+    (test,), (kind,) = tests, matrices
+    if isinstance(test, ast.Compare) and isinstance(test.left, ast.Call) and test.left.args:
+        return edits.replaced_expression(
+            text, test.left.args[0], f'"{kind}"', title=title, reason=reason
+        )
+    if isinstance(test, ast.Call) and len(test.args) == 2:
+        tested = test.args[1]
+        first = tested.elts[0] if isinstance(tested, ast.Tuple) and tested.elts else tested
+        if isinstance(first, ast.Attribute):
+            prefix = ast.unparse(first.value)
+            parts = tested.elts if isinstance(tested, ast.Tuple) else [tested]
+            listed = ", ".join([*map(ast.unparse, parts), f"{prefix}.{kind}"])
+            return edits.replaced_expression(
+                text, tested, f"({listed})", title=title, reason=reason
+            )
+    return Fix(title, reason=reason, obstacle="the test is spelled in another way")
 
 
 def _fits(test: tuple[str, str], there: set[str]) -> bool:

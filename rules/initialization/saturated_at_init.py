@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +11,18 @@ from trainlint.rule import (
     Fix,
     Graph,
     Parameter,
+    Patch,
     Severity,
     Signal,
     SourceEdits,
+    normalised,
     ops,
     rule,
+    start_of,
+    started,
 )
 
 FLAT = {"sigmoid": 4, "tanh": 2}
-FILLS = {"normal_", "uniform_", "constant_", "trunc_normal_"}
 THROUGH = ops.REARRANGEMENTS | ops.DROPOUTS | ops.PARTS
 GATED = {"mul", "lerp", "where", "matmul", "addcmul"}
 # A weight this many times larger than Xavier's is what drives the units; else it is the input.
@@ -82,7 +83,7 @@ def saturated_at_init(
     When units shall be near binary from the start, as in hard attention or spiking networks.
 
     ## Fix safety
-    Unsafe: the model starts from other values.
+    Unsafe: the model starts from other values, or gets a normalisation behind the layer.
 
     ## References
     Glorot & Bengio 2010, equation 16 and section 3 (saturation of tanh and sigmoid). Seed B, section
@@ -139,7 +140,7 @@ def _finding(
             "rms": None if before is None else before.rms,
             "weight_over_xavier": ratio,
         },
-        fixes=_fixes(edits, name, weight if by_weights else None),
+        fixes=_fixes(graph, edits, node, producer, weight if by_weights else None),
         affects=[other for other in (node, producer) if other is not None],
     )
 
@@ -169,33 +170,38 @@ def _where(weight: Parameter | None, node: Any) -> Any:
     return node if seen is None else seen[1]
 
 
-def _fixes(edits: SourceEdits, name: str, weight: Parameter | None) -> list[Fix]:
-    normalise = Fix(f"BatchNorm or LayerNorm before the {name}: it brings z back to variance 1")
+def _fixes(
+    graph: Graph, edits: SourceEdits, node: Any, producer: Any, weight: Parameter | None
+) -> list[Fix]:
+    name = graph.name(node)
+    why = f"Ioffe & Szegedy 2015: it brings z back to variance 1, where the {name} has a slope"
+    if producer is not None and graph.is_weighted(producer):
+        normalise = normalised(graph, edits, [producer], reason=why)
+    else:
+        normalise = Fix(
+            f"BatchNorm or LayerNorm before the {name}",
+            reason=why,
+            obstacle="no one layer makes what the activation gets",
+        )
     if weight is None:
-        return [Fix("normalise the inputs to mean 0 and variance 1"), normalise]
-    gain = f', gain=nn.init.calculate_gain("{name}")'
-    fan_in, fan_out = _fans(weight)
-    title = (
-        f"nn.init.xavier_normal_({_as_code(weight.name)}{gain}): "
-        f"σ = √(2/({fan_in} + {fan_out})) = {math.sqrt(2 / (fan_in + fan_out)):.3g} times the gain"
-    )
-    seen = weight.initialization
-    if seen is None or seen[0] not in FILLS:
-        return [Fix(title), normalise]
-    return [edits.replaced_calls([(seen[1], _rewriter(gain))], title=title), normalise]
-
-
-def _as_code(name: str) -> str:
-    """`self.layers[0].weight` for layers.0.weight."""
-    return "self." + re.sub(r"\.(\d+)", r"[\1]", name)
-
-
-def _rewriter(gain: str) -> Any:
-    def rewrite(call: ast.Call, source: str) -> str | None:
-        match = re.match(r"([\w.]*?)(?:normal_|uniform_|constant_|trunc_normal_)\s*\(", source)
-        if match is None or not match[1].endswith("init.") or not call.args:
-            return None
-        own_gain = gain.replace("nn.init.", match[1])
-        return f"{match[1]}xavier_normal_({ast.unparse(call.args[0])}{own_gain})"
-
-    return rewrite
+        inputs = Fix(
+            "normalise the inputs to mean 0 and variance 1",
+            reason="Var z = n·Var w·E[x²]: the weights are not too large, the inputs are",
+            obstacle="where the inputs are made is not part of the model",
+            patches=[Patch.training("normalise-inputs")],
+        )
+        return [inputs, normalise]
+    own = weight.initialization
+    # One line in a loop or a class fills several: they change together.
+    filled = [
+        parameter
+        for parameter in graph.parameters
+        if own is not None
+        and parameter.initialization is not None
+        and parameter.initialization[1].key == own[1].key
+    ]
+    starts = [start_of(graph, p) for p in dict.fromkeys([weight, *filled])]
+    return [
+        started(graph, edits, [start for start in starts if start is not None]),
+        normalise,
+    ]

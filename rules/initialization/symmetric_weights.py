@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Finding, Fix, Graph, Parameter, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Finding,
+    Graph,
+    Parameter,
+    Severity,
+    SourceEdits,
+    ops,
+    rule,
+    start_of,
+    started,
+)
 
 FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
 
@@ -69,7 +78,8 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     layers with nothing behind them are constant: an output has a target of its own, so they part at once.
 
     ## Fix safety
-    Unsafe: the model starts from other values.
+    Unsafe: the model starts from other values. He's initialisation before a ReLU, Xavier's before tanh,
+    sigmoid or none, at the call that filled the weights.
 
     ## References
     Seed B, section 1.1 (对称性问题). Goodfellow, Bengio & Courville 2016, Deep Learning, section 8.4.
@@ -100,6 +110,7 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     first = symmetric[0]
     fate = "they stay equal for ever" if everywhere else "they start as copies of each other"
     seen = first.initialization
+    starts = [start_of(graph, parameter) for parameter in symmetric]
     yield Finding(
         f"the rows of {names}{more} are all equal ({_shown(first)}): "
         f"{units} units in {len(symmetric)} layers compute the same, and {fate}",
@@ -113,7 +124,7 @@ def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
             "equal_units": units,
             "value": round(float(first.tensor.detach().flatten()[0]), 6),
         },
-        fixes=[_initialize(edits, first)],
+        fixes=[started(graph, edits, [start for start in starts if start is not None])],
         severity=Severity.ERROR if everywhere else Severity.WARNING,
         fault=("symmetric",),
         starved=graph.share_of_parameters(symmetric),
@@ -151,18 +162,3 @@ def _user(graph: Graph, parameter: Parameter) -> Any:
     assert parameter.node is not None
     users = [user for user in parameter.node.users if graph.is_live(user)]
     return users[0] if users else None
-
-
-def _initialize(edits: SourceEdits, parameter: Parameter) -> Fix:
-    title = f"nn.init.kaiming_normal_(self.{parameter.name}), or leave PyTorch's default"
-    seen = parameter.initialization
-    if seen is None or seen[0] not in ("constant_", "ones_"):
-        return Fix(title)
-
-    def rewrite(call: Any, source: str) -> str | None:
-        prefix, found, _ = source.partition(seen[0])
-        if not found or not prefix.endswith(".") or not call.args:
-            return None
-        return f"{prefix}kaiming_normal_({ast.unparse(call.args[0])})"
-
-    return edits.replaced_calls([(seen[1], rewrite)], title=title)

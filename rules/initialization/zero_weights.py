@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +14,9 @@ from trainlint.rule import (
     SourceEdits,
     ZeroFlow,
     never_learning,
-    ops,
     rule,
+    start_of,
+    started,
     stuck_weights,
     zero_parameters,
 )
@@ -88,7 +87,8 @@ def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
 
     ## Fix safety
     Unsafe: the model starts from other values. He's initialisation (Var w = 2/n_in) before a ReLU, Xavier's
-    (Var w = 2/(n_in + n_out)) before tanh, sigmoid or none.
+    (Var w = 2/(n_in + n_out)) before tanh, sigmoid or none, 1 for a normalisation's γ. What ends a branch
+    beside a live path, as LoRA's B, is left at zero.
 
     ## References
     Seed B, section 1.1 (the symmetry problem). Glorot & Bengio 2010, equation 16; He et al. 2015,
@@ -190,58 +190,32 @@ def _where(graph: Graph, parameter: Parameter) -> Any:
 
 
 def _initialize(graph: Graph, edits: SourceEdits, parameters: list[Parameter]) -> Fix:
-    """The initialisation that suits each weight, at each call that wrote the zeros."""
-    rewrites: dict[Any, tuple[Any, Any]] = {}
-    for parameter in parameters:
-        seen = parameter.initialization
-        if seen is None or seen[0] not in ("zeros_", "constant_"):
-            rewrites.clear()
-            break
-        # One call in a loop fills many weights: the first decides for it.
-        rewrites.setdefault(seen[1].key, (seen[1], _rewriter(*_call_for(graph, parameter))))
-    first = parameters[0]
-    function, _ = _call_for(graph, first)
-    more = (
-        f" in {first.name}, and likewise the others" if len(parameters) > 1 else f" in {first.name}"
+    """The initialisation that suits each weight, at the call that wrote the zeros."""
+    left = _left_at_zero(graph, parameters)
+    starts = [start_of(graph, parameter) for parameter in parameters if parameter not in left]
+    suited = [start for start in starts if start is not None]
+    if suited:
+        return started(graph, edits, suited)
+    return Fix(
+        f"initial values other than zero for {parameters[0].name}",
+        reason="∂L/∂x = Wᵀ·∂L/∂y is zero where W is",
+        obstacle="which values suit a parameter of this kind is not known",
     )
-    title = f"nn.init.{function}{more}{_bounds(first, function)}"
-    return edits.replaced_calls(list(rewrites.values()), title=title) if rewrites else Fix(title)
 
 
-def _rewriter(function: str, options: str) -> Any:
-    def rewrite(call: ast.Call, source: str) -> str | None:
-        match = re.match(r"([\w.]*?)(?:zeros_|constant_)\s*\(", source)
-        if match is None or not call.args or not match[1]:
-            return None
-        return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
-
-    return rewrite
-
-
-def _call_for(graph: Graph, parameter: Parameter) -> tuple[str, str]:
-    """The initialisation that suits the nonlinearity behind the weight."""
-    assert parameter.node is not None
-    behind = {
-        graph.name(consumer)
-        for user in parameter.node.users
-        for consumer in graph.consumers(user, ops.REARRANGEMENTS | ops.DROPOUTS | {"batch_norm"})
-    }
-    if behind & {"relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "hardswish"}:
-        return "kaiming_normal_", ', nonlinearity="relu"'
-    return "xavier_uniform_", ""
-
-
-def _bounds(parameter: Parameter, function: str) -> str:
-    """The formula with this layer's fan-in and fan-out put in."""
-    shape = parameter.tensor.shape
-    if len(shape) < 2:
-        return ""
-    field = parameter.tensor[0, 0].numel()
-    fan_in, fan_out = shape[1] * field, shape[0] * field
-    if function == "kaiming_normal_":
-        return f": σ = √(2/{fan_in}) = {(2 / fan_in) ** 0.5:.3g}"
-    bound = (6 / (fan_in + fan_out)) ** 0.5
-    return f": uniform within ±√(6/({fan_in} + {fan_out})) = ±{bound:.3g}"
+def _left_at_zero(graph: Graph, stuck: list[Parameter]) -> list[Parameter]:
+    """Those that end a branch beside a live path and do no harm once the others are no longer zero."""
+    left: list[Parameter] = []
+    for parameter in reversed(stuck):
+        users = _users(graph, [parameter])
+        lines = [p.initialization[1].key for p in stuck if p is not parameter and p.initialization]
+        own = parameter.initialization
+        alone = own is None or own[1].key not in lines
+        if alone and users and all(graph.is_bypassed(user) for user in users):
+            still, _ = stuck_weights(graph, [*left, parameter])
+            if not still:
+                left.append(parameter)
+    return left if len(left) < len(stuck) else []
 
 
 def _listed(names: list[str]) -> str:

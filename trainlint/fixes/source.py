@@ -443,8 +443,9 @@ class SourceEdits:
         row, end_row = statement.lineno, statement.end_lineno or statement.lineno
         indent = text.lines[row - 1].encode()[: statement.col_offset].decode()
         last = text.lines[end_row - 1]
-        if indent.strip() or (after and statement.end_col_offset != len(last.encode().rstrip())):
-            # a one-line suite, or something behind it
+        behind = last.encode()[statement.end_col_offset or 0 :].strip()
+        if indent.strip() or (after and behind and not behind.startswith(b"#")):
+            # a one-line suite, or another statement behind it
             return self._refused(title, "the statement shares its line", reason, patches)
         if after:
             place, content = Location(end_row, len(last) + 1), f"{text.newline}{indent}{after}"

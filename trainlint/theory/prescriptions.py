@@ -8,17 +8,16 @@ the fan-out. Imports no torch.
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
-from trainlint.fixes import Fix, Safety, SourceEdits
-from trainlint.graph import Graph, product
+from trainlint.fixes import Fix, SourceEdits
+from trainlint.fixes.initialisation import Start, as_code, initialised, is_as_filled
+from trainlint.graph import Graph, Parameter, product
 from trainlint.sites import INITIALIZATIONS, Site
 from trainlint.theory.depth import scalings, series
 from trainlint.theory.propagation import Propagation
@@ -34,11 +33,13 @@ _RECTIFIERS: Final = frozenset(
 )
 _SEEN_THROUGH: Final = ops.REARRANGEMENTS | ops.DROPOUTS | ops.MAX_POOLS | {"batch_norm"}
 _ABOUT_AS_MUCH: Final = 0.7
-_AS_FILLED: Final = 0.1  # decades
-_SINGLE_INITIALISERS: Final = (
-    "normal_|uniform_|trunc_normal_|constant_|ones_|xavier_uniform_|xavier_normal_|"
-    "kaiming_uniform_|kaiming_normal_|orthogonal_"
-)
+_HE: Final = ', nonlinearity="relu"'
+_SOURCES: Final = {
+    "kaiming_normal_": "He et al. 2015",
+    "glu": "Gehring et al. 2017",
+    "selu": "Klambauer et al. 2017",
+    "xavier_uniform_": "Glorot & Bengio 2010",
+}
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,19 @@ class Prescription:
         """
         tensor = graph.operation(self.weight(graph)).tensor
         seen = None if tensor is None else INITIALIZATIONS.of(tensor)
-        return seen[1] if seen is not None and _is_as_filled(graph, self) else self.node
+        return seen[1] if seen is not None and is_as_filled(tensor) else self.node
 
-    def call(self, target: str, module: str = "nn") -> str:
-        """`nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")`."""
-        return f"{module}.init.{self.function}({target}{self.options})"
+    @property
+    def reason(self) -> str:
+        """Who says so, with this layer's numbers."""
+        source = _SOURCES.get(self.activation) or _SOURCES[self.function]
+        return f"{source}: {self.formula}, now σ = {self.present:.3g}"
+
+    def start(self, graph: Graph) -> Start:
+        """What the weight shall start from."""
+        tensor = graph.operation(self.weight(graph)).tensor
+        decisive, reason = bool(self.activation), self.reason
+        return Start(self.name, tensor, self.node, self.function, self.options, decisive, reason)
 
 
 def prescriptions(graph: Graph, propagation: Propagation) -> list[Prescription]:
@@ -135,7 +144,7 @@ def _prescribed(
         formula = f"σ = √(2/((1 + {slope:g}²)·{n})) = {deviation:.3g}"
     elif activation in _RECTIFIERS:
         deviation = math.sqrt(2 / n)
-        function, options = "kaiming_normal_", ', nonlinearity="relu"'
+        function, options = "kaiming_normal_", _HE
         formula = f"σ = √(2/n) = √(2/{n}) = {deviation:.3g}"
     elif activation == "glu":
         # A gate halves what it lets through, and half of the layer's results are gates.
@@ -236,107 +245,73 @@ def heaviest(graph: Graph, wanted: Iterable[Prescription]) -> Prescription:
 
 
 def reinitialise(
-    edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, before: float, after: float
+    edits: SourceEdits,
+    wanted: Sequence[Prescription],
+    graph: Graph,
+    before: float | None = None,
+    after: float | None = None,
 ) -> Fix:
     """The calls that set these values: in place of the user's own, else behind the constructors.
 
     `before` and `after` are the predicted ratios of the gradient at the first to that at the last layer.
     """
-    first = wanted[0]
-    others = len(wanted) - 1
-    more = f" and likewise {others} other{'s' * (others > 1)}" if others else ""
-    title = (
-        f"{first.call('self.' + first.name)}{more}: {first.formula}, now σ = {first.present:.3g}; "
-        f"predicted gradient at the first layers over that at the last: {before:.1g} → {after:.1g}"
-    )
-    if not all(_is_as_filled(graph, prescription) for prescription in wanted):
-        return Fix(title)  # what changed them afterwards would change the new values as well
-    replaced = _replaced(edits, wanted, graph, title)
-    if replaced.edits or any(_is_set_elsewhere(graph, prescription) for prescription in wanted):
-        return replaced
-    return _inserted(edits, wanted, graph, title)
-
-
-def _is_as_filled(graph: Graph, prescription: Prescription) -> bool:
-    """Whether the weight has the deviation that its last known call gave it: nothing scaled it since."""
-    from trainlint.theory.moments import declared
-
-    tensor = graph.operation(prescription.weight(graph)).tensor
-    given = None if tensor is None else declared(tensor)
-    if given is None or not given[0] or not prescription.present:
-        return True
-    return abs(math.log10(prescription.present / math.sqrt(given[0]))) < _AS_FILLED
-
-
-def _is_set_elsewhere(graph: Graph, prescription: Prescription) -> bool:
-    """Whether another call than the layer's constructor set the weight: it may come later."""
-    where, made = prescription.where(graph), graph.constructed(prescription.node)
-    return isinstance(where, Site) and (made is None or where.key != made.key)
-
-
-def _replaced(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
-    calls: dict[Any, tuple[Site, tuple[str, str]]] = {}
-    for prescription in wanted:
-        weight = graph.argument(prescription.node, "weight")
-        tensor = graph.operation(weight).tensor
-        seen = None if tensor is None else INITIALIZATIONS.of(tensor)
-        if seen is None:
-            return Fix(title)
-        call = (prescription.function, prescription.options)
-        known = calls.setdefault(seen[1].key, (seen[1], call))
-        if known[1] != call and prescription.activation:
-            # One call fills layers that need different values. The output layer's does not matter.
-            return Fix(title)
-    module = _module_of(edits, graph.constructed(wanted[0].node))
-    changes = [(site, _rewriter(*call, module)) for site, call in calls.values()]
-    return edits.replaced_calls(changes, title=title)
-
-
-def _rewriter(function: str, options: str, module: str | None) -> Any:
-    def rewrite(call: ast.Call, source: str) -> str | None:
-        match = re.match(rf"([\w.]*\binit\.)(?:{_SINGLE_INITIALISERS})\s*\(", source)
-        if match is not None and call.args:
-            return f"{match[1]}{function}({ast.unparse(call.args[0])}{options})"
-        target = _filled_by_method(call)
-        if target is None or module is None:
-            return None
-        return f"{module}.init.{function}({target}{options})"
-
-    return rewrite
-
-
-def _filled_by_method(call: ast.Call) -> str | None:
-    """`m.weight` of `m.weight.data.normal_(0, 0.02)`."""
-    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("normal_", "uniform_"):
-        return None
-    target = call.func.value
-    if isinstance(target, ast.Attribute) and target.attr == "data":
-        target = target.value
-    return ast.unparse(target) if isinstance(target, ast.Attribute) else None
-
-
-def _inserted(edits: SourceEdits, wanted: Sequence[Prescription], graph: Graph, title: str) -> Fix:
-    made = []
-    for prescription in wanted:
-        site = graph.constructed(prescription.node)
-        module = _module_of(edits, site)
-        if module is None:
-            return Fix(title)
-        fix = edits.inserted_after(
-            site,
-            lambda target, p=prescription, m=module: p.call(f"{target}.weight", m),  # type: ignore[misc]
-            title=title,
+    gained = (
+        ""
+        if before is None or after is None
+        else (
+            f"; predicted gradient at the first layers over that at the last: {before:.1g} → {after:.1g}"
         )
-        if not fix.edits:
-            return Fix(title)
-        made += [edit for edit in fix.edits if edit not in made]
-    return Fix(title, Safety.UNSAFE, made)
+    )
+    return started(
+        graph, edits, [prescription.start(graph) for prescription in wanted], more=gained
+    )
 
 
-def _module_of(edits: SourceEdits, site: Site | None) -> str | None:
-    """How the user's file calls torch.nn: the `nn` of `nn.Linear(8, 16)`."""
-    text = None if site is None else edits.text(site.filename)
-    call = None if text is None or site is None else text.call_at(site)
-    if call is None or not isinstance(call.func, ast.Attribute):
+def started(graph: Graph, edits: SourceEdits, starts: Sequence[Start], *, more: str = "") -> Fix:
+    """The fix that gives all these parameters their initial values, titled by the first."""
+    first, others = starts[0], len(starts) - 1
+    likewise = f", and likewise {others} other{'s' * (others > 1)}" if others else ""
+    title = f"nn.init.{first.function}({as_code(first.name)}{first.options}){likewise}"
+    return initialised(graph, edits, starts, title=title, reason=first.reason + more)
+
+
+def start_of(graph: Graph, parameter: Parameter) -> Start | None:
+    """What a parameter shall start from, whatever kind of layer it belongs to; None for a bias."""
+    name, tensor = parameter.name, parameter.tensor
+    users = [] if parameter.node is None else [u for u in parameter.node.users if graph.is_live(u)]
+    for user in users:
+        if graph.is_weighted(user) and graph.argument(user, "weight") is parameter.node:
+            prescription = suits(graph, user)
+            if prescription is not None:
+                return prescription.start(graph)
+        if graph.name(user) in ops.NORMALIZATIONS and name.endswith("weight"):
+            reason = "γ = 1 leaves what is normalised at variance 1 (Ioffe & Szegedy 2015)"
+            return Start(name, tensor, user, "ones_", reason=reason)
+    if tensor.dim() < 2:
         return None
-    return ast.unparse(call.func.value)
+    node = users[0] if users else None
+    if "weight_hh" in name:
+        reason = "Saxe et al. 2014: an orthogonal map keeps the state's size from step to step"
+        return Start(name, tensor, node, "orthogonal_", reason=reason)
+    field = product(list(tensor.shape[2:]))
+    n, m = tensor.shape[1] * field, tensor.shape[0] * field
+    behind = _activation_behind(graph, node)[0] if node is not None else ""
+    if behind in _RECTIFIERS:
+        reason = f"He et al. 2015: σ = √(2/n) = √(2/{n}) = {math.sqrt(2 / n):.3g}"
+        return Start(name, tensor, node, "kaiming_normal_", _HE, reason=reason)
+    bound = f"±√(6/({n} + {m})) = ±{math.sqrt(6 / (n + m)):.3g}"
+    reason = f"Glorot & Bengio 2010: uniform within {bound}"
+    return Start(name, tensor, node, "xavier_uniform_", reason=reason)
+
+
+def suits(graph: Graph, node: Node) -> Prescription | None:
+    """What suits the weight of this linear map or convolution; None where a rule of its own says so."""
+    weight = graph.argument(node, "weight")
+    if not hasattr(weight, "all_input_nodes"):
+        return None
+    shape, tensor = graph.shape(weight), graph.operation(weight).tensor
+    name = next((n for n, p in graph.model.named_parameters() if p is tensor), None)
+    if name is None or tensor is None or shape is None or len(shape) < 2:
+        return None
+    present = 0.0 if tensor.is_meta else float(tensor.detach().double().std(correction=0))
+    return _prescribed(graph, node, name, shape, present)
