@@ -260,7 +260,7 @@ def test_the_fix_of_a_shrinking_init_mends_it(tmp_path: Path) -> None:
     (found,) = findings(tmp_path, text)
     assert found.code == "INI003"
     assert [symptom.code for symptom in found.symptoms][:1] == ["GRD001"]
-    assert found.fixes[0].title.startswith("nn.init.kaiming_normal_(self.layers.0.weight")
+    assert found.fixes[0].title.startswith("nn.init.kaiming_normal_(self.layers[0].weight")
     mended = apply(text, found.fixes[0].edits)
     assert 'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")' in mended
     assert findings(tmp_path, mended) == []

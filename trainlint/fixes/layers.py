@@ -165,7 +165,7 @@ def _normalisation(graph: Graph, layers: Sequence[Node]) -> tuple[str, str, tupl
 def residual(
     graph: Graph, edits: SourceEdits, pairs: Sequence[tuple[Node, Node]], *, title: str, reason: str
 ) -> Fix:
-    """A connection x + f(x) around each pair (a layer, its activation) whose result has the shape of its input."""
+    """A connection x + f(x) around each pair (layer, activation) that keeps the shape of its input."""
     suited = [
         (layer, activation)
         for layer, activation in pairs
