@@ -61,7 +61,9 @@ def check(
     config: Config | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     scan: bool = False,
+    verify: bool | None = None,
     progress: Progress | None = None,
+    advance: Callable[[float, str], None] | None = None,
     debug: bool = False,
 ) -> Report:
     """Check a live model, its class or factory, or files, directories and `package.module:attribute`.
@@ -80,9 +82,16 @@ def check(
 
     With `scan`, files that hold no model are passed over as in a directory, and are no error.
 
+    With `verify` (None: as `config` has it), the fixes of errors and warnings are tried on copies, beside
+    the unchanged model: each then has `verified`, or an `attempt`, and those proved to help come first.
+    `progress` is told what is done, `advance` of the share of the fixes that are tried, and of how many.
+
     Raises `UsageError` for a target that does not exist or an unknown rule.
     """
     config = config or Config()
+    if verify and "probe" not in stages:
+        raise UsageError("fixes are verified by training, which these stages leave out")
+    verify = (config.verify and "probe" in stages) if verify is None else verify
     if callable(target) or hasattr(target, "named_parameters"):
         rules, options = _selected(config, select, ignore, extend_select, options)
         setup = Setup(loss, optimizer, train_loader, val_loader)
@@ -97,7 +106,7 @@ def check(
     return file_check(
         target, inputs, select=select, ignore=ignore, extend_select=extend_select, stages=stages,
         config=config, options=options, scan=scan, debug=debug,
-    ).report(progress)  # fmt: skip
+    ).report(progress, verify=verify, advance=advance)  # fmt: skip
 
 
 def _selected(
@@ -128,9 +137,17 @@ class FileCheck:
     config: Config
 
     def report(
-        self, progress: Progress | None = None, overlay: Mapping[str, str] | None = None
+        self,
+        progress: Progress | None = None,
+        overlay: Mapping[str, str] | None = None,
+        *,
+        verify: bool = False,
+        advance: Callable[[float, str], None] | None = None,
     ) -> Report:
-        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files."""
+        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files.
+
+        With `verify` the fixes of what is found are tried; `advance` is told of how much of that is done.
+        """
         jobs = self.jobs
         if overlay:
             texts = {os.path.realpath(name): text for name, text in overlay.items()}
@@ -138,7 +155,13 @@ class FileCheck:
         collected, files = _check_files(jobs, self.config, progress)
         collected.results += _directories_without_models(self.targets, jobs)
         with overlaid(overlay or {}):
-            return _report(collected, self.rules, files)
+            report = _report(collected, self.rules, files)
+        if verify:
+            from trainlint.verification.verifying import with_verified_fixes
+
+            known = [finding for finding, _ in collected.findings]
+            report = with_verified_fixes(report, known, jobs, self.config, advance)
+        return report
 
 
 def recheck(

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -182,6 +182,14 @@ _plots_option: Final = click.option(
     help="Seconds of the probe at most [30].",
 )  # fmt: skip
 @click.option(
+    "--verify/--no-verify", default=None,
+    help="Try the fixes of errors and warnings on copies, and say which are proved to help.",
+)  # fmt: skip
+@click.option(
+    "--verify-seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Seconds of --verify at most [120].",
+)  # fmt: skip
+@click.option(
     "--kfold", type=click.IntRange(min=2), metavar="K",
     help="Cross-validate what has no error, on K folds of its training data.",
 )  # fmt: skip
@@ -218,6 +226,8 @@ def check(
     memory_limit: int | None,
     probe_steps: int | None,
     probe_seconds: float | None,
+    verify: bool | None,
+    verify_seconds: float | None,
     kfold: int | None,
     epochs: float | None,
     jobs: int | None,
@@ -232,7 +242,8 @@ def check(
     config = load_config(config_path)
     overrides = {
         "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
-        "probe_steps": probe_steps, "probe_seconds": probe_seconds,
+        "probe_steps": probe_steps, "probe_seconds": probe_seconds, "verify": verify,
+        "verify_seconds": verify_seconds,
     }  # fmt: skip
     config = msgspec.structs.replace(
         config, **{name: value for name, value in overrides.items() if value is not None}
@@ -242,6 +253,10 @@ def check(
         raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
     if kfold and static:
         raise UsageError("--kfold trains the model, --static does not even run it: leave one out")
+    if verify and static:
+        raise UsageError("--verify trains the model, --static does not even run it: leave one out")
+    if verify_seconds and not config.verify:
+        raise UsageError("--verify-seconds is for --verify")
     if epochs and not kfold:
         raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
     if scan and not any(_may_hold_models(Path(target)) for target in wanted):
@@ -256,11 +271,11 @@ def check(
     known = config.baseline if baseline is None else str(baseline)
     before = None if known is None else read_baseline(Path(known))
 
-    with _progress() as progress:
+    with _checking() as (progress, advance):
         report = run_check(
             wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
             stages=STAGES[:1] if static else STAGES, scan=scan, config=config, progress=progress,
-            debug=debug or bool(ctx.obj),
+            advance=advance, debug=debug or bool(ctx.obj),
         )  # fmt: skip
     if kfold:
         from trainlint.generalization.crossvalidation import with_folds
@@ -453,6 +468,26 @@ def _bar(what: str) -> Iterator[Callable[[float, str], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=1.0)
         yield lambda share, text: bar.update(task, completed=share, description=text)
+
+
+@contextmanager
+def _checking() -> Iterator[
+    tuple[Callable[[str], None] | None, Callable[[float, str], None] | None]
+]:
+    """What is being checked, and once that is done, how many of the fixes were tried."""
+    with ExitStack() as first, ExitStack() as second:
+        progress = first.enter_context(_progress())
+        bars: list[Callable[[float, str], None]] = []
+
+        def advance(share: float, text: str) -> None:
+            if not bars:
+                first.close()  # a terminal shows one of them at a time
+                bar = second.enter_context(_bar("fixes"))
+                assert bar is not None
+                bars.append(bar)
+            bars[0](share, text)
+
+        yield progress, None if progress is None else advance
 
 
 def _outputs(values: tuple[str, ...], form: str) -> tuple[list[tuple[str, Path]], bool]:

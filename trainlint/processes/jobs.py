@@ -9,6 +9,7 @@ import msgspec
 from trainlint.generalization.experiments import Experiment, Split, TrialResult, TrialSpec
 from trainlint.generalization.swept import Inquiry, Outline
 from trainlint.records import ReportedFinding, TargetResult
+from trainlint.verification.changes import Plan, Training
 
 
 class TrialJob(msgspec.Struct, frozen=True):
@@ -20,8 +21,9 @@ class TrialJob(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One file to check, or to make `trials` of. `name` is the model asked for, None for all of them.
+    """One file to check, to make `trials` of, or to try a change on by a `plan`.
 
+    `name` is the model asked for, None for all of them.
     `label` is how the report names the file; `dotted` the module's name where it was given as
     `package.module:attribute`. `scanned` tells that the file was met in a directory, not named: that it
     holds nothing to check is then no error. `skip` are models that an earlier child has finished or
@@ -46,6 +48,7 @@ class Job(msgspec.Struct, frozen=True):
     probe_seconds: float = 30.0
     debug: bool = False
     trials: TrialJob | None = None
+    plan: Plan | None = None
 
     @property
     def target(self) -> str:
@@ -108,6 +111,12 @@ class Tried(msgspec.Struct, frozen=True, tag="tried"):
     result: TrialResult
 
 
+class Trained(msgspec.Struct, frozen=True, tag="trained"):
+    """One training of a plan is finished."""
+
+    training: Training
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The child finished its job. Only this message proves it: `os._exit(0)` looks clean as well."""
 
@@ -120,7 +129,19 @@ class Died(msgspec.Struct, frozen=True, tag="died"):
     output: str = ""
 
 
-Message = Begin | Analyzed | Told | Prepared | Outlined | Refused | Advanced | Tried | Done | Died
+Message = (
+    Begin
+    | Analyzed
+    | Told
+    | Prepared
+    | Outlined
+    | Refused
+    | Advanced
+    | Tried
+    | Trained
+    | Done
+    | Died
+)
 decode_message = msgspec.json.Decoder(Message).decode
 decode_job = msgspec.json.Decoder(Job).decode
 

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -39,6 +39,7 @@ from trainlint.processes.jobs import (
     Done,
     Job,
     Message,
+    Trained,
     Tried,
     decode_job,
     decode_message,
@@ -72,7 +73,7 @@ class _Child:
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Message]]:
+def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Message], None, None]:
     """Run the jobs, at most `workers` at once, and yield (number of the job, message) as they come.
 
     Every job ends with `Done` or `Died`. Closing the generator ends all children.
@@ -142,7 +143,7 @@ def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[
     running: dict[int, _Child] = {}
     # Trainings may take any amount of memory: the first shows how many there is room for.
     most = 0
-    room = 1 if any(job.trials is not None for _, job in waiting) else workers
+    room = 1 if any(_trains(job) for _, job in waiting) else workers
     try:
         while waiting or running:
             while waiting and len(running) < room:
@@ -154,8 +155,9 @@ def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[
                 # behind may hold the pipe open. What it sent before is still in there.
                 ended = _reap(child, block=False)
                 for number, message in _receive(child):
-                    if isinstance(message, Tried) and message.result.memory > most:
-                        most = message.result.memory
+                    took = _memory_of(message)
+                    if took is not None and took > most:
+                        most = took
                         room = min(workers, _room(most, len(running)))
                     yield number, message
                 _listen(child)
@@ -169,6 +171,17 @@ def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[
         for child in running.values():
             _end(child)
         _end_orphans(())
+
+
+def _trains(job: Job) -> bool:
+    return job.trials is not None or job.plan is not None
+
+
+def _memory_of(message: Message) -> int | None:
+    """The bytes that a training took, where the message tells of one."""
+    if isinstance(message, Tried):
+        return message.result.memory
+    return message.training.memory if isinstance(message, Trained) else None
 
 
 def _room(took: int, running: int) -> int:
@@ -398,7 +411,7 @@ def _serve(workers: int, parent: int) -> None:
     import trainlint.theory.propagation
 
     trainlint.registry.all_rules()
-    if any(job.trials is not None for job in jobs):
+    if any(_trains(job) for job in jobs):
         import trainlint.generalization.laboratory
 
         with contextlib.suppress(ImportError):

@@ -35,12 +35,17 @@ from trainlint.processes.jobs import (
     Prepared,
     Refused,
     Told,
+    Trained,
     TrialJob,
     Tried,
 )
 from trainlint.records import TargetResult
+from trainlint.verification.changes import Plan, Training
 
 if TYPE_CHECKING:
+    import ast
+    from types import ModuleType
+
     from torch import nn
 
     from trainlint.capture.inputs import Inputs
@@ -84,6 +89,8 @@ def work(job: Job, send: Send) -> None:
     with overlaid(job.overlay):
         if job.trials is not None:
             _make_trials(job, job.trials, send_after_output)
+        elif job.plan is not None:
+            _try(job, job.plan, send_after_output)
         else:
             _guarded(
                 job, send_after_output, job.target, lambda: _check_file(job, send_after_output)
@@ -208,6 +215,77 @@ def _make_trials(job: Job, wanted: TrialJob, send: Send) -> None:
     except Exception as error:  # a fault of ours, or of what makes the data
         detail = f"{type(error).__name__}: {error} (--debug shows the traceback)"
         send(Refused(f"internal error: {traceback.format_exc() if job.debug else detail}"))
+
+
+def _try(job: Job, plan: Plan, send: Send) -> None:
+    """Check the model of the job as the plan changes it, and train it once for each seed."""
+    from trainlint.capture.tracer import single_node_functions
+    from trainlint.measure.memory import peak_memory
+    from trainlint.registry import select_rules
+    from trainlint.rule import Settings
+    from trainlint.sites import recording
+
+    settings = Settings(
+        select_rules(job.rules), job.options, job.stages, job.probe_steps, job.probe_seconds
+    )
+    with recording(), single_node_functions():
+
+        def check() -> None:
+            loaded, _, model = _one_model(job)
+            _check_model(job, send, loaded, job.target, model, settings)
+
+        if plan.check:
+            _guarded(job, send, job.target, check)
+        at_start = peak_memory()
+        for seed in plan.seeds:
+            send(Begin(job.target))
+            done = _trained(job, plan, seed)
+            send(Trained(msgspec.structs.replace(done, memory=peak_memory() - at_start)))
+
+
+def _one_model(
+    job: Job, after: Callable[[ast.stmt, ModuleType], None] | None = None
+) -> tuple[LoadedFile, str, nn.Module]:
+    """The model that the job names, as a check of the whole file makes it. Raises `LoadError`."""
+    from trainlint.targets.loading import load_file, models_of, named_model
+
+    path, text = _read(job)
+    with _time_limit(job.timeout / 2, "half of --timeout"):
+        loaded = load_file(path, text, job.dotted, after)
+        for found in models_of(loaded) if job.dotted is None else ():
+            if found.name == job.name:
+                made = found.make()
+                if made is not None:
+                    return loaded, found.name, made
+        assert job.name is not None
+        return loaded, job.name, named_model(loaded, job.name)
+
+
+def _trained(job: Job, plan: Plan, seed: int) -> Training:
+    """One training of the file's model, with weights and data of the seed."""
+    from trainlint.preserve import preserved_training
+    from trainlint.probe.batches import ProbeProblem
+    from trainlint.processes.startup import without_compiler
+    from trainlint.targets.loading import Stop, reason_of, recipe_of
+    from trainlint.verification.subject import steadily, subject_of
+    from trainlint.verification.training import training
+
+    try:
+        loaded, name, model = _one_model(job, steadily(seed, _read(job)[1]))
+        with without_compiler():
+            subject = subject_of(model, recipe_of(loaded, model, name))
+            with preserved_training(model):
+                return training(
+                    subject, steps=plan.steps, seed=seed, seconds=plan.seconds, guard=_guard
+                )
+    except (LoadError, InputError, ProbeProblem) as error:
+        reason = str(error)
+    except (MemoryError, SystemExit, Stop) as error:
+        reason = reason_of(error)
+    except Exception as error:  # a fault of ours
+        detail = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        reason = f"internal error: {traceback.format_exc() if job.debug else detail}"
+    return Training(seed, reason, asked=plan.steps)
 
 
 def _outline(laboratory: Laboratory, inquiry: Inquiry, progress: Callable[[str], None]) -> Outline:

@@ -1,0 +1,123 @@
+"""What is tried and what came of it, as data that crosses between processes. Imports no torch.
+
+A `Change` is what one fix, or several together, do to a model; a `Training` is one training of it, an
+`Outcome` all that came of trying it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from trainlint.fixes.edit import Edit, Fix
+from trainlint.fixes.patch import Patch
+from trainlint.records import Figure, ReportedFinding, TargetResult
+
+SEEDS: Final = (0, 1)
+NO_TRAINING: Final = "there is no training: give criterion, optimizer, train_loader"
+_LEAST_AVERAGED: Final = 3
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Edits of the source, or patches of a live copy; with neither, the model as it is."""
+
+    edits: list[Edit] = []
+    patches: list[Patch] = []
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it leaves everything as it is."""
+        return not self.edits and not self.patches
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal changes."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def of(cls, fix: Fix, *, live: bool = False) -> Change | None:
+        """How a fix is tried: by its edits where it has some, by its patches on a live model."""
+        if fix.edits and not live:
+            return cls(edits=list(fix.edits))
+        return cls(patches=list(fix.patches)) if fix.patches else None
+
+    @classmethod
+    def together(cls, changes: Iterable[Change]) -> Change:
+        """All of them, one after the other."""
+        changes = list(changes)
+        edits = dict.fromkeys(msgspec.json.encode(e) for change in changes for e in change.edits)
+        return cls(
+            [msgspec.json.decode(edit, type=Edit) for edit in edits],
+            [patch for change in changes for patch in change.patches],
+        )
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """A loss before and after a training, and that of the best constant answer to the same targets.
+
+    None where it could not be had, or is no number.
+    """
+
+    start: Figure | None = None
+    end: Figure | None = None
+    guess: Figure | None = None
+
+
+class Training(msgspec.Struct, frozen=True):
+    """One training of `steps` optimizer steps, of the `asked`. `reason` says why there is no loss, or None.
+
+    `train` is the loss of training samples, `validation` that of others. `watched` tells that `train` is
+    what the user's own loop showed while it ran: `series` is then the loss at each step. `seconds` are
+    those of a step, `parameters` how many the model has, `memory` the bytes that the process grew by.
+    """
+
+    seed: int
+    reason: str | None = None
+    train: Loss = Loss()
+    validation: Loss | None = None
+    watched: bool = False
+    series: list[Figure] = []
+    steps: int = 0
+    asked: int = 0
+    parameters: int = 0
+    seconds: float = 0.0
+    memory: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a child process is to do with a model: change it by `patches`, check it, and train it.
+
+    One training for each seed, of so many `steps`, for at most `seconds` each. Without `check`, it is
+    trained only.
+    """
+
+    patches: list[Patch] = []
+    seeds: tuple[int, ...] = SEEDS
+    steps: int = 50
+    seconds: float = 30.0
+    check: bool = True
+
+
+@dataclass
+class Outcome:
+    """All that came of trying a change.
+
+    `findings` are those of the changed model as the rules reported them, None where it was not checked,
+    with `result`, what became of the check. `reason` says why there is not all of it.
+    """
+
+    findings: Sequence[ReportedFinding] | None = None
+    result: TargetResult | None = None
+    trainings: list[Training] = field(default_factory=list)
+    reason: str | None = None
+
+
+def at_end(values: Sequence[float]) -> float:
+    """The median of the last fifth, at least three: batches differ. NaN where one is not finite."""
+    last = list(values[-max(_LEAST_AVERAGED, len(values) // 5) :])
+    return statistics.median(last) if all(map(math.isfinite, last)) else math.nan
