@@ -108,6 +108,15 @@ _BUILTIN_ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     "instance_norm": ("input", "weight", "bias", "running_mean", "running_var"),
 }
 
+
+def argument_names(operation: str, function: Any) -> tuple[str, ...]:
+    """What the arguments of an operation are called, by position, as far as rules ask for them."""
+    names = _ARGUMENTS.get(operation, ())
+    if type(function).__name__ == "builtin_function_or_method":
+        return _BUILTIN_ARGUMENTS.get(operation, names)
+    return names
+
+
 # See through these when asking "what feeds this layer?": the values are the same.
 SAME_VALUES: Final = ops.REARRANGEMENTS | ops.DROPOUTS
 
@@ -247,10 +256,7 @@ class Graph:
         """The argument called `name` in torch.nn.functional, however it was passed."""
         if name in node.kwargs:
             return node.kwargs[name]
-        operation = self.name(node)
-        names = _ARGUMENTS.get(operation, ())
-        if type(node.target).__name__ == "builtin_function_or_method":
-            names = _BUILTIN_ARGUMENTS.get(operation, names)
+        names = argument_names(self.name(node), node.target)
         with contextlib.suppress(ValueError):
             index = names.index(name)
             if index < len(node.args):

@@ -168,11 +168,11 @@ def _decayed(
         group["params"] = own
         group["weight_decay"] = 0.0 if apart else strength
         ours.append(group)
-    return [_shrinking(ours, strength)] if apart else []
+    return [shrinking(ours, strength)] if apart else []
 
 
-def _shrinking(groups: Sequence[Mapping[str, Any]], strength: float) -> Callable[[], None]:
-    """Loshchilov & Hutter 2019, algorithm 2: w ← (1 − lr · λ) w, beside the step."""
+def shrinking(groups: Sequence[Mapping[str, Any]], strength: float) -> Callable[[], None]:
+    """A call before each step: Loshchilov & Hutter 2019, algorithm 2, w ← (1 − lr · λ) w."""
 
     @torch.no_grad()
     def shrink() -> None:

@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,7 +66,9 @@ def copied(model: nn.Module, setup: Setup, optimizer: Any) -> Copy:
         given, (model, made, loss) = made, copy.deepcopy((model, made, loss), memo)
         # Optimizers leave out what their base class does not know: LBFGS its parameters.
         for name in vars(given).keys() - vars(made).keys() if given is not None else ():
-            setattr(made, name, copy.deepcopy(getattr(given, name), memo))
+            # A scheduler puts a `step` in its place that steps the one it was made for.
+            if not isinstance(value := getattr(given, name), FunctionType):
+                setattr(made, name, copy.deepcopy(value, memo))
     except Exception as error:
         raise ProbeProblem(f"the model cannot be copied: {described(error)}") from error
     if callable(optimizer):
@@ -94,38 +97,41 @@ def trial(
     batch (noise, augmentation), `before_step` the gradients (L1). Raises `ProbeProblem` where data cannot
     be read or evaluated, or the loss is no number; what the model raises in training passes through.
     """
-    seed_generators(plan.seed)
-    meter = Meter(
-        subject.model,
-        subject.setup,
-        pool.only(plan.train),
-        (held_out or pool).only(plan.validation),
-        most=plan.most,
-    )
-    points = frozenset({0}) if plan.ends_only else checkpoints(plan.steps)
-    device = next((p.device for p in subject.model.parameters()), torch.device("cpu"))
-    deadline = time.monotonic() + plan.seconds
-    done = 0
-    spent = 0.0
-    subject.model.train()
-    for batch in _passes(subject, meter.train, plan):
-        # Of a slow model fewer points are measured, not fewer samples: trials are compared by these.
-        if done in points and spent <= plan.seconds / 2:
-            started = time.monotonic()
+    with subject.setup.entered():
+        seed_generators(plan.seed)
+        meter = Meter(
+            subject.model,
+            subject.setup,
+            pool.only(plan.train),
+            (held_out or pool).only(plan.validation),
+            most=plan.most,
+        )
+        points = frozenset({0}) if plan.ends_only else checkpoints(plan.steps)
+        device = next((p.device for p in subject.model.parameters()), torch.device("cpu"))
+        deadline = time.monotonic() + plan.seconds
+        done = 0
+        spent = 0.0
+        subject.model.train()
+        for batch in _passes(subject, meter.train, plan):
+            # Of a slow model fewer points are measured, not fewer samples: trials are compared by these.
+            if done in points and spent <= plan.seconds / 2:
+                started = time.monotonic()
+                _measure(meter, done)
+                spent += time.monotonic() - started
+            if done >= plan.steps or time.monotonic() > deadline:
+                break
+            ready = batch if prepared is None else prepared(batch)
+            step_of(
+                subject.model, subject.setup, subject.optimizer, ready, done, device, before_step
+            )
+            done += 1
+            if progress is not None:
+                progress(done)
+        if meter.checkpoints[-1].step != done:
             _measure(meter, done)
-            spent += time.monotonic() - started
-        if done >= plan.steps or time.monotonic() > deadline:
-            break
-        ready = batch if prepared is None else prepared(batch)
-        step_of(subject.model, subject.setup, subject.optimizer, ready, done, device, before_step)
-        done += 1
-        if progress is not None:
-            progress(done)
-    if meter.checkpoints[-1].step != done:
-        _measure(meter, done)
-    measured = meter.generalization(done, guess)
-    assert measured is not None
-    return measured
+        measured = meter.generalization(done, guess)
+        assert measured is not None
+        return measured
 
 
 def _measure(meter: Meter, step: int) -> None:

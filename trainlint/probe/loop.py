@@ -114,7 +114,7 @@ def train(
     failed = False
     notes: list[str] = []
     is_settled = _settler(observer, limits, decided)
-    with observed(observer) as problem:
+    with observed(observer) as problem, setup.entered():
         try:
             model.train()
             for index, batch in enumerate(islice(data(), limits.steps)):

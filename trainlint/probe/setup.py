@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +41,8 @@ class Setup:
     last element is the target and whose others are the model's inputs, or a dict. `train` runs the
     user's own loop, `step` is a `training_step(batch, index)`. `names` says what each was called.
     `judge` is the file's loss layer where `loss` stands for it, `place` where the file calls it. `why` says
-    what speaks against a training with what there is.
+    what speaks against a training with what there is. `around` is entered around each training, inside of
+    what observes it.
     """
 
     loss: Callable[..., Any] | None = None
@@ -53,6 +55,11 @@ class Setup:
     judge: Any = None
     place: Any = None
     why: str = ""
+    around: Callable[[], AbstractContextManager[Any]] | None = None
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """What a training with this is done within."""
+        return nullcontext() if self.around is None else self.around()
 
     @property
     def own(self) -> frozenset[str]:

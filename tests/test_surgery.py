@@ -1,0 +1,423 @@
+"""Changes of a live model: each does what it says, on a copy, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.tracer import capture
+from trainlint.fixes.occurrences import occurrence
+from trainlint.fixes.patch import Occurrence, Patch
+from trainlint.generalization.trials import copied
+from trainlint.graph import Graph
+from trainlint.probe.setup import Setup
+from trainlint.surgery import KINDS, Patched, PatchProblem, patched
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(4, 8)
+        self.act = nn.Sigmoid()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Dropout(0.5))
+        self.fc2 = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.fc1(x))
+        x = torch.sigmoid(self.body(x))
+        return self.fc2(x)
+
+
+def loader_of(*shapes: Sequence[int], classes: int = 3, size: int = 32) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(size, *shape, generator=generator) for shape in shapes]
+    targets = torch.randint(0, classes, (size,), generator=generator)
+    return DataLoader(TensorDataset(*inputs, targets), batch_size=8)
+
+
+def change(
+    model: nn.Module,
+    *patches: Patch,
+    loader: Any = None,
+    inputs: Tensor | None = None,
+    optimizer: Callable[..., Any] = torch.optim.SGD,
+    seed: int = 0,
+) -> Patched:
+    """The patches on a copy; whatever else there is, is as it was."""
+    made = optimizer(model.parameters(), lr=0.1)
+    setup = Setup(nn.CrossEntropyLoss(), made, loader)
+    before, options = copy.deepcopy(model.state_dict()), copy.deepcopy(made.state_dict())
+    hooks = [
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    ]
+    kinds = [type(module) for module in model.modules()]
+    random = torch.get_rng_state()
+    given = None if inputs is None else Inputs((inputs,), {}, "given", given=True)
+    try:
+        return patched(copied(model, setup, made), patches, inputs=given, seed=seed)
+    finally:
+        assert torch.equal(random, torch.get_rng_state())
+        now = model.state_dict()
+        assert before.keys() == now.keys()
+        assert all(torch.equal(before[name], now[name]) for name in before)
+        assert options == made.state_dict()
+        assert kinds == [type(module) for module in model.modules()]
+        assert hooks == [
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in model.modules()
+        ]
+
+
+def trained(change: Patched, data: Tensor, target: Tensor, steps: int = 1) -> list[Tensor]:
+    """Losses of plain steps, within what the setup asks for."""
+    subject = change.subject
+    losses = []
+    with subject.setup.entered():
+        subject.model.train()
+        for _ in range(steps):
+            subject.optimizer.zero_grad()
+            loss = functional.cross_entropy(subject.model(data), target)
+            loss.backward()
+            subject.optimizer.step()
+            losses.append(loss.detach())
+    return losses
+
+
+DATA = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+TARGET = torch.arange(16) % 3
+
+
+def test_every_kind_says_what_it_does() -> None:
+    assert all(kind.does.endswith(".") for kind in KINDS.values())
+    with pytest.raises(PatchProblem, match="no kind of patch is called nonsense"):
+        change(Net(), Patch("nonsense"))
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize(
+    ("scheme", "values", "deviation"),
+    [
+        ("xavier_normal", {}, math.sqrt(2 / (200 + 300))),
+        ("xavier_uniform", {"nonlinearity": "tanh"}, 5 / 3 * math.sqrt(2 / 500)),
+        ("xavier_normal", {"gain": 2.0}, 2 * math.sqrt(2 / 500)),
+        ("kaiming_normal", {"nonlinearity": "relu"}, math.sqrt(2 / 200)),
+        ("kaiming_uniform", {"nonlinearity": "linear", "mode": "fan_out"}, math.sqrt(1 / 300)),
+        ("normal", {"std": 0.02}, 0.02),
+        ("zeros", {}, 0.0),
+    ],
+)
+def test_initialise_draws_by_the_scheme(
+    scheme: str, values: dict[str, Any], deviation: float
+) -> None:
+    model = nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 2))
+    made = change(model, Patch.initialise(["0.weight"], scheme, bias=0.5, **values)).subject.model
+    weight = made.get_parameter("0.weight")
+    assert weight.std().item() == pytest.approx(deviation, rel=0.03)
+    assert torch.equal(made.get_parameter("0.bias"), torch.full((300,), 0.5))
+    assert torch.equal(made.get_parameter("1.weight"), model[1].weight)
+
+
+def test_initialise_by_another_seed_draws_others() -> None:
+    patch = Patch.initialise(["fc1.weight"], "orthogonal")
+    first, again, other = (
+        change(Net(), patch, seed=seed).subject.model.get_parameter("fc1.weight")
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.allclose(first.T @ first, torch.eye(4), atol=1e-5)
+
+
+def test_initialise_scales_and_resets() -> None:
+    model = Net()
+    nn.init.zeros_(model.fc2.weight)
+    made = change(
+        model,
+        Patch.initialise(["fc1.weight"], "scaled", factor=0.5),
+        Patch.initialise(["fc2.weight"], "default"),
+    ).subject.model
+    assert torch.equal(made.get_parameter("fc1.weight"), model.fc1.weight / 2)
+    assert made.get_parameter("fc2.weight").abs().max() > 0
+    assert torch.equal(made.get_parameter("fc2.bias"), model.fc2.bias)
+
+
+def test_a_recurrent_layer_is_drawn_gate_by_gate() -> None:
+    model = nn.Sequential(nn.LSTM(6, 6))
+    made = change(model, Patch.initialise(["0.weight_hh_l0"], "orthogonal")).subject.model
+    for gate in made.get_parameter("0.weight_hh_l0").split(6):
+        assert torch.allclose(gate @ gate.T, torch.eye(6), atol=1e-5)
+
+
+def test_a_parametrised_weight_is_set_through_its_parametrisation() -> None:
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(20, 30)), nn.Linear(30, 2)
+    )
+    made = change(model, Patch.initialise(["0.weight"], "normal", std=3.0)).subject.model
+    assert made[0].weight.std().item() == pytest.approx(3.0, rel=0.2)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("patch", "problem"),
+    [
+        (Patch.initialise(["nowhere.weight"], "zeros"), "no module nowhere"),
+        (Patch.initialise(["fc1.gamma"], "zeros"), "no parameter fc1.gamma"),
+        (Patch.initialise(["fc1.weight"], "magic"), "no magic_"),
+        (Patch.initialise(["fc1.bias"], "xavier_normal"), "fewer than 2 dimensions"),
+        (Patch.initialise(["fc1.weight"], "normal", gain=2), "takes no gain"),
+        (
+            Patch.initialise(["fc1.weight"], "xavier_normal", nonlinearity="gelu"),
+            "no gain is known",
+        ),
+        (Patch.initialise([], "zeros"), "no parameter is named"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(patch: Patch, problem: str) -> None:
+    with pytest.raises(PatchProblem, match=problem):
+        change(Net(), patch)
+
+
+# ---------------------------------------------------------------------- activations and calls
+
+
+def test_activation_of_layers_nested_and_shared() -> None:
+    model = Net()
+    model.body[1] = model.act  # one layer in two places
+    made = change(model, Patch.activation("leaky_relu", modules=["act"])).subject.model
+    assert isinstance(made.act, nn.LeakyReLU)
+    assert made.body[1] is made.act  # type: ignore[index]
+
+
+class Functional(nn.Module):
+    """Sigmoids in every spelling, one of them the output's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.inner = Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.sigmoid(layer(x))
+        x = self.inner(x).sigmoid()
+        x = functional.sigmoid(x)
+        return functional.softmax(x, dim=0)
+
+
+def occurrences(model: nn.Module, operation: str, data: Tensor) -> list[Occurrence | None]:
+    recording = capture(model, (data,))
+    graph = Graph(recording.graph, recording.model)
+    return [occurrence(graph, node) for node in graph.calls(operation)]
+
+
+def test_occurrences_are_places_in_a_modules_own_code() -> None:
+    found = occurrences(Functional(), "sigmoid", DATA)
+    place = Occurrence("", "sigmoid", 0)
+    assert found[:3] == [place] * 3  # a loop is one place
+    layers = [None, None]  # calls of the layers act and body.1
+    assert found[3:5] == layers
+    assert found[5:] == [
+        Occurrence("inner", "sigmoid", 0),
+        Occurrence("", "sigmoid", 1),
+        Occurrence("", "sigmoid", 2),
+    ]
+
+
+def test_activation_of_calls_changes_these_alone() -> None:
+    model = Functional().eval()
+    calls = [Occurrence("", "sigmoid", 0), Occurrence("inner", "sigmoid", 0)]
+    made = change(model, Patch.activation("relu", calls=calls), inputs=DATA).subject.model
+    x = DATA
+    for layer in model.layers:
+        x = layer(x).relu()
+    inner = model.inner
+    x = inner.fc2(inner.body(inner.act(inner.fc1(x))).relu())
+    assert torch.allclose(made(DATA), functional.softmax(x.sigmoid().sigmoid(), dim=0))
+    # The model that was changed can be copied, and then keeps its changes.
+    assert torch.equal(copy.deepcopy(made)(DATA), made(DATA))
+
+
+def test_calls_are_taken_out_and_given_other_arguments() -> None:
+    model = Functional().eval()
+    softmax = Occurrence("", "softmax")
+    without = change(model, Patch.without(calls=[softmax]), inputs=DATA).subject.model
+    assert torch.allclose(functional.softmax(without(DATA), dim=0), model(DATA))
+    other = change(
+        model, Patch("arguments", calls=[softmax], values={"dim": 1}), inputs=DATA
+    ).subject.model
+    assert torch.allclose(other(DATA), functional.softmax(without(DATA), dim=1))
+
+
+class AlwaysDropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(self.fc(x), 0.5)
+
+
+def test_a_call_can_be_given_the_mode_of_its_module() -> None:
+    patch = Patch(
+        "arguments", calls=[Occurrence("", "dropout")], values={"training": "self.training"}
+    )
+    made = change(AlwaysDropping(), patch, inputs=DATA).subject.model
+    assert torch.equal(made.eval()(DATA), made(DATA))
+    assert not torch.equal(made.train()(DATA), made(DATA))
+
+
+def test_a_call_that_does_not_come_is_said() -> None:
+    patch = Patch.activation("relu", calls=[Occurrence("", "tanh")])
+    with pytest.raises(PatchProblem, match="the model makes no call of tanh number 1"):
+        change(Functional(), patch, inputs=DATA)
+
+
+def test_without_a_layer() -> None:
+    model = Net().eval()
+    made = change(model, Patch.without(modules=["act", "body.2"]), inputs=DATA).subject.model
+    assert isinstance(made.act, nn.Identity)
+    with pytest.raises(PatchProblem, match="the changed model raised"):
+        change(model, Patch.without(modules=["fc1"]), inputs=DATA)
+
+
+# ---------------------------------------------------------------------- rebuilt
+
+
+def test_rebuilt_keeps_all_other_arguments() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(
+            3,
+            6,
+            (3, 5),
+            stride=2,
+            padding=1,
+            groups=3,
+            bias=False,
+            padding_mode="reflect",
+        ),
+        nn.BatchNorm2d(4, eps=1e-3, momentum=None, affine=True),
+    ).double()
+    model[1].eval()
+    data = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    made = change(model, Patch.rebuilt("1", num_features=6), inputs=data)
+    norm: Any = made.subject.model[1]  # type: ignore[index]
+    assert (norm.num_features, norm.eps, norm.momentum, norm.training) == (6, 1e-3, None, False)
+    assert norm.weight.dtype == torch.float64
+    assert made.parameters == 4
+    held = {id(p) for group in made.subject.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in made.subject.model.parameters()}
+
+    conv: Any = change(model, Patch.rebuilt("0", bias=True)).subject.model[0]  # type: ignore[index]
+    assert (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode) == (
+        (3, 5),
+        (2, 2),
+        3,
+        "reflect",
+    )
+    assert torch.equal(conv.weight, model[0].weight)
+    assert conv.bias.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("layer", "changed"),
+    [
+        (nn.LSTM(4, 6, num_layers=2, bidirectional=True, batch_first=True, dropout=0.1), {"input_size": 5}),
+        (nn.RNN(4, 6, nonlinearity="relu"), {"hidden_size": 7}),
+        (nn.GRU(4, 6, bias=False), {"batch_first": True}),
+        (nn.MultiheadAttention(8, 2, bias=False, add_zero_attn=True, batch_first=True), {"num_heads": 4}),
+        (nn.Embedding(10, 4, padding_idx=0), {"num_embeddings": 20}),
+        (nn.LayerNorm(8, elementwise_affine=True), {"normalized_shape": 6}),
+        (nn.GroupNorm(2, 8, eps=1e-3), {"num_groups": 4}),
+        (nn.ConvTranspose1d(4, 2, 3, output_padding=1, stride=2), {"in_channels": 6}),
+        (nn.Softmax(dim=0), {"dim": 1}),
+        (nn.Dropout2d(0.1, inplace=True), {"p": 0.3}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)  # fmt: skip
+def test_layers_tell_how_they_were_made(layer: nn.Module, changed: dict[str, Any]) -> None:
+    model = nn.Sequential(layer, nn.Linear(2, 2))
+    made: Any = change(model, Patch.rebuilt("0", **changed)).subject.model[0]  # type: ignore[index]
+    name, value = next(iter(changed.items()))
+    assert getattr(made, name) in (value, (value,))
+    differ = {
+        key
+        for key, before in vars(layer).items()
+        if isinstance(before, (int, float, bool, str, tuple, type(None)))
+        and vars(made)[key] != before
+    }
+    assert differ <= {name, "head_dim"}
+    assert {n for n, _ in made.named_parameters()} == {n for n, _ in layer.named_parameters()}
+
+
+def test_a_tied_weight_stays_tied() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    made: Any = change(model, Patch.rebuilt("1", bias=False)).subject.model
+    assert made[1].weight is made[0].weight
+    assert made[1].bias is None
+
+
+def test_what_cannot_be_made_anew_is_said() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.raises(PatchProblem, match="parametrised"):
+        change(model, Patch.rebuilt("0", in_features=3))
+    with pytest.raises(PatchProblem, match="Linear takes no width"):
+        change(model, Patch.rebuilt("1", width=3))
+    with pytest.raises(PatchProblem, match="the model itself is this layer"):
+        change(nn.Linear(2, 2), Patch.rebuilt("", in_features=3))
+
+
+# ---------------------------------------------------------------------- training
+
+
+def test_learning_rates_keep_their_ratio() -> None:
+    def groups(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        first, *rest = parameters
+        return torch.optim.SGD([{"params": [first], "lr": lr}, {"params": rest, "lr": lr / 10}])
+
+    model = Net()
+    made = change(model, Patch.training("learning-rate", factor=0.5), optimizer=groups)
+    assert [group["lr"] for group in made.subject.optimizer.param_groups] == [0.05, 0.005]
+    made = change(model, Patch.training("learning-rate", value=1.0), optimizer=groups)
+    rates = [group["lr"] for group in made.subject.optimizer.param_groups]
+    assert rates == pytest.approx([1.0, 0.1])
+
+
+def test_clipping_holds_in_a_step_and_ends_with_the_training() -> None:
+    made = change(Net(), Patch.training("clip", max_norm=1e-3))
+    model, optimizer = made.subject.model, made.subject.optimizer
+    before = [p.detach().clone() for p in model.parameters()]
+    trained(made, DATA, TARGET)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    functional.cross_entropy(model(DATA), TARGET).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    optimizer.step()
+    assert torch.nn.utils.get_total_norm(
+        [p.grad for p in model.parameters() if p.grad is not None]
+    ) == pytest.approx(norm)
+
+
+def test_clipping_reaches_into_a_closure() -> None:
+    made = change(Net(), Patch.training("clip", value=1e-4), optimizer=torch.optim.LBFGS)
+    model, optimizer = made.subject.model, made.subject.optimizer
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(DATA), TARGET)
+        loss.backward()
+        return loss
+
+    with made.subject.setup.entered():
+        optimizer.step(closure)
+    assert max(p.grad.abs().max() for p in model.parameters() if p.grad is not None) <= 1e-4

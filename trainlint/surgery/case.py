@@ -1,0 +1,221 @@
+"""The copy that is being changed: its modules and parameters by name, and its optimizer's groups."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from trainlint.measure.pulse import on_device_of
+from trainlint.preserve import is_lazy, preserved_evaluation, random_states, unchanged_weights
+from trainlint.probe.batches import ProbeProblem, described
+from trainlint.surgery.conduct import Conduct
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from trainlint.capture.inputs import Inputs
+    from trainlint.probe.setup import Setup
+
+_REGISTERS: Final = ("_parameters", "_buffers", "_modules")
+_DEEPEST: Final = 3
+
+
+class PatchProblem(ProbeProblem):
+    """Why a change cannot be made; the text is for the report."""
+
+
+@dataclass
+class Case:
+    """A model with optimizer and setup, changed in place, and what its training does besides.
+
+    `given` are inputs for a real forward, where no loader has any. `seed` decides what is drawn. Modules
+    that have to be `called` for a change to show, and what else is `awaited` of a forward, have a sentence
+    each for where that does not come.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    setup: Setup
+    conduct: Conduct
+    given: Inputs | None = None
+    seed: int = 0
+    called: list[tuple[nn.Module, str]] = field(default_factory=list)
+    awaited: list[tuple[Callable[[], bool], str]] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+
+    @property
+    def root(self) -> nn.Module:
+        """What paths are counted from: the user's model, not what we put around it."""
+        inner = getattr(self.model, "inner", None)
+        is_ours = type(self.model).__module__.startswith("trainlint.")
+        return inner if is_ours and isinstance(inner, nn.Module) else self.model
+
+    def module(self, path: str) -> nn.Module:
+        """The module of that dotted path. Raises `PatchProblem` where it is out of reach."""
+        module, walked = self.root, ""
+        for name in ["", *path.split(".")] if path else [""]:
+            if name:
+                inner = module._modules.get(name)
+                if inner is None:
+                    raise PatchProblem(f"the model has no module {path}")
+                module, walked = inner, f"{walked}.{name}" if walked else name
+            _refuse_wrapped(module, walked)
+        return module
+
+    def modules(self, paths: Iterable[str]) -> list[tuple[str, nn.Module]]:
+        """Each with its path. A module of several paths comes once."""
+        found = {id(module): (path, module) for path in paths for module in [self.module(path)]}
+        if not found:
+            raise PatchProblem("no module is named")
+        return list(found.values())
+
+    def parameter(self, name: str) -> tuple[nn.Module, str, nn.Parameter]:
+        """(owner, attribute, parameter) of a dotted name."""
+        path, _, attribute = name.rpartition(".")
+        owner = self.module(path)
+        if parametrize.is_parametrized(owner, attribute):
+            raise PatchProblem(f"{name} is computed by a parametrisation, and is no parameter")
+        parameter = owner._parameters.get(attribute)
+        if parameter is None:
+            raise PatchProblem(f"the model has no parameter {name}")
+        if is_lazy(parameter):
+            raise PatchProblem(f"{name} has no shape before the first forward")
+        if parameter.is_meta:
+            raise PatchProblem(f"{name} has no values, it is on the meta device")
+        return owner, attribute, parameter
+
+    def put(self, old: nn.Module, new: nn.Module) -> None:
+        """`new` in the place of `old`, wherever the model holds it, and with its mode."""
+        if old is self.root:
+            raise PatchProblem(
+                "the model itself is this layer: there is nothing to put another into"
+            )
+        new.train(old.training)
+        for parent in list(self.root.modules()):
+            for name, child in parent._modules.items():
+                if child is old:
+                    parent._modules[name] = new
+            for name, value in vars(parent).items():
+                if name not in _REGISTERS:
+                    vars(parent)[name] = _with(value, old, new, _DEEPEST)
+
+    # ------------------------------------------------------------------ the optimizer's parameters
+
+    def optimizers(self) -> list[Optimizer]:
+        """Those that are known before the training."""
+        return [] if self.optimizer is None else [self.optimizer]
+
+    def leaves(self, parameters: Iterable[nn.Parameter]) -> None:
+        """These parameters are no longer the model's."""
+        left = {id(p) for p in self.model.parameters()}
+        gone = {id(p) for p in parameters} - left
+        for optimizer in self.optimizers():
+            for group in optimizer.param_groups:
+                group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+            for parameter in [p for p in optimizer.state if id(p) in gone]:
+                del optimizer.state[parameter]
+
+    def joins(self, parameters: Iterable[nn.Parameter], beside: Iterable[nn.Parameter]) -> None:
+        """New parameters get into the group of those `beside`, else into the model's first."""
+        near = {id(p) for p in beside}
+        own = {id(p) for p in self.model.parameters()}
+        for optimizer in self.optimizers():
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            new = [p for p in parameters if p.requires_grad and id(p) not in held]
+            groups = [
+                *(g for g in optimizer.param_groups if any(id(p) in near for p in g["params"])),
+                *(g for g in optimizer.param_groups if any(id(p) in own for p in g["params"])),
+            ]
+            if groups:
+                groups[0]["params"].extend(new)
+
+    # ------------------------------------------------------------------ a real forward
+
+    def inputs(self) -> Inputs | None:
+        """A few samples for the model, None where none are known."""
+        from trainlint.probe.stage import first_inputs
+
+        if self.given is None and self.setup.train_loader is not None and self.setup.step is None:
+            self.given = first_inputs(self.model, self.setup)
+        return self.given
+
+    def forward(self, then: Callable[[], None] = lambda: None) -> bool:
+        """Run the model on them, and `then` look at it; all is as before. False where there are none."""
+        inputs = self.inputs()
+        if inputs is None:
+            return False
+        here = on_device_of(self.model, inputs)
+        with random_states(), unchanged_weights(self.model), preserved_evaluation(self.model):
+            self.model.eval()
+            with torch.no_grad():
+                self.model(*here.args, **here.kwargs)
+            then()
+        return True
+
+    def check(self) -> None:
+        """Run the changed model once. Raises `PatchProblem` where it fails or shows no change."""
+        calls: set[int] = set()
+
+        def look() -> None:
+            for module, problem in self.called:
+                if id(module) not in calls:
+                    raise PatchProblem(problem)
+            for is_there, problem in self.awaited:
+                if not is_there():
+                    raise PatchProblem(problem)
+
+        with contextlib.ExitStack() as stack:
+            for module, _ in self.called:
+                stack.enter_context(module.register_forward_hook(_noting(calls)))
+            try:
+                self.forward(look)
+            except ProbeProblem:
+                raise
+            except Exception as error:
+                raise PatchProblem(f"the changed model raised {described(error)}") from error
+
+
+def _noting(calls: set[int]) -> Callable[..., None]:
+    def note(module: nn.Module, *_: Any) -> None:
+        calls.add(id(module))
+
+    return note
+
+
+def _refuse_wrapped(module: nn.Module, path: str) -> None:
+    kinds = {kind.__name__ for kind in type(module).__mro__}
+    what = path or "the model"
+    if "OptimizedModule" in kinds:
+        raise PatchProblem(f"{what} is compiled: give the model before torch.compile")
+    if kinds & {
+        "DistributedDataParallel",
+        "DataParallel",
+        "FullyShardedDataParallel",
+        "FSDPModule",
+    }:
+        raise PatchProblem(f"{what} is wrapped in {type(module).__name__}: give the model itself")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise PatchProblem(f"{what} is scripted, and cannot be changed")
+
+
+def _with(value: Any, old: Any, new: Any, depth: int) -> Any:
+    """Plain containers of modules, which forwards also loop over."""
+    if value is old:
+        return new
+    if not depth:
+        return value
+    if type(value) is list:
+        value[:] = [_with(part, old, new, depth - 1) for part in value]
+    elif type(value) is dict:
+        for key, part in list(value.items()):
+            value[key] = _with(part, old, new, depth - 1)
+    elif type(value) is tuple:
+        parts = tuple(_with(part, old, new, depth - 1) for part in value)
+        return parts if any(a is not b for a, b in zip(parts, value, strict=True)) else value
+    return value

@@ -1,0 +1,365 @@
+"""Layers of the copy: another in their place, or something behind or around them.
+
+What is put behind a layer is a child of it, run by a hook: names and attributes of all others stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+
+from trainlint.surgery.calls import changed_calls, function_of, operand_of
+from trainlint.surgery.case import Case, PatchProblem
+
+if TYPE_CHECKING:
+    from trainlint.fixes.patch import Patch
+
+_MISSING: Final = object()
+_CONVOLUTIONS: Final = {
+    nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
+}  # fmt: skip
+_BATCH_NORMS: Final = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_MOST_GROUPS: Final = 32
+_ACTIVATIONS: Final = {
+    name.lower(): getattr(nn, name)
+    for name in nn.modules.activation.__all__
+    if name != "MultiheadAttention"
+} | {"identity": nn.Identity}
+
+
+# ---------------------------------------------------------------------- activations
+
+
+def activation(case: Case, patch: Patch) -> None:
+    """Put the activation `to` in the place of layers and calls; other values are its arguments."""
+    values = dict(patch.values)
+    to = str(values.pop("to", ""))
+    if not patch.modules and not patch.calls:
+        raise PatchProblem("no activation is named")
+    for path, module in case.modules(patch.modules) if patch.modules else []:
+        if any(True for _ in module.children()):
+            raise PatchProblem(f"{path} is {type(module).__name__}, which is no activation")
+        case.put(module, _activation(to, values))
+        case.leaves(module.parameters())
+    if patch.calls:
+        function = function_of(to)
+        changed_calls(
+            case,
+            patch.calls,
+            lambda _, __, args, kwargs: function(operand_of(args, kwargs), **values),
+        )
+
+
+def _activation(to: str, values: dict[str, Any]) -> nn.Module:
+    kind = _ACTIVATIONS.get(to.lower().replace("_", ""))
+    if kind is None:
+        raise PatchProblem(f"torch.nn has no activation {to}")
+    try:
+        made: nn.Module = kind(**values)
+    except TypeError as error:
+        raise PatchProblem(f"{kind.__name__}: {error}") from None
+    return made
+
+
+def without(case: Case, patch: Patch) -> None:
+    """Layers and calls give back what goes into them."""
+    if not patch.modules and not patch.calls:
+        raise PatchProblem("nothing is named to be taken out")
+    for _, module in case.modules(patch.modules) if patch.modules else []:
+        case.put(module, nn.Identity())
+        case.leaves(module.parameters())
+    if patch.calls:
+        changed_calls(case, patch.calls, lambda _, __, args, kwargs: operand_of(args, kwargs))
+
+
+# ---------------------------------------------------------------------- behind and around
+
+
+@dataclass
+class _Behind:
+    """A forward hook: the child of that name takes what the layer gives."""
+
+    name: str
+    path: str
+
+    def __call__(self, module: nn.Module, _: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise PatchProblem(f"{self.path} gives a {kind}, which cannot be normalised")
+        return module._modules[self.name](output)  # type: ignore[misc]
+
+
+class _OverFeatures(nn.BatchNorm1d):
+    """Of the last axis, however many there are before it."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return super().forward(value.reshape(-1, value.shape[-1])).reshape(value.shape)
+
+
+class _Channels(nn.Module):
+    """A layer normalisation of the channels of each place, which are the second axis."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(count)
+
+    def forward(self, value: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(value.movedim(1, -1))
+        return normalised.movedim(-1, 1)
+
+
+def norm(case: Case, patch: Patch) -> None:
+    """A normalisation behind each layer; `groups` is of `group`, other values are its arguments."""
+    values = dict(patch.values)
+    kind = str(values.pop("norm", ""))
+    if kind not in ("batch", "layer", "group"):
+        raise PatchProblem(f"no normalisation {kind!r}: batch, layer, group")
+    for path, module in case.modules(patch.modules):
+        made = _norm_for(case, path, module, kind, values)
+        like = next(module.parameters(), None)
+        like = next(case.model.parameters(), None) if like is None else like
+        if like is not None:
+            made.to(like.device, like.dtype)
+        made.train(module.training)
+        beside = list(module.parameters())
+        name = _free_name(module, "norm")
+        module.add_module(name, made)
+        module.register_forward_hook(_Behind(name, path))
+        case.joins(made.parameters(), beside)
+        case.called.append((made, f"{path} is never called, so that nothing is normalised there"))
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    found, number = name, 1
+    while hasattr(module, found):
+        found, number = f"{name}_{number}", number + 1
+    return found
+
+
+def _norm_for(
+    case: Case, path: str, module: nn.Module, kind: str, values: dict[str, Any]
+) -> nn.Module:
+    """By the layer's class where that tells, else by a real forward."""
+    rank = next((rank for known, rank in _CONVOLUTIONS.items() if isinstance(module, known)), None)
+    if isinstance(module, nn.Linear):
+        return _over_features(module.out_features, kind, values)
+    if isinstance(module, nn.Embedding):
+        return _over_features(module.embedding_dim, kind, values)
+    if rank is not None:
+        return _over_channels(module.out_channels, rank, kind, values)  # type: ignore[arg-type]
+    shape = _shape_behind(case, path, module)
+    if len(shape) == 2:
+        return _over_features(shape[1], kind, values)
+    if len(shape) == 3 and any(isinstance(inner, nn.Linear) for inner in module.modules()):
+        return _over_features(shape[2], kind, values)
+    if len(shape) - 2 in _BATCH_NORMS:
+        return _over_channels(shape[1], len(shape) - 2, kind, values)
+    raise PatchProblem(f"{path} gives {shape}, of which it is not known what to normalise")
+
+
+def _over_features(count: int, kind: str, values: dict[str, Any]) -> nn.Module:
+    if kind == "layer":
+        return nn.LayerNorm(count, **values)
+    if kind == "group":
+        return nn.GroupNorm(_groups(count, values), count)
+    return _OverFeatures(count, **values)
+
+
+def _over_channels(count: int, rank: int, kind: str, values: dict[str, Any]) -> nn.Module:
+    if kind == "batch":
+        return _BATCH_NORMS[rank](count, **values)
+    if kind == "group":
+        return nn.GroupNorm(_groups(count, values), count)
+    return _Channels(count)
+
+
+def _groups(count: int, values: dict[str, Any]) -> int:
+    """As many as are asked for, or up to 32 (Wu & He 2018) of at least two channels each."""
+    wanted = int(values.get("groups", 0))
+    if wanted:
+        if count % wanted:
+            raise PatchProblem(f"{count} channels do not make {wanted} groups")
+        return wanted
+    return next(g for g in range(min(_MOST_GROUPS, max(1, count // 2)), 0, -1) if count % g == 0)
+
+
+def _shape_behind(case: Case, path: str, module: nn.Module) -> tuple[int, ...]:
+    found: list[Any] = []
+    with module.register_forward_hook(lambda _, __, output: found.append(output)):
+        case.forward()
+    if not found:
+        raise PatchProblem(f"what {path} gives is not known: there are no inputs to run it on")
+    if not isinstance(found[0], Tensor):
+        raise PatchProblem(f"{path} gives a {type(found[0]).__name__}, no tensor")
+    return tuple(found[0].shape)
+
+
+@dataclass
+class _Around:
+    """A forward hook: what goes in is added to what comes out."""
+
+    path: str
+
+    def __call__(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        if not isinstance(output, Tensor) or not given:
+            raise PatchProblem(f"{self.path} does not take and give one tensor")
+        if given[0].shape != output.shape:
+            shapes = f"{tuple(given[0].shape)} and gives {tuple(output.shape)}"
+            raise PatchProblem(f"no sum around {self.path}, which takes {shapes}")
+        return output + given[0]
+
+
+def residual(case: Case, patch: Patch) -> None:
+    """Add its input to what each module gives."""
+    for path, module in case.modules(patch.modules):
+        if module is case.root:
+            raise PatchProblem("a sum around the whole model is no remedy")
+        module.register_forward_hook(_Around(path), with_kwargs=True)
+        case.called.append((module, f"{path} is never called, so that nothing is added there"))
+
+
+# ---------------------------------------------------------------------- arguments and attributes
+
+
+def rebuilt(case: Case, patch: Patch) -> None:
+    """The layer made anew with other arguments; what keeps its shape keeps its values."""
+    for path, old in case.modules(patch.modules):
+        if parametrize.is_parametrized(old) or hasattr(old, "weight_g"):
+            raise PatchProblem(f"{path} has a parametrised weight, and cannot be made anew")
+        new = _made_anew(path, old, patch.values)
+        beside = list(old.parameters(recurse=False))
+        case.put(old, new)
+        _keep(old, new)
+        case.leaves(beside)
+        case.joins(new.parameters(), beside)
+
+
+def _made_anew(path: str, old: nn.Module, changed: dict[str, Any]) -> nn.Module:
+    kind = type(old)
+    parameters = _signature(kind)
+    unknown = [name for name in changed if name not in parameters]
+    if unknown:
+        raise PatchProblem(f"{kind.__name__} takes no {', '.join(unknown)}")
+    arguments = dict(changed)
+    for name, parameter in parameters.items():
+        if name in arguments:
+            continue
+        value = _argument(old, name)
+        if value is not _MISSING:
+            arguments[name] = value
+        elif parameter.default is parameter.empty:
+            raise PatchProblem(f"{path} does not tell the {name} that it was made with")
+    try:
+        new = kind(**arguments)
+    except Exception as error:
+        made = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        raise PatchProblem(f"{kind.__name__}({made}): {error}") from None
+    like = next((p for p in (*old.parameters(), *old.buffers()) if p.is_floating_point()), None)
+    return new if like is None else new.to(like.device, like.dtype)
+
+
+def _signature(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Of its constructor; of one that hands all on, of the next class that names them."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        own = vars(base).get("__init__")
+        if own is None or base is nn.Module:
+            continue
+        parameters = list(inspect.signature(own).parameters.values())[1:]
+        named = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = {**named, **found}
+        if len(named) == len(parameters):
+            break
+    if issubclass(kind, nn.RNNBase):
+        # Of its kinds each fixes the mode, and takes what it needs by `**kwargs`.
+        mode = found.pop("mode", None)
+        if not issubclass(kind, nn.LSTM):
+            found.pop("proj_size", None)
+        if issubclass(kind, nn.RNN) and mode is not None:
+            found.setdefault("nonlinearity", mode.replace(name="nonlinearity", default="tanh"))
+    return {n: p for n, p in found.items() if n not in ("device", "dtype") and n[0] != "_"}
+
+
+def _argument(old: nn.Module, name: str) -> Any:
+    """What the constructor was given, as the layer keeps it."""
+    if name in ("bias", "in_proj_bias") and (
+        isinstance(old._parameters.get(name), Tensor) or old._parameters.get(name, 0) is None
+    ):
+        return old._parameters[name] is not None
+    if isinstance(old, nn.MultiheadAttention):
+        if name == "bias":
+            return old.in_proj_bias is not None
+        if name == "add_bias_kv":
+            return old.bias_k is not None
+    if isinstance(old, nn.RNN) and name == "nonlinearity":
+        return old.mode.removeprefix("RNN_").lower()
+    if isinstance(old, _NormBase) and name == "bias":
+        return old._parameters.get("bias") is not None or not old.affine
+    value = getattr(old, name, _MISSING)
+    return _MISSING if isinstance(value, (Tensor, nn.Module)) else value
+
+
+@torch.no_grad()
+def _keep(old: nn.Module, new: nn.Module) -> None:
+    """The very parameter where the shape is the same: it may be shared, and is the optimizer's."""
+    owners = dict(new.named_modules())
+    before = dict(old.named_parameters())
+    for name, parameter in list(new.named_parameters()):
+        path, _, attribute = name.rpartition(".")
+        known = before.get(name)
+        if known is None:
+            continue
+        if known.shape == parameter.shape:
+            owners[path]._parameters[attribute] = known
+        else:
+            parameter.requires_grad_(known.requires_grad)
+    buffers = dict(old.named_buffers())
+    for name, buffer in new.named_buffers():
+        known_buffer = buffers.get(name)
+        if known_buffer is not None and known_buffer.shape == buffer.shape:
+            buffer.copy_(known_buffer)
+    for name, module in old.named_modules():
+        if name in owners:
+            owners[name].train(module.training)
+
+
+def attribute(case: Case, patch: Patch) -> None:
+    """Set attributes of layers: `p`, `eps`, `momentum`, `dim`, `track_running_stats`, `training`."""
+    if not patch.values:
+        raise PatchProblem("no attribute is named")
+    for path, module in case.modules(patch.modules):
+        for name, value in patch.values.items():
+            if name == "training":
+                module.train(bool(value))
+            elif name == "track_running_stats" and isinstance(module, _NormBase):
+                _track(module, tracks=bool(value))
+            elif isinstance(getattr(module, name, _MISSING), (Tensor, nn.Module)):
+                raise PatchProblem(f"{path}.{name} is no plain value")
+            elif not hasattr(module, name):
+                raise PatchProblem(f"{path} is {type(module).__name__}, which has no {name}")
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise PatchProblem(f"{name} cannot be {value}")
+            else:
+                setattr(module, name, value)
+
+
+def _track(module: _NormBase, *, tracks: bool) -> None:
+    """As its constructor does: without running statistics, eval mode takes those of the batch as well."""
+    like = module.running_mean if module.weight is None else module.weight
+    device, count = (None if like is None else like.device), module.num_features
+    module.track_running_stats = tracks
+    if not tracks:
+        module.running_mean = module.running_var = module.num_batches_tracked = None
+    elif module.running_mean is None:
+        module.running_mean = torch.zeros(count, device=device)
+        module.running_var = torch.ones(count, device=device)
+        module.num_batches_tracked = torch.tensor(0, dtype=torch.long, device=device)
