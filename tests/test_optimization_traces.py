@@ -199,7 +199,7 @@ def test_a_rate_that_makes_the_loss_infinite(rate: float) -> None:
     assert finding.severity == "error"
     assert finding.evidence["learning_rate"] == rate
     assert finding.evidence["largest_update"] > 0.1
-    assert finding.fixes[0].title.startswith("lr=")
+    assert finding.fixes[0].title.startswith("lower the learning rate to lr=")
     assert "torch.optim.SGD(" in text_at(finding)
 
 
@@ -485,8 +485,8 @@ def with_options(kind: type[Optimizer], **options: object) -> Callable[[], None]
     [
         (torch.optim.Adam, {"betas": (0.999, 0.9)}, "betas", "betas=(0.9, 0.999)"),
         (torch.optim.AdamW, {"betas": (0.99, 0.5)}, "betas", "betas=(0.5, 0.99)"),
-        (torch.optim.Adam, {"eps": 0.0}, "eps", "eps=1e-8"),
-        (torch.optim.RMSprop, {"eps": 1e8}, "eps", "eps=1e-8"),
+        (torch.optim.Adam, {"eps": 0.0}, "eps", "eps=1e-08"),
+        (torch.optim.RMSprop, {"eps": 1e8}, "eps", "eps=1e-08"),
         (torch.optim.SGD, {"momentum": 1.0}, "momentum", "momentum=0.9"),
         (torch.optim.SGD, {"momentum": 0.9, "dampening": 1.0}, "dampening", "dampening=0"),
         (torch.optim.RMSprop, {"alpha": 0.01}, "alpha", "alpha=0.99"),
@@ -498,7 +498,7 @@ def test_an_option_that_is_out_of_range(
 ) -> None:
     finding = loud(with_options(kind, **options))["OPT010"]
     assert finding.evidence["option"] == option
-    assert finding.fixes[0].title == fix
+    assert finding.fixes[0].title == f"set {fix}"
     assert "kind(model.parameters()" in text_at(finding)
 
 

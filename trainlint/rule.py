@@ -67,6 +67,9 @@ from trainlint.analysis.variants import Variants
 from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
 from trainlint.fixes import Attempt, Edit, Fix, Location, Occurrence, Patch, Safety, SourceEdits
+from trainlint.fixes import loops as loops
+from trainlint.fixes import numerics as numerics
+from trainlint.fixes import optimizers as optimizers
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.fixes.initialisation import Start, as_code, initialised
 from trainlint.fixes.layers import (
@@ -76,6 +79,7 @@ from trainlint.fixes.layers import (
     places,
     residual,
 )
+from trainlint.fixes.loops import explained
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
 from trainlint.generalization.remedies import MoreData, Remedies, Remedy
 from trainlint.generalization.swept import Sweep
@@ -228,6 +232,7 @@ __all__ = [
     "disagreement",
     "dropped_share",
     "expectation",
+    "explained",
     "far_off",
     "flat_width",
     "flatten_fixes",
@@ -244,11 +249,14 @@ __all__ = [
     "is_map",
     "is_plain_chain",
     "keeps_statistics",
+    "loops",
     "measured_trend",
     "mismatches",
     "never_learning",
     "normalised",
+    "numerics",
     "ops",
+    "optimizers",
     "other_activation",
     "other_activations",
     "other_loss",

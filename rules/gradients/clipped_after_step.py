@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loops,
+    rule,
+)
 
 
 @rule("GRD009", severity=Severity.ERROR, since="0.1", explains=["exploding-gradient"])
-def clipped_after_step(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
+def clipped_after_step(trace: Trace, edits: SourceEdits, *, times: int = 2) -> Iterator[Finding]:
     """Gradients are clipped after the optimizer has used them, so that nothing is clipped.
 
     `clip_grad_norm_` shortens the `.grad` that is there. `optimizer.step()` must find the short one: in
@@ -49,7 +59,8 @@ def clipped_after_step(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
     Never: to read the norm alone, give the limit infinity.
 
     ## Fix safety
-    Only shown. The steps become shorter, and the learning rate may be set anew.
+    Safe: it is plainly what was meant. Steps are shorter where the norm is above the limit. No edit is made
+    where a `GradScaler` or a closure steps, or the two calls are in different blocks.
 
     ## References
     PyTorch documentation, `torch.nn.utils.clip_grad_norm_`. Pascanu, Mikolov & Bengio 2013,
@@ -58,10 +69,23 @@ def clipped_after_step(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
     for incident in trace.of("clip-after-step"):
         if incident.count >= times:
             kind = incident.facts["optimizer"]
+            limit = next((clip.limit for clip in trace.clips if clip.site is incident.site), 1.0)
             yield Finding(
                 f"the gradients are clipped after {kind}.step() has used them and before backward() has "
                 f"made new ones, {incident.count} times: no step was clipped",
                 where=incident.site,
                 evidence={"times": incident.count, "first_step": incident.step},
-                fixes=[Fix("move the clipping between loss.backward() and optimizer.step()")],
+                fixes=[
+                    explained(
+                        loops.clipped_before_step(
+                            trace,
+                            edits,
+                            incident.site,
+                            title="move the clipping between backward() and step()",
+                        ),
+                        reason=f"Pascanu et al. 2013: g ← g·min(1, {limit:g}/‖g‖) bounds the next step",
+                        patches=[Patch.training("clip", max_norm=limit)],
+                        safety=Safety.SAFE,
+                    )
+                ],
             )

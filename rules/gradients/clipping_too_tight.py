@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median, quantiles
 
-from trainlint.rule import ClipTrace, Confidence, Finding, Fix, Incident, Severity, Trace, rule
+from trainlint.rule import (
+    ClipTrace,
+    Confidence,
+    Finding,
+    Fix,
+    Incident,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    rule,
+)
 
 # The length of their step goes with that of the gradient. Others divide it out.
 SCALED = frozenset({"SGD", "ASGD"})
@@ -18,7 +31,7 @@ SCALED = frozenset({"SGD", "ASGD"})
     explains=["learning-rate-too-low", "loss-never-moves", "underfitting"],
 )
 def clipping_too_tight(
-    trace: Trace, *, factor: float = 0.1, update: float = 3e-3, calls: int = 10
+    trace: Trace, edits: SourceEdits, *, factor: float = 0.1, update: float = 3e-3, calls: int = 10
 ) -> Iterator[Finding]:
     """Gradient clipping cuts nearly every step to a small part, instead of the rare spike.
 
@@ -65,8 +78,8 @@ def clipping_too_tight(
     gradient is bounded for privacy.
 
     ## Fix safety
-    Only shown: with another limit the learning rate means something else. The limit that is suggested
-    lets nine of ten of the norms pass that were seen.
+    Unsafe: with another limit the learning rate means something else. The limit that is suggested lets
+    nine of ten of the norms pass that were seen.
 
     ## References
     Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063. PyTorch documentation, automatic mixed precision
@@ -80,7 +93,7 @@ def clipping_too_tight(
         return
     for clip in trace.clips:
         if clip.limit > 0 and len(clip.factor) >= calls and median(clip.factor) < factor:
-            yield _tight(trace, clip, update)
+            yield _tight(trace, edits, clip, update)
 
 
 def _scaled(incident: Incident) -> Finding:
@@ -89,11 +102,18 @@ def _scaled(incident: Incident) -> Finding:
         "hardly anything is left of them when the step divides by it",
         where=incident.site,
         evidence={"calls": incident.count, "optimizer": incident.facts["optimizer"]},
-        fixes=[Fix("scaler.unscale_(optimizer) before clip_grad_norm_")],
+        fixes=[
+            Fix(
+                "unscale the gradients first: scaler.unscale_(optimizer) before clip_grad_norm_",
+                reason="‖S·g‖ is compared with the limit, S the scale, 65536 at first: of g there is left "
+                "the limit over S",
+                obstacle="which scaler and which optimizer belong together is not seen at the clipping",
+            )
+        ],
     )
 
 
-def _tight(trace: Trace, clip: ClipTrace, update: float) -> Finding:
+def _tight(trace: Trace, edits: SourceEdits, clip: ClipTrace, update: float) -> Finding:
     middle = median(clip.factor)
     norms = [clip.limit / factor for factor in clip.factor]
     usual = float(f"{quantiles(norms, n=10)[-1]:.1g}")
@@ -116,7 +136,23 @@ def _tight(trace: Trace, clip: ClipTrace, update: float) -> Finding:
         f"{len(clip.factor)} calls, whose norm is about {clip.limit / middle:.2g}: {cost}",
         where=clip.site,
         evidence={"factor": middle, "limit": clip.limit, "median_norm": clip.limit / middle},
-        fixes=[Fix(f"max_norm={usual:g}: nine of ten steps pass as they are")],
+        fixes=[
+            explained(
+                edits.argument(
+                    clip.site,
+                    1,
+                    "max_norm",
+                    usual,
+                    current=clip.limit,
+                    title=f"raise the limit to {usual:g}, max_norm={usual:g}",
+                    safety=Safety.UNSAFE,
+                ),
+                reason=f"nine of ten gradients have a norm below {usual:g} and pass as they are; "
+                f"the median is {clip.limit / middle:.2g}",
+                obstacle="the limit is no number in the call",
+                patches=[Patch.training("clip", max_norm=usual)],
+            )
+        ],
         severity=Severity.WARNING if is_warning else Severity.INFO,
         confidence=Confidence.LIKELY,
     )

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loops,
+    rule,
+)
 
 
 @rule("GRD008", severity=Severity.WARNING, since="0.1", explains=["out-of-memory"])
-def graph_kept_alive(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
+def graph_kept_alive(trace: Trace, edits: SourceEdits, *, times: int = 2) -> Iterator[Finding]:
     """The autograd graphs of earlier steps are never freed, so that memory grows with every step.
 
     A loss is a tensor that holds the graph which made it: a node for each operation, and after
@@ -58,7 +67,8 @@ def graph_kept_alive(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
     differentiate through earlier ones.
 
     ## Fix safety
-    Only shown: `item()` waits for the device, `detach()` does not.
+    Safe: the numbers are the same. The edit is `detach()`, which neither waits for the device, as `item()`
+    does, nor changes the type of what is kept. None is made where it is not the loss itself that is kept.
 
     ## References
     PyTorch documentation, frequently asked questions, "My model reports CUDA error: out of memory".
@@ -77,5 +87,17 @@ def graph_kept_alive(trace: Trace, *, times: int = 2) -> Iterator[Finding]:
                     "first_step": incident.step,
                     "times": incident.count,
                 },
-                fixes=[Fix("keep loss.item() or loss.detach(), not loss")],
+                fixes=[
+                    explained(
+                        loops.released(
+                            trace,
+                            edits,
+                            incident.site,
+                            title="keep loss.detach() or loss.item(), not loss",
+                        ),
+                        reason="PyTorch FAQ: a loss holds the graph that made it, a detached one only its "
+                        "number",
+                        safety=Safety.SAFE,
+                    )
+                ],
             )

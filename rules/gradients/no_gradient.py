@@ -122,14 +122,23 @@ def _cut(
         else "no forward with gradients ran them"
     )
     fixes = [
-        Fix(f"{layers[0]}.requires_grad_(False), if {_these(layers)} shall stay as made"),
-    ]
-    if ran:
-        fixes.insert(
-            0, Fix(f"look behind {layers[-1]} for detach(), .data, argmax or a new tensor")
+        Fix(
+            f"take out what cuts {layers[-1]} off from the loss: detach(), .data, argmax or a new tensor",
+            reason="∂loss/∂w is a product along the graph, and nothing where the graph is cut",
+            obstacle="a run shows that it is cut, `trainlint check` of the model shows where",
         )
-    else:
-        fixes.insert(0, Fix(f"call {layers[0]} in forward, outside of torch.no_grad()"))
+        if ran
+        else Fix(
+            f"call {layers[0]} in forward, outside of torch.no_grad()",
+            reason="only what ran with a graph before the loss has a gradient by it",
+            obstacle="where its result belongs is its author's to say",
+        ),
+        Fix(
+            f"say so if {_these(layers)} shall stay as made: {layers[0]}.requires_grad_(False)",
+            reason="PyTorch documentation, autograd mechanics: what is frozen costs no backward pass",
+            obstacle="the first fix lets it learn; this is the other choice",
+        ),
+    ]
     return Finding(
         f"{_named(layers)} got no gradient in any of {steps} steps: "
         f"{part:.0%} of the trainable parameters stay as they were made; {why}",
@@ -166,7 +175,14 @@ def _zero(
         f"steps: {part:.0%} of the trainable parameters learn nothing",
         where=model.place_of(zero[0].name),
         evidence={"share": round(part, 4), "parameters": [p.name for p in zero][:10]},
-        fixes=[Fix(f"look behind {layers[-1]} for dead units, weights of 0 or a factor of 0")],
+        fixes=[
+            Fix(
+                f"take out the zero behind {layers[-1]}: dead units, weights of 0 or a factor of 0, or a "
+                "result of which only a part is used",
+                reason="∂loss/∂w is a product along the graph: one factor of 0, and all of it is 0",
+                obstacle="which of them it is was not seen",
+            )
+        ],
         confidence=Confidence.LIKELY,
         starved=part,
         affects=[p.name for p in zero],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import isfinite
+from collections.abc import Iterator, Sequence
+from math import inf, isfinite
 from typing import Any
 
 from trainlint.rule import (
@@ -12,11 +12,16 @@ from trainlint.rule import (
     Fix,
     Graph,
     Incident,
-    NonFinite,
+    Patch,
     Severity,
     Signal,
+    SourceEdits,
     Trace,
+    explained,
+    loops,
+    numerics,
     ops,
+    optimizers,
     rule,
 )
 
@@ -28,9 +33,9 @@ CURES = {
     ),
     "log2": ("log of a number ≤ 0", "x.clamp_min(1e-8).log2()"),
     "log10": ("log of a number ≤ 0", "x.clamp_min(1e-8).log10()"),
-    "log1p": ("log1p of a number ≤ -1", "clamp its argument above -1 + 1e-8"),
-    "sqrt": ("√ at or below 0, where its slope 1/(2√x) is infinite", "(x + 1e-8).sqrt()"),
-    "rsqrt": ("1/√ at or below 0", "(x + 1e-8).rsqrt()"),
+    "log1p": ("log1p of a number ≤ -1", "x.clamp_min(-1 + 1e-6).log1p()"),
+    "sqrt": ("√ at or below 0, where its slope 1/(2√x) is infinite", "x.clamp_min(1e-8).sqrt()"),
+    "rsqrt": ("1/√ at or below 0", "x.clamp_min(1e-8).rsqrt()"),
     "div": ("division by 0", "x / (y + 1e-8), or y.clamp_min(1e-8)"),
     "reciprocal": ("division by 0", "x.clamp_min(1e-8).reciprocal()"),
     "pow": ("a power with an infinite value or slope at 0", "x.clamp_min(1e-8) ** p"),
@@ -64,9 +69,8 @@ CURES = {
 }
 CURES["multi_head_attention_forward"] = CURES["scaled_dot_product_attention"]
 CURES["true_divide"] = CURES["div"]
-GROWTH = (
-    "smaller weights at this point, or a normalisation before it: the numbers grow without bound"
-)
+ANY = "an ε where it divides, takes a root or a logarithm, or clamp its argument"
+GROWTH = "smaller weights, or a normalisation before it"
 DETECT = "torch.autograd.detect_anomaly() around one step names the operation"
 # Steps in a row that a GradScaler leaves out at a scale below 1, where it never has to go.
 LEFT_OUT = 3
@@ -83,7 +87,10 @@ HALF = 65504.0
     own=["loss", "data"],
 )
 def non_finite(
-    graph: Graph | None, signal: Signal | None, trace: Trace | None
+    graph: Graph | None,
+    signal: Signal | None,
+    trace: Trace | None,
+    edits: SourceEdits | None,
 ) -> Iterator[Finding]:
     """An operation makes NaN or infinity in the first forward or backward pass.
 
@@ -136,7 +143,8 @@ def non_finite(
     Never where the inputs are real ones; with made-up inputs, where they lie outside of the data's range.
 
     ## Fix safety
-    Shown without an edit: which ε suits depends on the scale of the values.
+    Unsafe: which ε suits depends on the scale of the values. An edit is made where one operand is to be
+    bounded, `x.clamp_min(1e-8).log()`.
 
     ## References
     Goldberg 1991, What every computer scientist should know about floating-point arithmetic. PyTorch,
@@ -144,18 +152,18 @@ def non_finite(
     """
     found: list[Finding] = []
     if graph is not None and signal is not None:
-        found += _measured(graph, signal)
+        found += _measured(graph, signal, edits)
     yield from found
     if trace is not None and not found:  # else it was seen to happen, too
-        yield from _watched(trace)
+        yield from _watched(trace, edits)
 
 
-def _measured(graph: Graph, signal: Signal) -> Iterator[Finding]:
+def _measured(graph: Graph, signal: Signal, edits: SourceEdits | None) -> Iterator[Finding]:
     bad = signal.non_finite
     if bad is None or (not signal.given and not _behind_weights(graph, bad.node)):
         return
     name = graph.name(bad.node)
-    reason, cure = CURES.get(name, ("", ""))
+    reason, _ = CURES.get(name, ("", ""))
     what = "NaN" if bad.value == "nan" else "infinity"
     if bad.backward:
         said = f"the backward of {graph.label(bad.node)} makes {what}"
@@ -176,16 +184,48 @@ def _measured(graph: Graph, signal: Signal) -> Iterator[Finding]:
             "inputs": None if bad.inputs is None else [float(bound) for bound in bad.inputs],
             "operation": name,
         },
-        fixes=[Fix(_cure(bad, cure))],
+        fixes=_cured(edits, name, graph.place(bad.node), bad.inputs),
         confidence=Confidence.CERTAIN if signal.given else Confidence.LIKELY,
         affects=[bad.node],
     )
 
 
-def _cure(bad: NonFinite, cure: str) -> str:
-    if bad.inputs is not None and max(map(abs, bad.inputs)) > HALF:
-        return GROWTH
-    return cure or "an ε where it divides, takes a root or a logarithm, or clamp its argument"
+def _cured(
+    edits: SourceEdits | None, name: str, site: Any, inputs: Sequence[float] | None
+) -> list[Fix]:
+    """The operation kept away from where it is not finite, or what feeds it kept from growing."""
+    reason, cure = CURES.get(name, ("", ""))
+    if inputs is not None and HALF < max(map(abs, inputs)) < inf:
+        return _held(inputs)
+    why = f"{reason}: an ε keeps it and its slope finite" if reason else "a finite slope"
+    why += "" if inputs is None else f", of values between {inputs[0]:.3g} and {inputs[1]:.3g}"
+    title = f"keep {name} away from where it is not finite: {cure or ANY}"
+    made = (
+        Fix(title, obstacle="the source is not at hand")
+        if edits is None
+        else numerics.guarded(edits, site, name, title=title)
+    )
+    return [explained(made, reason=why)]
+
+
+def _held(inputs: Sequence[float]) -> list[Fix]:
+    """For numbers that have grown: shorter steps, clipping, a normalisation."""
+    size = max(map(abs, inputs))
+    return [
+        Fix(
+            f"keep the numbers small at this point: {GROWTH}",
+            reason=f"values of {size:.3g} overflow where they are multiplied again; half precision ends at "
+            f"{HALF:g}",
+            obstacle="what makes them grow is another finding's, or the data's",
+            patches=[Patch.training("clip", max_norm=1.0)],
+        ),
+        Fix(
+            "take a tenth of the learning rate",
+            reason="steps above 2/λ, the curvature's, throw the weights further at each step",
+            obstacle="which step did it is not seen",
+            patches=[Patch.training("learning-rate", factor=0.1)],
+        ),
+    ]
 
 
 def _behind_weights(graph: Graph, node: Any) -> bool:
@@ -209,17 +249,17 @@ BROKEN = (
 )  # fmt: skip
 
 
-def _watched(trace: Trace) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
     """What a run's first loss or gradient that was not finite came from."""
     rows = [step for step, value in trace.losses if not isfinite(value)]
     first = min(trace.of(*BROKEN), key=lambda incident: incident.step, default=None)
     left_out = next((i for i in trace.of("steps-left-out") if i.facts["scale"] < 1), None)
     if left_out is not None and left_out.count >= LEFT_OUT:
-        yield _left_out(left_out, first)
+        yield _left_out(edits, trace, left_out, first)
         return
     if not rows and first is None:
         return
-    said, cure, evidence = _said(first)
+    said, fixes, evidence = _said(edits, trace, first)
     recovered = bool(rows) and isfinite(trace.losses[-1][1])
     step = first.step if first is not None else rows[0]
     if recovered:
@@ -232,7 +272,7 @@ def _watched(trace: Trace) -> Iterator[Finding]:
         said + after,
         where=first.site if first is not None else _broken_loss(trace),
         evidence={"first_step": step, "losses": len(rows), **evidence},
-        fixes=[Fix(cure)],
+        fixes=fixes,
         severity=Severity.WARNING if recovered else Severity.ERROR,
     )
 
@@ -241,39 +281,45 @@ def _is_of_gradient(incident: Incident) -> bool:
     return incident.kind == "not-finite-gradient" or bool(incident.facts.get("backward"))
 
 
-def _left_out(incident: Incident, first: Incident | None) -> Finding:
+def _left_out(
+    edits: SourceEdits | None, trace: Trace, incident: Incident, first: Incident | None
+) -> Finding:
     """A `GradScaler` that finds no scale at which gradients are finite."""
     facts = incident.facts
-    said, cure, evidence = _said(first)
+    said, fixes, evidence = _said(edits, trace, first)
     if first is None:
-        said, cure, evidence = "gradients are not finite whatever the scale", DETECT, {}
+        said, fixes, evidence = "gradients are not finite whatever the scale", [_looked_for()], {}
     return Finding(
         f"the GradScaler left out the last {incident.count} of {facts['steps']} steps of "
         f"{facts['optimizer']}, down to a scale of {facts['scale']:.2g}: {said}",
         where=incident.site if first is None else first.site,
         evidence={"left_out": incident.count, "steps": facts["steps"], **evidence},
-        fixes=[Fix(cure)],
+        fixes=fixes,
     )
 
 
-def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
-    """The words for an incident, its cure, and its figures."""
+def _said(
+    edits: SourceEdits | None, trace: Trace, incident: Incident | None
+) -> tuple[str, list[Fix], dict[str, Any]]:
+    """The words for an incident, its cures, and its figures."""
     if incident is None:
-        return "the loss became NaN or infinite", "a smaller learning rate, or clip_grad_norm_", {}
+        return "the loss became NaN or infinite", _slower(edits, trace), {}
     facts = incident.facts
     what = "NaN" if facts["value"] == "nan" else "infinity"
     if incident.kind == "not-finite-result":
         name, least, largest = facts["operation"], facts["least"], facts["largest"]
-        reason, cure = CURES.get(name, ("", ""))
-        if max(abs(least), abs(largest)) > HALF:
-            cure = GROWTH
+        reason, _ = CURES.get(name, ("", ""))
         made = f"the backward of {name}" if facts["backward"] else name
         said = f"{made} makes {what}"
         if least <= largest:
             said += f" from values between {least:.4g} and {largest:.4g}"
+        inputs = (least, largest) if isfinite(least) and isfinite(largest) else None
+        fixes = _cured(edits, name, incident.site, inputs)
+        if inputs is not None and max(map(abs, inputs)) > HALF:
+            fixes = [*_slower(edits, trace), *fixes[:1]]
         return (
             said + (f" ({reason})" if reason else ""),
-            cure or "an ε where it divides, takes a root or a logarithm, or clamp its argument",
+            fixes,
             {"value": facts["value"], "operation": name, "inputs": [least, largest]},
         )
     if incident.kind == "not-finite-weights":
@@ -282,19 +328,20 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
                 f"the weights of {facts['parameters'][0]} were not finite before the loss was: the step "
                 "before made them so, by a gradient that was not or by its size"
             ),
-            (
-                "a smaller learning rate, or clip_grad_norm_ before the step; "
-                "torch.autograd.detect_anomaly() names the backward that made a NaN"
-            ),
+            [*_slower(edits, trace), _looked_for()],
             {"value": facts["value"], "parameters": list(facts["parameters"])},
         )
     if incident.kind == "not-finite-input":
         return (
             f"{facts['model']} was given NaN or infinity: the fault is in the data, before the model",
-            (
-                "assert torch.isfinite(x).all() where the data are made, and a look at missing values and "
-                "at divisions by a deviation of 0"
-            ),
+            [
+                Fix(
+                    "leave such samples out where the data are made: torch.isfinite(x).flatten(1).all(1)",
+                    reason="one NaN in the input is one in every gradient of the batch: 0·NaN = NaN",
+                    obstacle="what a missing value stands for is known where the data are made; look at "
+                    "divisions by a deviation of 0, too",
+                )
+            ],
             {"value": facts["value"]},
         )
     if incident.kind == "not-finite-gradient":
@@ -303,20 +350,60 @@ def _said(incident: Incident | None) -> tuple[str, str, dict[str, Any]]:
         said = (
             f"{whose} is {what} though the loss is finite: the backward of some operation makes it"
         )
-        return said, DETECT, {"value": facts["value"], "parameters": names}
+        return said, [_looked_for()], {"value": facts["value"], "parameters": names}
     if incident.kind == "not-finite-output":
         return (
             f"the result of {facts['model']} is {what}, of finite weights and inputs",
-            "an ε where it divides, takes a root or a logarithm",
+            _cured(edits, "an operation", None, None),
             {"value": facts["value"]},
         )
     return (
         f"the loss is {what} though the model's result is finite: the loss itself makes it",
-        (
-            "the version on logits (cross_entropy, binary_cross_entropy_with_logits), or an ε in its log, "
-            "root or division"
-        ),
+        [
+            Fix(
+                "take the version on logits: cross_entropy, binary_cross_entropy_with_logits, or an ε "
+                "in its log, root or division",
+                reason="log σ(z) = −log(1 + e⁻ᶻ) is finite for every z, log(σ(z)) is not below z = −104",
+                obstacle="the loss is an expression of its own",
+            )
+        ],
         {"value": facts["value"]},
+    )
+
+
+def _slower(edits: SourceEdits | None, trace: Trace) -> list[Fix]:
+    """A tenth of the learning rate, and clipping."""
+    stepping = [optimizer for optimizer in trace.optimizers if optimizer.steps]
+    rate = optimizers.made_rate(stepping[0]) if len(stepping) == 1 else None
+    better = float(f"{rate / 10:.0e}") if rate else None
+    title = "take a tenth of the learning rate" + (f", lr={better:g}" if better else "")
+    slower, clipped = Fix(title), Fix("clip the gradient's norm to 1 between backward() and step()")
+    if edits is not None and better:
+        slower = optimizers.with_option(edits, stepping[0], "lr", better, title=title)
+    if edits is not None:
+        clipped = loops.clipped(trace, edits, 1.0)
+    return [
+        explained(
+            slower,
+            reason="the numbers grew with each step: one above 2/λ, the curvature's, overshoots by more "
+            "than it was off",
+            obstacle="it is not plain which optimizer's rate it is",
+            patches=[Patch.training("learning-rate", factor=0.1)],
+        ),
+        explained(
+            clipped,
+            reason="Pascanu et al. 2013: g ← g·min(1, 1/‖g‖) bounds what one step can do",
+            obstacle="the source is not at hand",
+            patches=[Patch.training("clip", max_norm=1.0)],
+        ),
+    ]
+
+
+def _looked_for() -> Fix:
+    return Fix(
+        f"find the operation first: {DETECT}",
+        reason="PyTorch documentation, anomaly detection: the traceback of the forward of what failed",
+        obstacle="which operation it is was not seen",
     )
 
 

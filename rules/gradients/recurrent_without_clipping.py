@@ -8,18 +8,23 @@ from statistics import median
 from trainlint.rule import (
     Confidence,
     Finding,
-    Fix,
     ModelTrace,
+    Patch,
     Severity,
     SiteTrace,
+    SourceEdits,
     Trace,
+    explained,
+    loops,
     ops,
     rule,
 )
 
 
 @rule("GRD005", severity=Severity.INFO, since="0.1", explains=["exploding-gradient", "non-finite"])
-def recurrent_without_clipping(trace: Trace, *, spike: float = 10.0) -> Iterator[Finding]:
+def recurrent_without_clipping(
+    trace: Trace, edits: SourceEdits, *, spike: float = 10.0
+) -> Iterator[Finding]:
     """A recurrent model trains without gradient clipping, which its kind needs most.
 
     An RNN applies one matrix W at each of T times, so that the gradient holds products of up to T factors
@@ -64,8 +69,8 @@ def recurrent_without_clipping(trace: Trace, *, spike: float = 10.0) -> Iterator
     For sequences of a few steps, and where the values are clipped by hand, which is not seen.
 
     ## Fix safety
-    Only shown. The suggested limit is about twice the median norm that was seen, so that ordinary steps
-    are as before.
+    Unsafe: steps above the limit become shorter. It is about twice the median norm that was seen, so that
+    ordinary steps are as before.
 
     ## References
     Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063. Bengio, Simard & Frasconi 1994. Seed A, problem 3.
@@ -89,9 +94,11 @@ def recurrent_without_clipping(trace: Trace, *, spike: float = 10.0) -> Iterator
             module=None,
             evidence={"median_norm": usual, "largest_norm": max(norms), "spikes": len(spikes)},
             fixes=[
-                Fix(
-                    f"nn.utils.clip_grad_norm_(model.parameters(), {limit:g}) between "
-                    "loss.backward() and optimizer.step()"
+                explained(
+                    loops.clipped(trace, edits, limit),
+                    reason=f"Pascanu et al. 2013: g ← g·min(1, {limit:g}/‖g‖) keeps the direction; the "
+                    f"median norm is {usual:.2g}, the largest {max(norms):.2g}",
+                    patches=[Patch.training("clip", max_norm=limit)],
                 )
             ],
             severity=Severity.WARNING if len(spikes) > 1 else Severity.INFO,

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loops,
+    rule,
+)
 
 
 @rule("GRD007", severity=Severity.ERROR, since="0.1", explains=["learning-rate-too-high"])
-def stale_gradient(trace: Trace, *, steps: int = 3) -> Iterator[Finding]:
+def stale_gradient(trace: Trace, edits: SourceEdits, *, steps: int = 3) -> Iterator[Finding]:
     """Gradients of earlier batches are never cleared, so each step follows the sum of all of them.
 
     `backward()` adds to `.grad`. Without `optimizer.zero_grad()` the step after t batches follows
@@ -47,7 +57,8 @@ def stale_gradient(trace: Trace, *, steps: int = 3) -> Iterator[Finding]:
     should step once.
 
     ## Fix safety
-    Only shown: where the loop clears its gradients is its author's choice.
+    Safe: it is plainly what was meant. No edit is made where several optimizers step, a `GradScaler` or a
+    closure does, `step()` stands under an `if`, or `backward()` is called in another function.
 
     ## References
     PyTorch documentation, `torch.optim.Optimizer.zero_grad`; PyTorch recipe "Zeroing out gradients".
@@ -59,5 +70,13 @@ def stale_gradient(trace: Trace, *, steps: int = 3) -> Iterator[Finding]:
                 f"before, {incident.count} times: the step after t batches is the sum of all t",
                 where=incident.site,
                 evidence={"steps": incident.count, "first_step": incident.step},
-                fixes=[Fix("optimizer.zero_grad() before loss.backward()")],
+                fixes=[
+                    explained(
+                        loops.zeroed(trace, edits),
+                        reason=f"backward() adds to .grad: step {trace.steps} goes by the sum of all "
+                        f"{trace.steps} gradients, and shall go by one",
+                        patches=[Patch.training("zero-grad")],
+                        safety=Safety.SAFE,
+                    )
+                ],
             )

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, OptimizerTrace, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    OptimizerTrace,
+    Patch,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    optimizers,
+    rule,
+)
 
-INSTEAD = {"NAdam": "decoupled_weight_decay=True", "RAdam": "decoupled_weight_decay=True"}
+DECOUPLING = frozenset({"NAdam", "RAdam"})
+COUPLED = frozenset({"Adam", "Adamax", "Adagrad", "RMSprop"})
+# What is usual with AdamW.
+USUAL = 0.01
 
 
 @rule("OPT008", severity=Severity.INFO, since="0.1", own=["optimizer"])
-def coupled_l2_in_adam(trace: Trace, *, least: float = 1e-6) -> Iterator[Finding]:
+def coupled_l2_in_adam(
+    trace: Trace, edits: SourceEdits, *, least: float = 1e-6
+) -> Iterator[Finding]:
     """Adam's `weight_decay` is an L2 penalty that Adam then divides by the size of the gradients.
 
     SGD with L2 takes η·λ of every weight. Adam's step is η·m/√v, where m and v are averages of the gradient
@@ -49,7 +65,8 @@ def coupled_l2_in_adam(trace: Trace, *, least: float = 1e-6) -> Iterator[Finding
     To repeat results that were had with it.
 
     ## Fix safety
-    Only shown: λ means something else then, 0.01 is usual with AdamW.
+    Unsafe: λ means something else then, 0.01 is usual with AdamW. An edit is made for Adam, whose other
+    arguments are AdamW's.
 
     ## References
     Loshchilov & Hutter 2019, arXiv:1711.05101.
@@ -61,21 +78,38 @@ def coupled_l2_in_adam(trace: Trace, *, least: float = 1e-6) -> Iterator[Finding
             if (decay := float(group.get("weight_decay") or 0.0)) > least
             and not group.get("decoupled_weight_decay")
         ]
-        instead = _instead(optimizer)
-        if decays and instead and optimizer.steps:
+        if decays and optimizer.kind in DECOUPLING | COUPLED and optimizer.steps:
             yield Finding(
                 f"{optimizer.kind} divides weight_decay={max(decays):g} by the size of the gradients: "
                 "weights with large gradients are hardly decayed",
                 where=optimizer.site,
                 evidence={"weight_decay": max(decays)},
-                fixes=[Fix(instead)],
+                fixes=[_decoupled(edits, optimizer, max(decays))],
             )
 
 
-def _instead(optimizer: OptimizerTrace) -> str | None:
-    if optimizer.kind in INSTEAD:
-        return INSTEAD[optimizer.kind]
-    if optimizer.kind in ("Adam", "Adamax", "Adagrad", "RMSprop"):
-        rate = max(optimizer.rates[0][1], default=1e-3) if optimizer.rates else 1e-3
-        return f"torch.optim.AdamW(model.parameters(), lr={rate:g}, weight_decay=0.01)"
-    return None
+def _decoupled(edits: SourceEdits, optimizer: OptimizerTrace, decay: float) -> Fix:
+    reason = (
+        "Loshchilov & Hutter 2019: beside the step each weight loses lr·λ of itself, not "
+        f"lr·{decay:g}·w/√v"
+    )
+    if optimizer.kind in DECOUPLING:
+        title = f"decouple the decay of {optimizer.kind}: decoupled_weight_decay=True"
+        changed = optimizers.with_option(
+            edits, optimizer, "decoupled_weight_decay", True, title=title
+        )
+        return explained(
+            changed,
+            reason=reason,
+            patches=[Patch.training("optimizer-options", decoupled_weight_decay=True)],
+        )
+    return explained(
+        optimizers.decoupled(
+            edits,
+            optimizer,
+            USUAL,
+            title=f"use AdamW in place of {optimizer.kind}, with weight_decay={USUAL:g}",
+        ),
+        reason=reason,
+        patches=[Patch.training("optimizer-rebuilt", to="AdamW", weight_decay=USUAL)],
+    )

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, ModelTrace, ParameterTrace, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    ModelTrace,
+    ParameterTrace,
+    Patch,
+    Severity,
+    Trace,
+    rule,
+)
 
 
 @rule("OPT005", severity=Severity.INFO, since="0.1", own=["optimizer"])
@@ -50,7 +59,7 @@ def decayed_norm_or_bias(trace: Trace, *, least: float = 1e-3) -> Iterator[Findi
     Where it makes no difference that can be measured, as is often so with small decays.
 
     ## Fix safety
-    Only shown.
+    Only shown: two groups take another form of call, and their own place among the arguments.
 
     ## References
     He et al. 2018, arXiv:1812.01187, section 3.1 (no bias decay).
@@ -78,9 +87,13 @@ def decayed_norm_or_bias(trace: Trace, *, least: float = 1e-3) -> Iterator[Findi
             evidence={"weight_decay": largest, "parameters": [p.name for _, p in decayed][:10]},
             fixes=[
                 Fix(
-                    f'{optimizer.kind}([{{"params": [p for p in model.parameters() if p.dim() > 1]}}, '
+                    f"give vectors a group without decay: {optimizer.kind}("
+                    '[{"params": [p for p in model.parameters() if p.dim() > 1]}, '
                     '{"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}], '
-                    f"lr={rate:g}, weight_decay={largest:g})"
+                    f"lr={rate:g}, weight_decay={largest:g})",
+                    reason="He et al. 2018, section 3.1: no decay of what has one dimension or none",
+                    obstacle="the call takes another form, of groups",
+                    patches=[Patch.training("weight-decay", value=largest, apart=True)],
                 )
             ],
         )

@@ -10,6 +10,7 @@ from trainlint.rule import (
     Fix,
     ModelTrace,
     ParameterTrace,
+    Patch,
     Severity,
     Trace,
     rule,
@@ -71,7 +72,7 @@ def frozen_parameters(
     For a fixed readout on purpose, or inputs that are fitted to a frozen decoder.
 
     ## Fix safety
-    Only shown: what shall learn is its author's to say.
+    Only shown: what shall learn is its author's to say, and which line froze it is not seen.
 
     ## References
     PyTorch documentation, autograd mechanics, "Setting requires_grad". Hu et al. 2021, arXiv:2106.09685
@@ -95,7 +96,15 @@ def frozen_parameters(
             f"learn{'; it is the last, and what it reads out was never fitted' if last else ''}",
             where=model.place_of(behind.name),
             evidence={"share": round(part, 4), "parameters": [p.name for p in frozen][:10]},
-            fixes=[Fix(f"{name}.requires_grad_(True), before the optimizer is made")],
+            fixes=[
+                Fix(
+                    f"let it learn: {name}.requires_grad_(True), before the optimizer is made",
+                    reason="Yosinski et al. 2014: first layers are what is frozen, and the last one is "
+                    "fitted to what it reads",
+                    obstacle="the line that freezes it is not seen",
+                    patches=[Patch.unfreeze([p.name for p in frozen])],
+                )
+            ],
             severity=Severity.WARNING if last else Severity.INFO,
             confidence=Confidence.LIKELY if last else Confidence.POSSIBLE,
         )

@@ -7,16 +7,20 @@ from math import sqrt
 from typing import Any
 
 from trainlint.rule import (
+    ClipTrace,
     Confidence,
     Finding,
     Fix,
     Graph,
     OptimizerTrace,
+    Patch,
     Safety,
     Severity,
     SourceEdits,
     Trace,
+    explained,
     ops,
+    optimizers,
     rule,
 )
 
@@ -32,6 +36,14 @@ LARGEST_OPTIMIZER_EPS = 1.0
 SHORTEST_ALPHA = 0.5
 # Below, float32 holds a zero or a number without all of its digits.
 LEAST_EPS = 1.2e-38
+# Why the usual value of an optimizer's option is that.
+WHY = {
+    "betas": "Kingma & Ba 2015: the default (0.9, 0.999); it converges for β₁ < √β₂ (Reddi et al. 2018)",
+    "eps": "Kingma & Ba 2015: the default 1e-8 only keeps m/(√v + ε) finite",
+    "momentum": "the velocity v ← μ·v + g tends to g/(1 − μ), 10·g at the usual 0.9",
+    "dampening": "v ← μ·v + (1 − τ)·g: with τ = 0, the default, gradients count in full",
+    "alpha": "v ← α·v + (1 − α)·g² averages over 1/(1 − α) steps, 100 at the default 0.99",
+}
 
 
 @rule(
@@ -125,7 +137,7 @@ def hyperparameter_out_of_range(
     and Reddi, Kale & Kumar 2018, arXiv:1904.09237 (β₁ < √β₂).
     """
     if trace is not None:
-        yield from _watched(trace)
+        yield from _watched(trace, edits)
     if graph is None or edits is None:
         return
     seen: set[Any] = set()
@@ -145,15 +157,15 @@ def hyperparameter_out_of_range(
             yield _eps(graph, edits, node, float(eps))
 
 
-def _watched(trace: Trace) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
     """What is wrong with the optimizers of a run."""
     for optimizer in trace.optimizers:
-        said: dict[str, tuple[str, str, float]] = {}
+        said: dict[str, tuple[str, Any, float]] = {}
         for group in optimizer.groups if optimizer.steps else ():
             for option, told in _of_group(optimizer.kind, group):
                 said.setdefault(option, told)
-        for option, (what, fix, value) in said.items():
-            yield _of_optimizer(optimizer, option, what, fix, value)
+        for option, (what, better, value) in said.items():
+            yield _of_optimizer(edits, optimizer, option, what, better, value)
     for clip in trace.clips:
         if clip.limit <= 0 and clip.calls:
             yield Finding(
@@ -161,12 +173,12 @@ def _watched(trace: Trace) -> Iterator[Finding]:
                 f"{'0: nothing is learnt' if clip.limit == 0 else 'less than 0: the loss is climbed'}",
                 where=clip.site,
                 evidence={"limit": clip.limit, "calls": clip.calls},
-                fixes=[Fix("a limit above 0, 1.0 is usual; float('inf') to read the norm alone")],
+                fixes=[_limit(edits, clip)],
                 severity=Severity.ERROR,
             )
 
 
-def _of_group(kind: str, group: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str, float]]]:
+def _of_group(kind: str, group: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any, float]]]:
     """(option, (what it does, a better value, its value)) for what is out of range in a group."""
     betas = group.get("betas")
     if kind in BETAS and isinstance(betas, (tuple, list)) and len(betas) == 2:
@@ -177,32 +189,32 @@ def _of_group(kind: str, group: Mapping[str, Any]) -> Iterator[tuple[str, tuple[
                 f"β₁={first:g} is above √β₂={sqrt(second):.3g}: the average of the gradients lasts "
                 "longer than that of their squares"
             )
-            better = f"betas=({second:g}, {first:g})" if is_swapped else "betas=(0.9, 0.999)"
+            better = (second, first) if is_swapped else (0.9, 0.999)
             yield "betas", (what, better, first)
     eps = _number(group.get("eps"))
     if kind in ADAPTIVE and eps is not None:
         if eps < LEAST_EPS:
-            yield "eps", ("a weight whose gradient was always 0 becomes 0/0 = NaN", "eps=1e-8", eps)
+            yield "eps", ("a weight whose gradient was always 0 becomes 0/0 = NaN", 1e-8, eps)
         elif eps > LARGEST_OPTIMIZER_EPS:
             what = (
                 f"√v + {eps:g} is about {eps:g} whatever the gradients are, and divides each step"
             )
-            yield "eps", (what, "eps=1e-8", eps)
+            yield "eps", (what, 1e-8, eps)
     momentum, dampening = _number(group.get("momentum")), _number(group.get("dampening"))
     if kind in ("SGD", "RMSprop") and momentum is not None and momentum >= 1:
-        yield "momentum", ("the velocity never fades, and only grows", "momentum=0.9", momentum)
+        yield "momentum", ("the velocity never fades, and only grows", 0.9, momentum)
     if kind == "SGD" and momentum and dampening is not None and dampening >= 1:
         what = "no gradient but the first gets into the velocity"
-        yield "dampening", (what, "dampening=0", dampening)
+        yield "dampening", (what, 0, dampening)
     alpha = _number(group.get("alpha"))
     if kind == "RMSprop" and alpha is not None and alpha >= 1:
-        yield "alpha", ("the average of squares stays at 0", "alpha=0.99", alpha)
+        yield "alpha", ("the average of squares stays at 0", 0.99, alpha)
     elif kind == "RMSprop" and alpha is not None and alpha < SHORTEST_ALPHA:
         what = (
             f"the average of squares is that of about {1 / (1 - alpha):.2g} steps, so that each gradient "
             "is divided by its own size"
         )
-        yield "alpha", (what, f"alpha={1 - alpha:g}", alpha)
+        yield "alpha", (what, float(f"{1 - alpha:.6g}"), alpha)
 
 
 def _number(value: Any) -> float | None:
@@ -210,15 +222,54 @@ def _number(value: Any) -> float | None:
 
 
 def _of_optimizer(
-    optimizer: OptimizerTrace, option: str, what: str, fix: str, value: float
+    edits: SourceEdits | None,
+    optimizer: OptimizerTrace,
+    option: str,
+    what: str,
+    better: Any,
+    value: float,
 ) -> Finding:
     shown = "" if option == "betas" else f" has {option}={value:g}"
+    title = f"set {option}={_shown(better)}"
+    changed = (
+        Fix(title)
+        if edits is None
+        else optimizers.with_option(edits, optimizer, option, better, title=title)
+    )
     return Finding(
         f"{optimizer.kind}{shown}: {what}",
         where=optimizer.site,
         evidence={"option": option, "value": value},
-        fixes=[Fix(fix)],
+        fixes=[
+            explained(
+                changed,
+                reason=WHY[option],
+                obstacle="the source is not at hand",
+                patches=[Patch.training("optimizer-options", **{option: better})],
+            )
+        ],
         confidence=Confidence.LIKELY,
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"({', '.join(f'{v:g}' for v in value)})" if isinstance(value, tuple) else f"{value:g}"
+
+
+def _limit(edits: SourceEdits | None, clip: ClipTrace) -> Fix:
+    title = "clip at a limit above 0: max_norm=1.0"
+    changed = (
+        Fix(title)
+        if edits is None
+        else edits.argument(
+            clip.site, 1, "max_norm", 1.0, current=clip.limit, title=title, safety=Safety.UNSAFE
+        )
+    )
+    return explained(
+        changed,
+        reason=f"Pascanu et al. 2013: g ← g·min(1, c/‖g‖), of which c = {clip.limit:g} leaves nothing",
+        obstacle="the limit is no number in the call",
+        patches=[Patch.training("clip", max_norm=1.0)],
     )
 
 
@@ -283,12 +334,22 @@ def _set(
     kind = type(layer)
     own = kind.__module__.startswith("torch.")
     position = 2 if name == "momentum" or kind.__name__ == "GroupNorm" else 1
-    return edits.argument(
-        graph.constructed(node) if own else None,
-        position,
-        name,
-        value,
-        current=current,
-        title=f"{name}={value:g}",
-        safety=Safety.UNSAFE,
+    reason = (
+        f"r ← (1 − m)·r + m·batch remembers about 1/m = {1 / value:g} batches"
+        if name == "momentum"
+        else f"Ioffe & Szegedy 2015: ε only keeps (x − μ)/√(σ² + ε) finite, {value:g} by default"
+    )
+    path = graph.operation(node).module
+    return explained(
+        edits.argument(
+            graph.constructed(node) if own else None,
+            position,
+            name,
+            value,
+            current=current,
+            title=f"set {name}={value:g}",
+            safety=Safety.UNSAFE,
+        ),
+        reason=reason,
+        patches=[Patch.attribute([path], **{name: value})],
     )

@@ -6,7 +6,21 @@ from collections.abc import Iterator
 from math import isfinite
 from statistics import median
 
-from trainlint.rule import Confidence, Finding, Fix, Incident, ModelTrace, Severity, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Incident,
+    ModelTrace,
+    OptimizerTrace,
+    Patch,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    optimizers,
+    rule,
+)
 
 # An update of so much of the weights is quick, and learns.
 SOUND_PACE = 0.01
@@ -33,6 +47,7 @@ ORDINARY = 1e3
 )
 def learning_rate_too_high(
     trace: Trace,
+    edits: SourceEdits,
     *,
     update: float = 0.1,
     growth: float = 2.0,
@@ -88,8 +103,8 @@ def learning_rate_too_high(
     Where the targets change while the model learns, so that a growing loss is no step back.
 
     ## Fix safety
-    Only shown. The rate that is suggested makes the first updates 1% of the weights; a range test finds
-    the best one.
+    Unsafe. The rate that is suggested makes the first updates 1% of the weights; a range test finds the
+    best one.
 
     ## References
     Seed A, problem 3. Smith 2017, arXiv:1506.01186 (range test). Cohen et al. 2021, arXiv:2103.00065
@@ -102,7 +117,7 @@ def learning_rate_too_high(
         told = _non_finite(trace, paces, update) or _grown(trace, paces, growth, update)
         if told is not None:
             message, certain = told
-            yield _finding(trace, model, paces, message, certain)
+            yield _finding(trace, edits, model, paces, message, certain)
             continue
         usual = median(paces.values())
         if (
@@ -115,7 +130,7 @@ def learning_rate_too_high(
                 f"{_percent(max(paces.values()))} of its weights, and ends at {_change(trace):.2g} times "
                 "its start"
             )
-            yield _finding(trace, model, paces, message, certain=False)
+            yield _finding(trace, edits, model, paces, message, certain=False)
             continue
         gone = [share for o in trace.objectives if (share := o.learnt(steps)) is not None]
         if not gone or max(gone) >= learnt or trace.steps < steps or not _stays(trace, learnt):
@@ -125,7 +140,7 @@ def learning_rate_too_high(
                 f"the median step changes a layer by {_percent(usual)} of its weights, and after "
                 f"{trace.steps} steps the loss is no better than a guess"
             )
-            yield _finding(trace, model, paces, message, certain=False)
+            yield _finding(trace, edits, model, paces, message, certain=False)
         elif (largest := max(paces.values())) > update:
             leap = _leapt(trace, growth)
             if leap is not None:
@@ -133,13 +148,13 @@ def learning_rate_too_high(
                     f"the loss leapt to {leap:.3g}, by steps of up to {_percent(largest)} of a "
                     f"layer's weights, and after {trace.steps} steps is no better than a guess"
                 )
-                yield _finding(trace, model, paces, message, certain=False)
+                yield _finding(trace, edits, model, paces, message, certain=False)
             elif largest > thrown:
                 message = (
                     f"a step changed the median layer by {_percent(largest)} of its weights, and after "
                     f"{trace.steps} steps the loss is no better than a guess"
                 )
-                yield _finding(trace, model, paces, message, certain=False)
+                yield _finding(trace, edits, model, paces, message, certain=False)
 
 
 def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[str, bool] | None:
@@ -214,20 +229,19 @@ def _grown(
 
 
 def _finding(
-    trace: Trace, model: ModelTrace, paces: dict[int, float], message: str, certain: bool
+    trace: Trace,
+    edits: SourceEdits,
+    model: ModelTrace,
+    paces: dict[int, float],
+    message: str,
+    certain: bool,
 ) -> Finding:
     optimizer = trace.optimizer_of(model)
     rate = 0.0
     if optimizer is not None and optimizer.rates:
         rate = max(optimizer.rates[0][1], default=0.0)
     first = next(iter(paces.values()))
-    fixes = [Fix("a learning rate a tenth as large; a range test finds the best")]
     kind = "the optimizer" if optimizer is None else optimizer.kind
-    if rate and first > SOUND_PACE:
-        better = float(f"{rate * SOUND_PACE / first:.0e}")
-        fixes = [
-            Fix(f"lr={better:g}: first updates of 1% of the weights instead of {_percent(first)}")
-        ]
     return Finding(
         f"{message}: {f'lr={rate:g} is' if rate else 'the rate is'} too high for {kind}",
         where=(optimizer.site if optimizer is not None else None) or model.site,
@@ -237,10 +251,42 @@ def _finding(
             "median_update": median(paces.values()),
             "largest_update": max(paces.values()),
         },
-        fixes=fixes,
+        fixes=_slower(edits, optimizer, rate, first),
         severity=Severity.ERROR if certain else Severity.WARNING,
         confidence=Confidence.LIKELY,
     )
+
+
+def _slower(
+    edits: SourceEdits, optimizer: OptimizerTrace | None, rate: float, first: float
+) -> list[Fix]:
+    """A rate whose first updates are small, or a tenth, and what a range test finds."""
+    is_known = bool(rate) and first > SOUND_PACE
+    # Below a thousandth it is no matter of the rate.
+    factor = max(SOUND_PACE / first, 1e-3) if is_known else 0.1
+    made = optimizers.made_rate(optimizer)
+    better = float(f"{(made or rate) * factor:.0e}")
+    title = (
+        f"lower the learning rate to lr={better:g}" if better else "a tenth of the learning rate"
+    )
+    reason = (
+        f"updates go with lr: first ones of 1% of the weights instead of {_percent(first)}"
+        if is_known
+        else "LeCun et al. 1998: steps above 2/λ, the curvature's, diverge; a tenth is tried first"
+    )
+    return [
+        explained(
+            optimizers.with_option(edits, optimizer, "lr", better, title=title),
+            reason=reason,
+            patches=[Patch.training("learning-rate", factor=float(f"{factor:.2g}"))],
+        ),
+        Fix(
+            "take the learning rate from a range test",
+            reason="Smith 2017: the largest rate at which the loss still falls, as measured on this model",
+            obstacle="it is known once it was measured",
+            patches=[Patch.training("learning-rate", range_test=True)],
+        ),
+    ]
 
 
 def _stays(trace: Trace, learnt: float) -> bool:

@@ -12,8 +12,12 @@ from trainlint.rule import (
     Fix,
     NotMeasurable,
     OptimizerTrace,
+    Patch,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    optimizers,
     rule,
 )
 
@@ -30,7 +34,12 @@ SOUND_PACE = 3e-3
     own=["loss", "optimizer", "data"],
 )
 def learning_rate_too_low(
-    trace: Trace, *, update: float = 10**-3.5, progress: float = 0.1, steps: int = 20
+    trace: Trace,
+    edits: SourceEdits,
+    *,
+    update: float = 10**-3.5,
+    progress: float = 0.1,
+    steps: int = 20,
 ) -> Iterator[Finding | NotMeasurable]:
     """Every layer's steps are so short that training would take many times as long as it could.
 
@@ -72,7 +81,7 @@ def learning_rate_too_low(
     Where trained weights shall move a little only.
 
     ## Fix safety
-    Only shown. The rate that is suggested makes the quickest layer's updates 0.3% of its weights; a range
+    Unsafe. The rate that is suggested makes the quickest layer's updates 0.3% of its weights; a range
     test finds the best one.
 
     ## References
@@ -110,23 +119,41 @@ def learning_rate_too_low(
                 f"the learning rate of {optimizer.kind} was still rising at the last step"
             )
             continue
-        better = float(f"{peak * SOUND_PACE / fastest:.0e}") if fastest else None
-        fix = (
-            "a larger learning rate, and a look at the gradients: nothing moves at all"
-            if better is None
-            else f"lr={better:g}: updates of 0.3% of the weights; a range test finds the best"
-        )
         yield Finding(
             f"{optimizer.kind} at lr={peak:g} changes no layer by more than {fastest:.1g} of its "
             f"weights a step ({name}), and the loss has come down by {max(0.0, improved):.1%} in "
             f"{trace.steps} steps",
             where=optimizer.site or model.site,
             evidence={"learning_rate": peak, "largest_update": fastest, "steps": trace.steps},
-            fixes=[Fix(fix)],
+            fixes=_faster(edits, optimizer, peak, fastest),
             severity=Severity.WARNING if known else Severity.INFO,
             # In a short run, what falls slowly at first cannot be told from what never will fall.
             confidence=Confidence.LIKELY if known and trace.steps >= SURE else Confidence.POSSIBLE,
         )
+
+
+def _faster(
+    edits: SourceEdits, optimizer: OptimizerTrace, peak: float, fastest: float
+) -> list[Fix]:
+    """A rate with updates of a usual size, and what a range test finds."""
+    found = Fix(
+        "take the learning rate from a range test",
+        reason="Smith 2017: the largest rate at which the loss still falls, as measured on this model",
+        obstacle="it is known once it was measured",
+        patches=[Patch.training("learning-rate", range_test=True)],
+    )
+    if not fastest:
+        return [found]
+    factor = SOUND_PACE / fastest
+    better = float(f"{(optimizers.made_rate(optimizer) or peak) * factor:.0e}")
+    raised = explained(
+        optimizers.with_option(
+            edits, optimizer, "lr", better, title=f"raise the learning rate to lr={better:g}"
+        ),
+        reason=f"updates go with lr: 0.3% of the weights a step instead of {100 * fastest:.1g}%",
+        patches=[Patch.training("learning-rate", factor=float(f"{factor:.2g}"))],
+    )
+    return [raised, found]
 
 
 def _improved(values: Sequence[float]) -> float | None:

@@ -11,8 +11,14 @@ from trainlint.rule import (
     Incident,
     ModelTrace,
     ParameterTrace,
+    Patch,
+    Safety,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    loops,
+    optimizers,
     rule,
 )
 
@@ -25,7 +31,7 @@ from trainlint.rule import (
     own=["optimizer"],
 )
 def parameters_not_optimized(
-    trace: Trace, *, share: float = 0.5, times: int = 2
+    trace: Trace, edits: SourceEdits, *, share: float = 0.5, times: int = 2
 ) -> Iterator[Finding]:
     """Parameters get a gradient that no optimizer uses, so that they stay as they were made.
 
@@ -81,26 +87,27 @@ def parameters_not_optimized(
     Where only the other part shall learn. `requires_grad_(False)` then saves the time and the memory.
 
     ## Fix safety
-    Only shown: which parameters shall learn is its author's to say.
+    Safe where `zero_grad()` is moved to before `backward()`, and where the optimizer is made after the
+    model is complete: both are plainly what was meant. Unsafe where it was given a part of the parameters.
 
     ## References
     PyTorch documentation, `torch.optim`, "Constructing it" and "Per-parameter options".
     """
     for model in trace.trained:
         if model.neglected:
-            yield _neglected(trace, model, share)
+            yield _neglected(trace, edits, model, share)
     for incident in trace.of("zeroed-before-step"):
         if incident.count >= times:
-            yield _zeroed(incident)
+            yield _zeroed(trace, edits, incident)
     left = {model.name for model in trace.models if not model.optimized}
     never = {o.kind for o in trace.optimizers if o.steps and not any(o.backwards)}
     for incident in trace.of("step-without-gradients"):
         others = [name for name in incident.facts["elsewhere"] if name in left]
         if others and incident.count >= times and incident.facts["optimizer"] in never:
-            yield _another_model(incident, others)
+            yield _another_model(trace, edits, incident, others)
 
 
-def _neglected(trace: Trace, model: ModelTrace, share: float) -> Finding:
+def _neglected(trace: Trace, edits: SourceEdits, model: ModelTrace, share: float) -> Finding:
     names = set(model.neglected)
     ours = [p for p in model.parameters if p.name in names]
     total = sum(p.elements for p in model.parameters if p.trainable) or 1
@@ -115,8 +122,12 @@ def _neglected(trace: Trace, model: ModelTrace, share: float) -> Finding:
         where=made or model.place_of(model.neglected[0]),
         evidence={"share": round(part, 4), "parameters": list(model.neglected)[:10]},
         fixes=[
-            Fix(f"{kind}(model.parameters(), …), made after the last layer is in its place"),
-            Fix(f"{layers[0]}.requires_grad_(False), if it shall stay as it was made"),
+            _complete(trace, edits, model, kind, part),
+            Fix(
+                f"say so if it shall stay as it was made: {layers[0]}.requires_grad_(False)",
+                reason="PyTorch documentation, autograd mechanics: what is frozen costs no backward pass",
+                obstacle="the first fix lets it learn; this is the other choice",
+            ),
         ],
         severity=Severity.WARNING if part > share else Severity.ERROR,
         confidence=Confidence.LIKELY,
@@ -124,18 +135,29 @@ def _neglected(trace: Trace, model: ModelTrace, share: float) -> Finding:
     )
 
 
-def _zeroed(incident: Incident) -> Finding:
+def _zeroed(trace: Trace, edits: SourceEdits, incident: Incident) -> Finding:
     return Finding(
         f"{incident.facts['optimizer']}.step() found no gradient in the {incident.count} steps that were "
         "looked at, though backward() had left one: it was cleared in between, and nothing is learnt",
         where=incident.site,
         evidence={"times": incident.count, "first_step": incident.step},
-        fixes=[Fix("optimizer.zero_grad() before loss.backward(), not after it")],
+        fixes=[
+            explained(
+                loops.zeroed_earlier(
+                    trace, edits, title="call optimizer.zero_grad() before backward(), not after it"
+                ),
+                reason="step() reads .grad: what backward() adds must be there when it does",
+                patches=[Patch.training("zero-grad")],
+                safety=Safety.SAFE,
+            )
+        ],
         starved=1.0,
     )
 
 
-def _another_model(incident: Incident, others: Sequence[str]) -> Finding:
+def _another_model(
+    trace: Trace, edits: SourceEdits, incident: Incident, others: Sequence[str]
+) -> Finding:
     made = incident.facts.get("made")
     return Finding(
         f"{incident.facts['optimizer']} steps without any gradient, and {_named(others)}, which has them, "
@@ -143,9 +165,54 @@ def _another_model(incident: Incident, others: Sequence[str]) -> Finding:
         f"{f', at {made}' if made else ''}",
         where=incident.site,
         evidence={"times": incident.count, "models": list(others)},
-        fixes=[Fix("make the optimizer after the model that is trained, of its parameters()")],
+        fixes=[
+            explained(
+                optimizers.made_later(
+                    trace,
+                    edits,
+                    next(
+                        (
+                            o
+                            for o in trace.optimizers
+                            if o.kind == incident.facts["optimizer"] and not any(o.backwards)
+                        ),
+                        None,
+                    ),
+                    others[0],
+                    title="make the optimizer after the model that is trained, of its parameters()",
+                ),
+                reason="PyTorch documentation, torch.optim, constructing it: an optimizer changes the "
+                "parameters that it was given, here those of another object",
+                patches=[Patch.training("optimizer-rebuilt")],
+                safety=Safety.SAFE,
+            )
+        ],
         starved=1.0,
     )
+
+
+def _complete(
+    trace: Trace,
+    edits: SourceEdits,
+    model: ModelTrace,
+    kind: str,
+    part: float,
+) -> Fix:
+    """All parameters to the optimizer: it is made later, or given the whole."""
+    optimizer = trace.optimizer_of(model)
+    reason = (
+        f"an optimizer changes what it was given: {part:.0%} of what could learn was not among it"
+    )
+    patches = [Patch.training("optimizer-rebuilt")]
+    title = (
+        f"make the optimizer after the last layer is in its place: {kind}(model.parameters(), …)"
+    )
+    later = optimizers.made_later(trace, edits, optimizer, model.name, title=title)
+    if later.edits:
+        return explained(later, reason=reason, patches=patches, safety=Safety.SAFE)
+    title = f"give the optimizer all parameters: {kind}(model.parameters(), …)"
+    whole = optimizers.over_all(trace, edits, optimizer, model, title=title)
+    return explained(whole, reason=reason, patches=patches)
 
 
 def _layers(model: ModelTrace, parameters: Sequence[ParameterTrace]) -> list[str]:

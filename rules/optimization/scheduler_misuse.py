@@ -9,16 +9,26 @@ from trainlint.rule import (
     Finding,
     Fix,
     OptimizerTrace,
+    Patch,
+    Safety,
     ScheduleTrace,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    loops,
     rule,
 )
 
 
 @rule("OPT006", severity=Severity.WARNING, since="0.1", explains=["learning-rate-too-low"])
 def scheduler_misuse(
-    trace: Trace, *, zero: float = 0.05, tail: float = 0.25, steps: int = 20
+    trace: Trace,
+    edits: SourceEdits,
+    *,
+    zero: float = 0.05,
+    tail: float = 0.25,
+    steps: int = 20,
 ) -> Iterator[Finding]:
     """The learning rate schedule is not the one that was meant: steps at 0, or in the wrong rhythm.
 
@@ -71,7 +81,8 @@ def scheduler_misuse(
     Where a phase without steps is meant.
 
     ## Fix safety
-    Only shown: which rhythm was meant is its author's to say.
+    Safe for the order of the two steps, where they are moved in one function. Unsafe for the rhythm:
+    `step()` is moved out of the loop over batches only where a loop over epochs is around it.
 
     ## References
     PyTorch documentation, `torch.optim`, "How to adjust learning rate".
@@ -82,18 +93,30 @@ def scheduler_misuse(
                 f"{incident.facts['scheduler']}.step() is called before the first optimizer.step(): the "
                 "first learning rate of the schedule is never used, and each comes one step early",
                 where=incident.site,
-                fixes=[Fix("optimizer.step() first, then scheduler.step()")],
+                fixes=[
+                    explained(
+                        loops.scheduled_after(
+                            trace,
+                            edits,
+                            incident.site,
+                            title="call scheduler.step() after optimizer.step()",
+                        ),
+                        reason="PyTorch documentation, torch.optim: since 1.1 the schedule's first rate is "
+                        "that of the first steps, and scheduler.step() moves on to the next",
+                        safety=Safety.SAFE,
+                    )
+                ],
             )
     for place, optimizer in enumerate(trace.optimizers):
         schedules = [s for s in trace.schedules if s.optimizer == place]
         spans = _spans(optimizer, trace.steps)
         at_zero = sum(length for _, length, rate in spans if rate == 0)
         if at_zero >= max(steps, zero * trace.steps):
-            yield _at_zero(optimizer, schedules, spans, at_zero, trace.steps)
+            yield _at_zero(trace, optimizer, schedules, spans, at_zero)
         elif (since := _collapsed(spans, trace.steps, max(steps, tail * trace.steps))) is not None:
-            yield _tail(optimizer, schedules, since, trace.steps)
+            yield _tail(trace, edits, optimizer, schedules, since)
         else:
-            yield from _rhythm(schedules)
+            yield from _rhythm(trace, edits, schedules)
 
 
 def _spans(optimizer: OptimizerTrace, steps: int) -> list[tuple[int, int, float]]:
@@ -121,49 +144,88 @@ def _collapsed(spans: Sequence[tuple[int, int, float]], steps: int, needed: floa
 
 
 def _at_zero(
+    trace: Trace,
     optimizer: OptimizerTrace,
     schedules: Sequence[ScheduleTrace],
     spans: Sequence[tuple[int, int, float]],
     at_zero: int,
-    steps: int,
 ) -> Finding:
-    first = next(start for start, _, rate in spans if rate == 0)
+    first, steps = next(start for start, _, rate in spans if rate == 0), trace.steps
     if all(rate == 0 for _, _, rate in spans):
-        cure = "a learning rate above 0"
+        cure = Fix(
+            "set a learning rate above 0",
+            reason="the step is w ← w − lr·g: with lr = 0 nothing moves",
+            obstacle="which rate suits is measured by a range test",
+            patches=[Patch.training("learning-rate", range_test=True)],
+        )
     elif first <= spans[0][0]:
-        cure = "a warm-up from above 0: (step + 1) / warm_up, or scheduler.step() per batch"
+        cure = Fix(
+            "warm up from above 0: (step + 1) / warm_up, or call scheduler.step() after each batch",
+            reason=f"step / warm_up is 0 at step 0, here for {at_zero} steps: lr·g = 0",
+            obstacle="the warm-up is a function of the schedule's own",
+            patches=[Patch.training("schedule", constant=True)],
+        )
     else:
-        cure = "a schedule as long as the run: count its steps as scheduler.step() is called"
+        cure = Fix(
+            f"make the schedule as long as the run, {steps} steps: count as scheduler.step() is called",
+            reason=f"it reaches 0 at step {first} of {steps}, and w ← w − 0·g from there on",
+            obstacle="its length is computed elsewhere",
+            patches=[Patch.training("schedule", constant=True)],
+        )
     return Finding(
         f"the learning rate of {optimizer.kind} is 0 in {at_zero} of {steps} steps, from step {first} "
         f"on{_counted(schedules)}: nothing is learnt in them",
         where=_site(optimizer, schedules),
         evidence={"steps_at_zero": at_zero, "first_step": first},
-        fixes=[Fix(cure)],
+        fixes=[cure],
     )
 
 
 def _tail(
-    optimizer: OptimizerTrace, schedules: Sequence[ScheduleTrace], since: int, steps: int
+    trace: Trace,
+    edits: SourceEdits,
+    optimizer: OptimizerTrace,
+    schedules: Sequence[ScheduleTrace],
+    since: int,
 ) -> Finding:
-    per_batch = any(s.calls >= 0.9 * s.steps for s in schedules)
+    steps = trace.steps
+    stepped = next((s for s in schedules if s.calls >= 0.9 * s.steps), None)
+    reason = (
+        f"a rate below 0.0001 of its largest from step {since} of {steps} on moves next to nothing"
+    )
+    patch = Patch.training("schedule", constant=True)
+    cure = (
+        Fix(
+            "let the rate decay more slowly",
+            reason=reason,
+            obstacle="which factor was meant is not seen",
+            patches=[patch],
+        )
+        if stepped is None
+        else explained(
+            loops.scheduled_by_epoch(
+                trace,
+                edits,
+                stepped.site,
+                title="call scheduler.step() once after each epoch, not after each batch",
+            ),
+            reason=f"{stepped.calls} decays in {stepped.steps} steps: {reason}",
+            patches=[patch],
+        )
+    )
     return Finding(
         f"the learning rate of {optimizer.kind} is below 0.0001 of its largest from step {since} on"
         f"{_counted(schedules)}: the last {steps - since} of {steps} steps learn next to nothing",
         where=_site(optimizer, schedules),
         evidence={"since": since, "steps": steps},
-        fixes=[
-            Fix(
-                "scheduler.step() once after each epoch, not after each batch"
-                if per_batch
-                else "a slower decay"
-            )
-        ],
+        fixes=[cure],
         confidence=Confidence.LIKELY,
     )
 
 
-def _rhythm(schedules: Sequence[ScheduleTrace]) -> Iterator[Finding]:
+def _rhythm(
+    trace: Trace, edits: SourceEdits, schedules: Sequence[ScheduleTrace]
+) -> Iterator[Finding]:
     for schedule in schedules:
         if schedule.length is None or not schedule.steps:
             continue
@@ -177,7 +239,18 @@ def _rhythm(schedules: Sequence[ScheduleTrace]) -> Iterator[Finding]:
                 f"{schedule.steps} steps of its optimizer: the cycle has hardly begun",
                 where=schedule.site,
                 evidence={"calls": schedule.calls, "steps": schedule.steps},
-                fixes=[Fix("scheduler.step() after each batch")],
+                fixes=[
+                    explained(
+                        loops.scheduled_by_batch(
+                            trace,
+                            edits,
+                            schedule.site,
+                            title="call scheduler.step() after each batch",
+                        ),
+                        reason="Smith & Topin 2018: one cycle of total_steps batches, here "
+                        f"{schedule.length}; {schedule.calls} were stepped",
+                    )
+                ],
                 confidence=Confidence.LIKELY,
             )
         if (
@@ -191,7 +264,18 @@ def _rhythm(schedules: Sequence[ScheduleTrace]) -> Iterator[Finding]:
                 where=schedule.site,
                 evidence={"calls": schedule.calls, "T_max": schedule.length},
                 fixes=[
-                    Fix("T_max=epochs * len(loader), or scheduler.step() once after each epoch")
+                    explained(
+                        loops.scheduled_by_epoch(
+                            trace,
+                            edits,
+                            schedule.site,
+                            title="call scheduler.step() once after each epoch, or "
+                            f"set T_max={schedule.steps}",
+                        ),
+                        reason="Loshchilov & Hutter 2017: η falls as ½(1 + cos πt/T_max), and rises again "
+                        f"behind t = {schedule.length}",
+                        patches=[Patch.training("schedule", constant=True)],
+                    )
                 ],
                 confidence=Confidence.LIKELY,
             )

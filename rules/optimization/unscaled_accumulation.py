@@ -9,11 +9,14 @@ from statistics import median
 from trainlint.rule import (
     Confidence,
     Finding,
-    Fix,
     LossTrace,
     OptimizerTrace,
+    Patch,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    loops,
     rule,
 )
 
@@ -28,7 +31,9 @@ SCALED = frozenset({"SGD", "ASGD"})
     explains=["learning-rate-too-high"],
     own=["loop", "loss", "optimizer"],
 )
-def unscaled_accumulation(trace: Trace, *, share: float = 0.8, steps: int = 5) -> Iterator[Finding]:
+def unscaled_accumulation(
+    trace: Trace, edits: SourceEdits, *, share: float = 0.8, steps: int = 5
+) -> Iterator[Finding]:
     """Gradients of k micro-batches are added up and not divided by k: each step is k times as long.
 
     `backward()` adds to `.grad`. The mean over a batch of k·b samples is the mean of the k means over b
@@ -71,7 +76,7 @@ def unscaled_accumulation(trace: Trace, *, share: float = 0.8, steps: int = 5) -
     Where the learning rate was chosen with the sum, or where each backward pass is of another task.
 
     ## Fix safety
-    Only shown: with the division the learning rate means something else.
+    Unsafe: with the division the learning rate means something else.
 
     ## References
     PyTorch documentation, automatic mixed precision examples, "Gradient accumulation" (`loss /
@@ -92,7 +97,19 @@ def unscaled_accumulation(trace: Trace, *, share: float = 0.8, steps: int = 5) -
                 f"lr={rate:g} it goes as far as a mean over all of them would with {passes * rate:g}",
                 where=loss.site,
                 evidence={"backward_passes": passes, "learning_rate": rate},
-                fixes=[Fix(f"(loss / {passes}).backward()")],
+                fixes=[
+                    explained(
+                        loops.divided(
+                            trace,
+                            edits,
+                            passes,
+                            title=f"divide each loss by {passes}: (loss / {passes}).backward()",
+                        ),
+                        reason=f"the mean over a batch of {passes}·b samples is the mean of {passes} "
+                        f"means: g = 1/{passes}·Σ gᵢ",
+                        patches=[Patch.training("loss-scaled", factor=1 / passes)],
+                    )
+                ],
                 confidence=Confidence.POSSIBLE,
             )
             return

@@ -9,11 +9,14 @@ from statistics import median
 from trainlint.rule import (
     Confidence,
     Finding,
-    Fix,
     OptimizerTrace,
     ParameterTrace,
+    Patch,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    optimizers,
     rule,
 )
 
@@ -29,7 +32,12 @@ COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "
     own=["optimizer"],
 )
 def weight_decay_too_strong(
-    trace: Trace, *, shrinkage: float = 3e-3, ratio: float = 10.0, steps: int = 10
+    trace: Trace,
+    edits: SourceEdits,
+    *,
+    shrinkage: float = 3e-3,
+    ratio: float = 10.0,
+    steps: int = 10,
 ) -> Iterator[Finding]:
     """Weight decay takes more from the weights in each step than the loss can put back.
 
@@ -72,7 +80,7 @@ def weight_decay_too_strong(
     Where the penalty is what is studied.
 
     ## Fix safety
-    Only shown: how much decay helps is found on held-out data.
+    Unsafe: how much decay helps is found on held-out data; the value is the usual one.
 
     ## References
     Seed A, regularisation. Krogh & Hertz 1991. Loshchilov & Hutter 2019, arXiv:1711.05101.
@@ -96,16 +104,29 @@ def weight_decay_too_strong(
             is_harm = left is not None and left < 0.9 and max(learnt, default=0.0) < 0.5
             if left is not None and left < 1:
                 message += f"; they are at {left:.2g} of what they were"
-            usual = (
-                "0.01"
-                if "AdamW" in optimizer.kind or group.get("decoupled_weight_decay")
-                else "1e-4"
+            is_decoupled = "AdamW" in optimizer.kind or group.get("decoupled_weight_decay")
+            usual = 0.01 if is_decoupled else 1e-4
+            rate = max(
+                (rates[number] for _, rates in optimizer.rates if number < len(rates)), default=0.0
             )
             yield Finding(
                 message,
                 where=optimizer.site,
                 evidence={"weight_decay": decay, "left": left, **evidence},
-                fixes=[Fix(f"weight_decay={usual}")],
+                fixes=[
+                    explained(
+                        optimizers.with_option(
+                            edits,
+                            optimizer,
+                            "weight_decay",
+                            usual,
+                            title=f"weaken the decay to weight_decay={usual:g}",
+                        ),
+                        reason=f"each step leaves 1 − lr·λ of a weight, 1 − {rate:g}·{decay:g} now and "
+                        f"1 − {rate:g}·{usual:g} then",
+                        patches=[Patch.training("weight-decay", value=usual, apart=False)],
+                    )
+                ],
                 severity=Severity.WARNING if is_harm else Severity.INFO,
                 confidence=Confidence.LIKELY,
             )

@@ -335,6 +335,7 @@ class TrainingObserver:
         for key, optimizer in self._optimizers.items():
             if key in stepped:
                 optimizer.pending += 1
+                optimizer.backward_at[_key(site)] = site
                 optimizer.was_reset = optimizer.was_reset or _is_reset(optimizer)
         if len(losses) == 1 and losses[0].numel() == 1:
             self._keep_loss(losses[0], site)
@@ -376,7 +377,7 @@ class TrainingObserver:
         root.is_asked = False
         root.modes[forward.training] += 1
         root.trained_in[forward.training] += 1
-        root.trained_at.add(None if forward.site is None else forward.site.key)
+        root.trained_at[_key(forward.site)] = forward.site
 
     def _look_at_modes(self, known: KnownOptimizer, site: Site | None) -> None:
         """Whether all forwards behind a step ran in eval mode, though those of earlier steps did not."""
@@ -553,6 +554,7 @@ class TrainingObserver:
     def step_begins(self, optimizer: Any, closure: bool, site: Site | None) -> None:
         known = self._known(optimizer)
         known.closure = known.closure or closure
+        known.stepped_at[_key(site)] = site
         if closure:
             if known.steps < FIRST_STEPS:
                 self._note_held(known)
@@ -917,7 +919,9 @@ class TrainingObserver:
             models=[self._model(root) for root in self._roots.values()],
             optimizers=[
                 OptimizerTrace(o.kind, o.site, o.steps, dict(o.backwards), o.groups,
-                               [(step, tuple(map(float, rates))) for step, rates in o.rates])
+                               [(step, tuple(map(float, rates))) for step, rates in o.rates],
+                               list(o.stepped_at.values()), list(o.backward_at.values()),
+                               "GradScaler" if o.scaler_steps else "closure" if o.closure else "")
                 for o in self._optimizers.values()
             ],
             losses=[(step, float(value)) for step, value in self._losses],
@@ -1026,6 +1030,7 @@ class TrainingObserver:
             root.name, root.site, bool(root.held), dict(forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
             self._neglected(root), self._inputs_of(root), root.dropout,
+            list(root.trained_at.values()), dict(root.switched),
         )  # fmt: skip
 
     def _inputs_of(self, root: Root) -> list[InputTrace]:
@@ -1109,6 +1114,10 @@ def _has_gradients(root: Root) -> bool:
 
 def _plain(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _key(site: Site | None) -> Any:
+    return None if site is None else site.key
 
 
 def _place(site: Site | None) -> str | None:

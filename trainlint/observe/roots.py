@@ -45,7 +45,8 @@ class Root:
     random_state: Tensor | None = None
     forwards: Counter[tuple[str, bool]] = field(default_factory=Counter)
     trained_in: Counter[bool] = field(default_factory=Counter)
-    trained_at: set[Any] = field(default_factory=set)
+    # Sites of the forwards that a backward pass reached, by their keys.
+    trained_at: dict[Any, Site | None] = field(default_factory=dict)
     # The modes of the forwards behind the next step, and how many steps had one in train mode.
     modes: Counter[bool] = field(default_factory=Counter)
     steps_in_train_mode: int = 0
@@ -108,6 +109,9 @@ class KnownOptimizer:
     steps: int = 0
     pending: int = 0
     backwards: Counter[int] = field(default_factory=Counter)
+    # By their keys.
+    stepped_at: dict[Any, Site | None] = field(default_factory=dict)
+    backward_at: dict[Any, Site | None] = field(default_factory=dict)
     rates: list[tuple[int, tuple[Any, ...]]] = field(default_factory=list)
     was_reset: bool = True
     closure: bool = False

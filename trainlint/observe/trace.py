@@ -108,7 +108,9 @@ class OptimizerTrace:
     """An optimizer. `backwards` maps numbers of backward passes before a step to how often that was.
 
     `groups` are the options of its parameter groups as they were made; `rates` are (step, learning rate
-    of each group) whenever one had changed.
+    of each group) whenever one had changed. `stepped_at` is where its steps are called, `backward_at` where
+    the backward passes behind them are; `driver` what calls the step in the loop's stead: a `GradScaler`,
+    or a `closure`, which is given to it.
     """
 
     kind: str
@@ -117,6 +119,9 @@ class OptimizerTrace:
     backwards: Mapping[int, int]
     groups: Sequence[Mapping[str, Any]]
     rates: Sequence[tuple[int, tuple[float, ...]]]
+    stepped_at: Sequence[Site | None] = field(default=(), repr=False)
+    backward_at: Sequence[Site | None] = field(default=(), repr=False)
+    driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,6 +293,8 @@ class ModelTrace:
     of it. `layers` maps the paths of its modules to where they were constructed. `neglected` names
     trainable parameters that had a gradient when an optimizer stepped, and are in none. `inputs` are what
     reaches its layers straight from the data. `dropout` is the largest probability of its dropout layers.
+    `trained_at` is where those of its forwards are called that a backward pass reaches; `switched_at` where
+    `train()` and `eval()` were called last, by the mode that they set.
     """
 
     name: str
@@ -300,6 +307,8 @@ class ModelTrace:
     neglected: Sequence[str] = ()
     inputs: Sequence[InputTrace] = ()
     dropout: float = 0.0
+    trained_at: Sequence[Site | None] = field(default=(), repr=False)
+    switched_at: Mapping[bool, Site | None] = field(default_factory=dict, repr=False)
 
     def place_of(self, name: str) -> Site | None:
         """Where the layer of a parameter was constructed, else where the model is called."""

@@ -1,0 +1,592 @@
+"""Edits of a training loop: where it clears, clips and steps, which mode it is in, what it keeps.
+
+What a `Trace` saw of a loop are sites: of steps, backward passes, forwards. An edit is offered where the
+source at these sites shows one plain loop: one optimizer, one `backward()` and one `step()`, in one
+function and one block. What is driven by others (a `GradScaler`, a closure, a trainer) or stands under an
+`if` is left to its author, with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from trainlint.fixes.edit import Edit, Fix, Location, Safety
+from trainlint.fixes.source import apply
+
+if TYPE_CHECKING:
+    from trainlint.fixes.patch import Patch
+    from trainlint.fixes.source import SourceEdits, SourceText
+    from trainlint.observe.trace import ModelTrace, Trace
+    from trainlint.sites import Site
+
+_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_SCOPES: Final = (*_FUNCTIONS, ast.ClassDef, ast.Module)
+
+
+def explained(
+    fix: Fix,
+    *,
+    reason: str = "",
+    obstacle: str = "",
+    patches: Iterable[Patch] = (),
+    safety: Safety | None = None,
+) -> Fix:
+    """The fix with why it helps, how to try it, and, where there is no edit, what stands in its way."""
+    return msgspec.structs.replace(
+        fix,
+        reason=reason or fix.reason,
+        obstacle="" if fix.edits else (fix.obstacle or obstacle),
+        patches=[*patches] or fix.patches,
+        safety=safety if safety is not None and fix.edits else fix.safety,
+    )
+
+
+class Refusal(Exception):  # noqa: N818
+    """Why no edit is made, in a clause."""
+
+
+# ---------------------------------------------------------------------- reading the source
+
+
+@lru_cache(maxsize=64)
+def _parents(tree: ast.Module) -> dict[ast.AST, ast.AST]:
+    return {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+
+def parent(text: SourceText, node: ast.AST) -> ast.AST | None:
+    """The node that this one is a part of."""
+    return None if text.tree is None else _parents(text.tree).get(node)
+
+
+def scope(text: SourceText, node: ast.AST) -> ast.AST | None:
+    """The function or class around a node, or the module."""
+    found = parent(text, node)
+    while found is not None and not isinstance(found, _SCOPES):
+        found = parent(text, found)
+    return found
+
+
+def statement(text: SourceText, node: ast.AST) -> ast.stmt:
+    """The innermost statement around a node."""
+    found: ast.AST | None = node
+    while found is not None and not isinstance(found, ast.stmt):
+        found = parent(text, found)
+    if found is None:
+        raise Refusal("the call stands in no statement")
+    return found
+
+
+def block(text: SourceText, inner: ast.stmt) -> list[ast.stmt]:
+    """The statements among which this one stands."""
+    around = parent(text, inner)
+    for name in ("body", "orelse", "finalbody"):
+        statements = getattr(around, name, None)
+        if isinstance(statements, list) and inner in statements:
+            return statements
+    raise Refusal("the statement stands in no block")
+
+
+def around(text: SourceText, node: ast.AST) -> list[ast.stmt]:
+    """The statement of a node and those around it, innermost first, up to its function."""
+    found = [statement(text, node)]
+    while (outer := parent(text, found[-1])) is not None and not isinstance(outer, _SCOPES):
+        found.append(statement(text, outer))
+    return found
+
+
+def call(edits: SourceEdits, site: Site | None, what: str) -> tuple[SourceText, ast.Call]:
+    """The call at a site in a file that may be edited; `what` names it where there is none."""
+    text = None if site is None else edits.text(site.filename)
+    if text is None or site is None or text.tree is None:
+        raise Refusal(f"{what} stands in no file of yours")
+    found = text.call_at(site)
+    if found is None:
+        raise Refusal(f"the call of {what} is not found in the source")
+    return text, found
+
+
+def is_path(node: ast.AST) -> bool:
+    """`optimizer`, or `self.optimizer`."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name)
+
+
+def has_own_lines(text: SourceText, inner: ast.stmt) -> bool:
+    """Whether nothing else stands on the lines of a statement."""
+    before = text.lines[inner.lineno - 1].encode()[: inner.col_offset]
+    end = text.lines[(inner.end_lineno or inner.lineno) - 1].encode()[inner.end_col_offset or 0 :]
+    rest = end.decode(errors="replace").strip()
+    return not before.strip() and (not rest or rest.startswith("#"))
+
+
+def indentation(text: SourceText, inner: ast.stmt) -> str:
+    """The blanks before a statement."""
+    return text.lines[inner.lineno - 1].encode()[: inner.col_offset].decode()
+
+
+def line_before(
+    edits: SourceEdits, text: SourceText, inner: ast.stmt, line: str, *, title: str
+) -> Fix:
+    """A line before a statement."""
+    if not has_own_lines(text, inner) and isinstance(inner, (ast.Expr, ast.Assign, ast.AugAssign)):
+        raise Refusal("the line holds several statements")
+    return edits.beside(
+        text, inner, before=f"{line}{text.newline}{indentation(text, inner)}", title=title
+    )
+
+
+def moved(
+    text: SourceText, inner: ast.stmt, target: ast.stmt, *, after: bool = False, title: str
+) -> Fix:
+    """A statement to before, or to behind, another one, at that one's indentation."""
+    if not has_own_lines(text, inner) or not has_own_lines(text, target):
+        raise Refusal("the line holds several statements")
+    if len(block(text, inner)) == 1:
+        raise Refusal("it stands alone in its block")
+    first, last = inner.lineno, inner.end_lineno or inner.lineno
+    own, new = indentation(text, inner), indentation(text, target)
+    if first == 1 or (own != new and first != last):
+        raise Refusal("it takes several lines")
+    content = text.newline.join(text.lines[first - 1 : last])[len(own) :]
+    rows = (first - 1, last)
+    out = Edit(
+        text.filename,
+        Location(rows[0], len(text.lines[rows[0] - 1]) + 1),
+        Location(rows[1], len(text.lines[rows[1] - 1]) + 1),
+        "",
+    )
+    if after:
+        end = target.end_lineno or target.lineno
+        place = Location(end, len(text.lines[end - 1]) + 1)
+        into = Edit(text.filename, place, place, f"{text.newline}{new}{content}")
+    else:
+        place = Location(target.lineno, len(new) + 1)
+        into = Edit(text.filename, place, place, f"{content}{text.newline}{new}")
+    return checked(text, [out, into], title=title)
+
+
+def checked(
+    text: SourceText, changes: list[Edit], *, title: str, safety: Safety = Safety.UNSAFE
+) -> Fix:
+    """A fix of these edits, if the edited text can be parsed."""
+    try:
+        ast.parse(apply(text.text, changes))
+    except (SyntaxError, ValueError):
+        raise Refusal("the edited file would not parse") from None
+    return Fix(title, safety, changes)
+
+
+def statement_at(edits: SourceEdits, site: Site | None) -> tuple[SourceText, ast.stmt]:
+    """The innermost statement around what the site's instruction executes."""
+    text = None if site is None else edits.text(site.filename)
+    span = None if site is None else site.span()
+    if text is None or text.tree is None or span is None:
+        raise Refusal("the line stands in no file of yours")
+    row, end_row, _, _ = span
+    found = [
+        node
+        for node in ast.walk(text.tree)
+        if isinstance(node, ast.stmt)
+        and node.lineno <= row
+        and end_row <= (node.end_lineno or node.lineno)
+        and not hasattr(node, "body")
+    ]
+    if len(found) != 1:
+        raise Refusal("the line holds several statements")
+    return text, found[0]
+
+
+# ---------------------------------------------------------------------- one plain loop
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One optimizer's step and the backward pass before it, which `anchor` holds, in the step's block."""
+
+    text: SourceText
+    step: ast.Call
+    backward: ast.Call
+    anchor: ast.stmt
+    optimizer: str
+
+    @property
+    def stepping(self) -> ast.stmt:
+        """The statement of the step."""
+        return statement(self.text, self.step)
+
+
+def loop_of(trace: Trace, edits: SourceEdits) -> Loop:
+    """The only loop that trains. Raises `Refusal` where there are others, or it is not plain."""
+    if "loop" not in trace.own:
+        raise Refusal("the training loop that was run is not one of yours")
+    stepping = [optimizer for optimizer in trace.optimizers if optimizer.steps]
+    if len(stepping) != 1:
+        raise Refusal(f"{len(stepping)} optimizers step")
+    (optimizer,) = stepping
+    if optimizer.driver == "GradScaler":
+        raise Refusal("a GradScaler steps: gradients are to be unscaled first")
+    if optimizer.driver:
+        raise Refusal("the step is given a closure")
+    text, step = _only(edits, optimizer.stepped_at, "step()")
+    where, backward = _only(edits, optimizer.backward_at, "backward()")
+    if not isinstance(step.func, ast.Attribute) or step.func.attr != "step" or step.args:
+        raise Refusal("step() is called in another way than optimizer.step()")
+    if not is_path(step.func.value):
+        raise Refusal("what steps is no name")
+    if not isinstance(backward.func, ast.Attribute) or backward.func.attr != "backward":
+        raise Refusal("backward() is called in another way than loss.backward()")
+    if where is not text or scope(text, step) is not scope(where, backward):
+        raise Refusal("backward() and step() are called in different functions")
+    statements = block(text, statement(text, step))
+    anchors = [found for found in around(text, backward) if found in statements]
+    if not anchors:
+        raise Refusal("step() stands under an `if` or a loop that backward() is not in")
+    anchor = anchors[0]
+    if isinstance(anchor, ast.If):
+        raise Refusal("backward() stands under an `if`")
+    if statements.index(anchor) >= statements.index(statement(text, step)):
+        raise Refusal("step() does not stand behind backward()")
+    return Loop(text, step, backward, anchor, ast.unparse(step.func.value))
+
+
+def _only(
+    edits: SourceEdits, sites: Sequence[Site | None], what: str
+) -> tuple[SourceText, ast.Call]:
+    if len(sites) != 1:
+        raise Refusal(f"{what} is called at {len(sites)} places")
+    return call(edits, sites[0], what)
+
+
+def model_of(loop: Loop, edits: SourceEdits, model: ModelTrace) -> str:
+    """How the function of the loop calls its model: `model`, `self.net`."""
+    for site in model.trained_at:
+        text, forward = call(edits, site, "the model")
+        inside = scope(text, forward) is scope(loop.text, loop.step)
+        if text is loop.text and inside and is_path(forward.func):
+            return ast.unparse(forward.func)
+    raise Refusal("the model is called in another function than step()")
+
+
+def zeroed(trace: Trace, edits: SourceEdits, *, title: str = "") -> Fix:
+    """`optimizer.zero_grad()` before the backward pass."""
+    title = title or "clear the gradients before each backward pass: optimizer.zero_grad()"
+    try:
+        loop = loop_of(trace, edits)
+        line = f"{loop.optimizer}.zero_grad()"
+        return line_before(edits, loop.text, loop.anchor, line, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def clipped(trace: Trace, edits: SourceEdits, limit: float, *, title: str = "") -> Fix:
+    """`clip_grad_norm_` between the backward pass and the step."""
+    title = title or f"clip the gradient's norm to {limit:g} between backward() and step()"
+    try:
+        loop = loop_of(trace, edits)
+        function = _spelled(loop.text, "torch.nn.utils.clip_grad_norm_")
+        trained = trace.trained
+        if len(trained) == 1:
+            given = f"{model_of(loop, edits, trained[0])}.parameters()"
+        else:
+            raise Refusal(f"{len(trained)} models are trained")
+        line = f"{function}({given}, {limit!r})"
+        return line_before(edits, loop.text, loop.stepping, line, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def _spelled(text: SourceText, name: str) -> str:
+    """How this file may write a dotted name of torch, by its imports."""
+    assert text.tree is not None
+    best = ""
+    for node in text.tree.body:
+        if isinstance(node, ast.Import):
+            # `import torch.nn` binds `torch`; `import torch.nn as nn` binds `nn`.
+            bound = [
+                (
+                    alias.asname or alias.name.partition(".")[0],
+                    alias.name if alias.asname else alias.name.partition(".")[0],
+                )
+                for alias in node.names
+            ]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            bound = [
+                (alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names
+            ]
+        else:
+            continue
+        for own, full in bound:
+            if (name == full or name.startswith(f"{full}.")) and _is_bound_once(text.tree, own):
+                spelled = own + name[len(full) :]
+                if not best or len(spelled) < len(best):
+                    best = spelled
+    if not best:
+        raise Refusal(f"{name.partition('.')[0]} is not imported in that file")
+    return best
+
+
+def _is_bound_once(tree: ast.Module, name: str) -> bool:
+    """Whether nothing but an import gives this name a meaning."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load):
+            return False
+        if isinstance(node, ast.arg) and node.arg == name:
+            return False
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return False
+    return True
+
+
+def bound_to(text: SourceText, node: ast.expr) -> ast.expr | None:
+    """What a name or `self.name` is assigned, where the file assigns it once and by that alone."""
+    if not is_path(node) or text.tree is None:
+        return None
+    wanted = ast.unparse(node)
+    values: list[ast.expr | None] = []
+    for found in ast.walk(text.tree):
+        targets: list[ast.expr] = []
+        if isinstance(found, ast.Assign):
+            targets, value = found.targets, found.value
+        elif isinstance(found, (ast.AnnAssign, ast.AugAssign, ast.NamedExpr)):
+            targets, value = [found.target], found.value  # type: ignore[assignment]
+        elif isinstance(found, (ast.For, ast.AsyncFor, ast.comprehension)):
+            targets, value = [found.target], found.iter
+        elif isinstance(found, ast.withitem) and found.optional_vars is not None:
+            targets, value = [found.optional_vars], found.context_expr
+        for target in targets:
+            names = [
+                part for part in ast.walk(target) if isinstance(part, (ast.Name, ast.Attribute))
+            ]
+            if any(ast.unparse(name) == wanted for name in names):
+                plain = isinstance(found, (ast.Assign, ast.AnnAssign)) and target is names[0]
+                values.append(value if plain else None)
+    return values[0] if len(values) == 1 else None
+
+
+def last_name(node: ast.AST) -> str:
+    """`BCELoss` of `nn.BCELoss`; empty where there is none."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+# ---------------------------------------------------------------------- the order of a loop
+
+
+def clipped_before_step(trace: Trace, edits: SourceEdits, site: Site | None, *, title: str) -> Fix:
+    """The clipping at `site`, which stands behind the step, moved to before it."""
+    try:
+        loop = loop_of(trace, edits)
+        text, clipping = call(edits, site, "the clipping")
+        inner = statement(text, clipping)
+        if text is not loop.text or inner not in block(loop.text, loop.stepping):
+            raise Refusal("the clipping does not stand in the block of step()")
+        return moved(text, inner, loop.stepping, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def zeroed_earlier(trace: Trace, edits: SourceEdits, *, title: str) -> Fix:
+    """The `zero_grad()` between the backward pass and the step, moved to before the backward pass."""
+    try:
+        loop = loop_of(trace, edits)
+        statements = block(loop.text, loop.stepping)
+        between = statements[statements.index(loop.anchor) + 1 : statements.index(loop.stepping)]
+        found = [inner for inner in between if _clears(inner)]
+        if len(found) != 1:
+            raise Refusal("zero_grad() does not stand between backward() and step()")
+        return moved(loop.text, found[0], loop.anchor, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def _clears(inner: ast.stmt) -> bool:
+    return (
+        isinstance(inner, ast.Expr)
+        and isinstance(inner.value, ast.Call)
+        and last_name(inner.value.func) == "zero_grad"
+    )
+
+
+def scheduled_after(trace: Trace, edits: SourceEdits, site: Site | None, *, title: str) -> Fix:
+    """The scheduler's step at `site` moved to behind what holds the optimizer's, in its own block."""
+    try:
+        loop = loop_of(trace, edits)
+        text, scheduling = call(edits, site, "the scheduler's step()")
+        inner = statement(text, scheduling)
+        if text is not loop.text or not isinstance(inner, ast.Expr):
+            raise Refusal("the scheduler steps in another file than the optimizer")
+        statements = block(text, inner)
+        later = [
+            found
+            for found in around(text, loop.step)
+            if found in statements and statements.index(found) > statements.index(inner)
+        ]
+        if not later:
+            raise Refusal("the optimizer does not step behind it in the same block")
+        return moved(text, inner, later[-1], after=True, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def scheduled_by_epoch(trace: Trace, edits: SourceEdits, site: Site | None, *, title: str) -> Fix:
+    """The scheduler's step at `site` moved out of the loop over batches, to behind it."""
+    try:
+        loop = loop_of(trace, edits)
+        text, scheduling = call(edits, site, "the scheduler's step()")
+        inner = statement(text, scheduling)
+        if text is not loop.text or not isinstance(inner, ast.Expr):
+            raise Refusal("the scheduler steps in another file than the optimizer")
+        outer = parent(text, inner)
+        if not isinstance(outer, (ast.For, ast.While)) or inner not in outer.body:
+            raise Refusal("the scheduler does not step in a loop over batches")
+        if loop.stepping not in outer.body or not any(
+            isinstance(found, (ast.For, ast.While)) for found in around(text, outer)[1:]
+        ):
+            raise Refusal("there is no loop over epochs around that over batches")
+        return moved(text, inner, outer, after=True, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def scheduled_by_batch(trace: Trace, edits: SourceEdits, site: Site | None, *, title: str) -> Fix:
+    """The scheduler's step at `site` moved from behind the loop over batches to behind the step in it."""
+    try:
+        loop = loop_of(trace, edits)
+        text, scheduling = call(edits, site, "the scheduler's step()")
+        inner = statement(text, scheduling)
+        if text is not loop.text or not isinstance(inner, ast.Expr):
+            raise Refusal("the scheduler steps in another file than the optimizer")
+        statements = block(text, inner)
+        if not any(found in statements for found in around(text, loop.step)[1:]):
+            raise Refusal("the scheduler does not step beside the loop over batches")
+        return moved(text, inner, loop.stepping, after=True, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def divided(trace: Trace, edits: SourceEdits, passes: int, *, title: str) -> Fix:
+    """`(loss / k).backward()`."""
+    try:
+        loop = loop_of(trace, edits)
+        assert isinstance(loop.backward.func, ast.Attribute)
+        loss = loop.backward.func.value
+        if not is_path(loss):
+            raise Refusal("backward() is called on an expression")
+        return edits.replaced_expression(
+            loop.text, loss, f"({ast.unparse(loss)} / {passes})", title=title
+        )
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+# ---------------------------------------------------------------------- what it keeps
+
+
+def released(trace: Trace, edits: SourceEdits, site: Site | None, *, title: str) -> Fix:
+    """`loss.detach()` where the statement at `site` keeps the loss that `backward()` is called on."""
+    try:
+        text, inner = statement_at(edits, site)
+        sites = [s for optimizer in trace.optimizers for s in optimizer.backward_at]
+        where, backward = _only(edits, sites, "backward()")
+        if text is not where or not isinstance(backward.func, ast.Attribute):
+            raise Refusal("the loss is kept in another file than that of backward()")
+        if statement(text, backward) is inner or not isinstance(backward.func.value, ast.Name):
+            raise Refusal("no variable is found that keeps the losses")
+        if scope(text, backward) is not scope(text, inner):
+            raise Refusal("the loss is kept in another function than that of backward()")
+        name = backward.func.value.id
+        kept = [
+            node
+            for node in ast.walk(inner)
+            if isinstance(node, ast.Name)
+            and node.id == name
+            and isinstance(node.ctx, ast.Load)
+            and not isinstance(parent(text, node), ast.Attribute)
+        ]
+        if len(kept) != 1:
+            raise Refusal(f"`{name}` is not what the statement keeps, or is there more than once")
+        return edits.replaced_expression(text, kept[0], f"{name}.detach()", title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+# ---------------------------------------------------------------------- modes
+
+
+def in_train_mode(trace: Trace, edits: SourceEdits, model: ModelTrace, *, title: str) -> Fix:
+    """`model.train()` before the loop over batches; in it, where that loop evaluates as well."""
+    try:
+        loop = loop_of(trace, edits)
+        name = model_of(loop, edits, model)
+        loops = [
+            found
+            for found in around(loop.text, loop.step)
+            if isinstance(found, (ast.For, ast.While))
+        ]
+        if loops and not _evaluates(loops[0], name):
+            target: ast.stmt = loops[0]
+        else:
+            target = _forward(loop, edits, model)
+        return line_before(edits, loop.text, target, f"{name}.train()", title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def _evaluates(loop: ast.stmt, name: str) -> bool:
+    """Whether it calls `eval()`, or hands the model to something that may."""
+    for node in ast.walk(loop):
+        if isinstance(node, ast.Call):
+            given = [*node.args, *(word.value for word in node.keywords)]
+            if any(ast.unparse(each) == name for each in given) or last_name(node.func) == "eval":
+                return True
+    return False
+
+
+def _forward(loop: Loop, edits: SourceEdits, model: ModelTrace) -> ast.stmt:
+    """The statement of the step's block in which the model is called."""
+    text, forward = _only(edits, model.trained_at, "the model")
+    statements = block(loop.text, loop.stepping)
+    found = [each for each in around(text, forward) if each in statements]
+    if text is not loop.text or not found:
+        raise Refusal("the model is called in another block than step()")
+    return found[0]
+
+
+def evaluated(trace: Trace, edits: SourceEdits, site: Site | None, *, title: str) -> Fix:
+    """`model.eval()` before the pass whose forward is at `site`, and `model.train()` behind it."""
+    try:
+        text, forward = call(edits, site, "the model")
+        if not is_path(forward.func):
+            raise Refusal("what is called is no name")
+        sites = [s for optimizer in trace.optimizers for s in optimizer.stepped_at]
+        steps = [found for s in sites if s is not None and (found := text.call_at(s)) is not None]
+        passes = [
+            found
+            for found in around(text, forward)
+            if not any(step is node for node in ast.walk(found) for step in steps)
+        ]
+        if not passes:
+            raise Refusal("the pass and the training are one statement")
+        whole, name = passes[-1], ast.unparse(forward.func)
+        if not has_own_lines(text, whole):
+            raise Refusal("the line holds several statements")
+        if any(isinstance(node, (ast.Return, ast.Yield)) for node in ast.walk(whole)):
+            raise Refusal("the pass ends in a return")
+        before, end = indentation(text, whole), whole.end_lineno or whole.lineno
+        start = Location(whole.lineno, len(before) + 1)
+        last = Location(end, len(text.lines[end - 1]) + 1)
+        changes = [
+            Edit(text.filename, start, start, f"{name}.eval(){text.newline}{before}"),
+            Edit(text.filename, last, last, f"{text.newline}{before}{name}.train()"),
+        ]
+        return checked(text, changes, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
