@@ -111,5 +111,5 @@ def _decoupled(edits: SourceEdits, optimizer: OptimizerTrace, decay: float) -> F
             title=f"use AdamW in place of {optimizer.kind}, with weight_decay={USUAL:g}",
         ),
         reason=reason,
-        patches=[Patch.training("optimizer-rebuilt", to="AdamW", weight_decay=USUAL)],
+        patches=[Patch.training("weight-decay", value=USUAL, apart=True)],
     )

@@ -93,7 +93,7 @@ def decayed_norm_or_bias(trace: Trace, *, least: float = 1e-3) -> Iterator[Findi
                     f"lr={rate:g}, weight_decay={largest:g})",
                     reason="He et al. 2018, section 3.1: no decay of what has one dimension or none",
                     obstacle="the call takes another form, of groups",
-                    patches=[Patch.training("weight-decay", value=largest, apart=True)],
+                    patches=[Patch.training("weight-decay", value=largest, matrices_only=True)],
                 )
             ],
         )

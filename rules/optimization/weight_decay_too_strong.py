@@ -124,7 +124,7 @@ def weight_decay_too_strong(
                         ),
                         reason=f"each step leaves 1 − lr·λ of a weight, 1 − {rate:g}·{decay:g} now and "
                         f"1 − {rate:g}·{usual:g} then",
-                        patches=[Patch.training("weight-decay", value=usual, apart=False)],
+                        patches=[Patch.training("weight-decay", value=usual)],
                     )
                 ],
                 severity=Severity.WARNING if is_harm else Severity.INFO,
