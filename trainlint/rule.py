@@ -35,7 +35,6 @@ from trainlint.analysis.layers import (
     refuses_channels_last,
     suits_no_size,
     trace_axis,
-    width_fixes,
     width_source,
 )
 from trainlint.analysis.methods import (
@@ -80,6 +79,7 @@ from trainlint.fixes.layers import (
     residual,
 )
 from trainlint.fixes.loops import explained
+from trainlint.fixes.widths import width_fixes
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
 from trainlint.generalization.remedies import MoreData, Remedies, Remedy
 from trainlint.generalization.swept import Sweep

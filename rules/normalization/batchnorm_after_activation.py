@@ -83,7 +83,13 @@ def batchnorm_after_activation(graph: Graph) -> Iterator[Finding]:
             "order": [graph.label(layer), graph.name(activation), graph.label(norm)],
             "modules": list(dict.fromkeys(graph.path(each) for each, _, _ in found)),
         },
-        fixes=[Fix(f"{graph.label(layer)}, {graph.label(norm)}, then {graph.name(activation)}")],
+        fixes=[
+            Fix(
+                f"{graph.label(layer)}, {graph.label(norm)}, then {graph.name(activation)}",
+                reason="Ioffe & Szegedy 2015, section 3.2: Wx is the roundest distribution in the layer",
+                obstacle="two operations of the forward change places, and perhaps two of a Sequential",
+            )
+        ],
         confidence=Confidence.LIKELY if squashed else Confidence.POSSIBLE,
         affects=[each for each, _, _ in found],
     )

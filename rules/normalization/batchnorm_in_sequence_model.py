@@ -76,7 +76,7 @@ def batchnorm_in_sequence_model(graph: Graph, edits: SourceEdits) -> Iterator[Fi
 
     ## Fix safety
     Unsafe: another function is learnt. An edit is made where the tokens are flattened to (tokens,
-    features); elsewhere the transposes around the BatchNorm must go too.
+    features), or where the transposes stand right around the BatchNorm and go with it.
 
     ## References
     Seed B, section 1.3. Ba, Kiros & Hinton 2016, arXiv:1607.06450, section 1; Shen et al. 2020,
@@ -128,24 +128,72 @@ def _finding(
 
 
 def _fix(graph: Graph, edits: SourceEdits, norm: Any, norms: list[Any]) -> Fix:
-    """LayerNorm; as an edit where the features already stand last, so that nothing else changes."""
+    """LayerNorm over the features; what brought them to axis 1 for the BatchNorm goes with it."""
     layer, shape = graph.layer(norm), graph.shape(norm) or ()
+    reason = "Ba, Kiros & Hinton 2016: its mean and variance are those of one token"
     if _per_position(graph, norm):
-        return Fix("LayerNorm over the features of each token")
-    name = f"nn.LayerNorm({shape[1]})"
-    if len(shape) > 2:
-        return Fix(f"{name} on (batch, length, features), without the transposes")
+        obstacle = "the number of features is not the one that the BatchNorm was given"
+        return Fix("LayerNorm over the features of each token", reason=reason, obstacle=obstacle)
+    is_flat = len(shape) == 2
+    where = "over the features of each token" if is_flat else "without the transposes around it"
+    title = f"nn.LayerNorm({shape[1]}) {where}"
     together = {id(module) for module in graph.built_together(norm)}
-    if layer is None or not together <= {id(graph.layer(other)) for other in norms}:
-        return Fix(f"{name} over the features of each token")
+    own = [other for other in norms if id(graph.layer(other)) in together]
+    if layer is None or not together or len({id(graph.layer(n)) for n in own}) < len(together):
+        obstacle = "the line that makes it makes BatchNorms of another use as well"
+        return Fix(title, reason=reason, obstacle=obstacle)
 
     def layer_norm(call: ast.Call, source: str) -> str | None:
         plain = len(call.args) == 1 and not call.keywords
         old, new = "nn.BatchNorm1d(", "nn.LayerNorm("
-        return new + source.removeprefix(old) if plain and source.startswith(old) else None
+        prefix, found, rest = source.partition(old)
+        return f"{prefix}{new}{rest}" if plain and found and prefix in ("", "torch.") else None
 
-    title = f"{name} over the features of each token"
-    return edits.replaced_calls([(graph.constructed(norm), layer_norm)], title=title)
+    made = edits.replaced_calls([(graph.constructed(norm), layer_norm)], title=title)
+    if is_flat:
+        return edits.together(made, title=title, reason=reason)
+    sites = {site.key: site for n in own for site in [graph.operation(n).site] if site is not None}
+    moved = [_without_transposes(edits, site, title) for site in sites.values()]
+    return edits.together(made, *moved, title=title, reason=reason)
+
+
+def _without_transposes(edits: SourceEdits, site: Any, title: str) -> Fix:
+    """`self.norm(x)` for `self.norm(x.transpose(1, 2)).transpose(1, 2)`."""
+    text = edits.text(site.filename)
+    call = None if text is None else text.call_at(site)
+    obstacle = "the transposes around the BatchNorm do not stand beside it"
+    if text is None or text.tree is None or call is None or len(call.args) != 1:
+        return Fix(title, obstacle=obstacle)
+    outer = next(
+        (
+            node
+            for node in ast.walk(text.tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.value is call
+        ),
+        None,
+    )
+    inner = call.args[0]
+    if outer is None or not _swaps(outer) or not (isinstance(inner, ast.Call) and _swaps(inner)):
+        return Fix(title, obstacle=obstacle)
+    assert isinstance(inner.func, ast.Attribute)
+    given = ast.get_source_segment(text.text, inner.func.value)
+    content = f"{ast.unparse(call.func)}({given})"
+    return edits.replaced_expression(text, outer, content, title=title)
+
+
+def _swaps(call: ast.Call) -> bool:
+    """Whether it exchanges the last two of three axes."""
+    if not isinstance(call.func, ast.Attribute) or call.keywords:
+        return False
+    try:
+        axes = [ast.literal_eval(value) for value in call.args]
+    except ValueError:
+        return False
+    if call.func.attr in ("transpose", "swapaxes", "swapdims"):
+        return len(axes) == 2 and {axis % 3 for axis in axes} == {1, 2}
+    return call.func.attr == "permute" and axes in ([0, 2, 1], [(0, 2, 1)])
 
 
 def _mixers(graph: Graph) -> list[Any]:

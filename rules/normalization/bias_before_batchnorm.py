@@ -11,6 +11,8 @@ from trainlint.rule import (
     Fix,
     Graph,
     Parameter,
+    Patch,
+    Safety,
     Severity,
     SourceEdits,
     axis_after,
@@ -73,8 +75,8 @@ def bias_before_batchnorm(graph: Graph, edits: SourceEdits) -> Iterator[Finding]
     Where checkpoints with the bias must still load, or where BatchNorm will be folded into the layer.
 
     ## Fix safety
-    Unsafe: the function that is learnt is the same, but the names in the state dict are not, and fewer
-    random numbers are drawn at initialisation. It is offered for calls that build only such layers.
+    Safe: the function that is learnt is the same. The names in the state dict are not, and fewer random
+    numbers are drawn at initialisation. It is offered for calls that build only such layers.
 
     ## References
     Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2: "the bias b can be ignored".
@@ -145,14 +147,22 @@ def _fix(graph: Graph, edits: SourceEdits, nodes: list[Any]) -> Fix:
         if site is not None and kind in POSITIONS and {id(m) for m in together} <= layers:
             sites[site.key] = (site, lambda call, text, kind=kind: without_bias(call, text, kind))
     title = "bias=False" if len(layers) == 1 else f"bias=False in these {len(layers)} layers"
+    reason = (
+        "BatchNorm subtracts the mean, and a constant with it (Ioffe & Szegedy 2015, section 3.2)"
+    )
+    names = dict.fromkeys(graph.operation(node).module for node in nodes if graph.layer(node))
+    patches = [Patch.rebuilt(name, bias=False) for name in names if name]
     editable = [
         change for change in sites.values() if edits.replaced_calls([change], title=title).edits
     ]
     if not editable:
-        return Fix(title)
+        obstacle = "no call makes only such layers, by arguments that are written there"
+        return Fix(title, reason=reason, obstacle=obstacle, patches=patches)
     if len(editable) < len(sites) or not all(_covered(graph, node, sites) for node in nodes):
         title += f" ({len(editable)} calls as an edit)"
-    return edits.replaced_calls(editable, title=title)
+    return edits.replaced_calls(
+        editable, title=title, safety=Safety.SAFE, reason=reason, patches=patches
+    )
 
 
 def _covered(graph: Graph, node: Any, sites: dict[Any, Any]) -> bool:

@@ -10,12 +10,15 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Patch,
     Severity,
+    SourceEdits,
     batch_norms,
     chain_back,
     dropped_share,
     keeps_statistics,
     ops,
+    places,
     rule,
 )
 
@@ -23,7 +26,9 @@ PASSED = ops.REARRANGEMENTS | ops.SPATIAL | ops.MAX_POOLS | ops.ACTIVATIONS
 
 
 @rule("NRM007", severity=Severity.INFO, since="0.1")
-def dropout_before_batchnorm(graph: Graph, *, least: float = 0.1) -> Iterator[Finding]:
+def dropout_before_batchnorm(
+    graph: Graph, edits: SourceEdits, *, least: float = 0.1
+) -> Iterator[Finding]:
     """BatchNorm learns its statistics from values that dropout spreads, and meets others in eval mode.
 
     Dropout keeps a value with probability q = 1 − p and divides it by q. The mean stays, the variance
@@ -69,7 +74,8 @@ def dropout_before_batchnorm(graph: Graph, *, least: float = 0.1) -> Iterator[Fi
     Where p is small and eval-mode accuracy is what training promised, as in wide residual networks.
 
     ## Fix safety
-    No edit is made. With dropout behind the last BatchNorm the statistics are those of eval mode.
+    Unsafe: less regularisation. With dropout behind the last BatchNorm the statistics are those of
+    eval mode.
 
     ## References
     Li, Chen, Hu & Yang 2018, arXiv:1801.05134, section 3; the formula holds for PyTorch's inverted
@@ -102,10 +108,31 @@ def dropout_before_batchnorm(graph: Graph, *, least: float = 0.1) -> Iterator[Fi
                 for behind, each, _ in found
             ],
         },
-        fixes=[Fix("dropout behind the last BatchNorm, before the last layer"), Fix("no dropout")],
+        fixes=_fixes(graph, edits, [each for _, each, _ in found]),
         confidence=Confidence.POSSIBLE if layers else Confidence.LIKELY,
         affects=[node for behind, each, _ in found for node in (behind, each)],
     )
+
+
+def _fixes(graph: Graph, edits: SourceEdits, dropouts: list[Any]) -> list[Fix]:
+    dropouts = list(dict.fromkeys(dropouts))
+    moved = Fix(
+        "dropout behind the last BatchNorm, before the last layer",
+        reason="Li et al. 2018: there no BatchNorm stores the variance that dropout adds",
+        obstacle="where it belongs depends on what the layers behind are for",
+    )
+    named = places(graph, dropouts)
+    sites = {
+        site.key: site for node in dropouts for site in [graph.place(node)] if site is not None
+    }
+    removed = [edits.removed(site, title="") for site in sites.values()]
+    without = edits.together(
+        *removed,
+        title="no dropout",
+        reason="BatchNorm regularises by itself (Ioffe & Szegedy 2015, section 3.4)",
+        patches=[] if named is None else [Patch.without(modules=named[0], calls=named[1])],
+    )
+    return [moved, without]
 
 
 def _before(graph: Graph, norm: Any, least: float) -> tuple[Any, int]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from trainlint.rule import (
     Finding,
-    Fix,
     Graph,
-    Mismatch,
     Severity,
     SourceEdits,
     blamed_source,
@@ -75,8 +71,7 @@ def norm_features_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding
     ## References
     Seed B, section 1.3; Ioffe & Szegedy 2015; Wu & He 2018 (GroupNorm), arXiv:1803.08494.
     """
-    found = mismatches(graph)
-    for mismatch in found:
+    for mismatch in mismatches(graph):
         node, wants = mismatch.node, mismatch.wants
         if graph.name(node) not in NORMS or not _is_norm(wants.argument):
             continue
@@ -86,8 +81,7 @@ def norm_features_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding
             f"{describe_source(graph, mismatch.source)}{blamed_source(graph, mismatch)}",
             where=node,
             evidence={wants.argument: wants.expected, "received": wants.received},
-            fixes=_builders_fix(graph, edits, mismatch, found)
-            or width_fixes(
+            fixes=width_fixes(
                 graph,
                 edits,
                 mismatch,
@@ -97,56 +91,6 @@ def norm_features_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding
             starved=1.0,
         )
     yield from _wrong_rank(graph, edits)
-
-
-def _builders_fix(
-    graph: Graph, edits: SourceEdits, mismatch: Mismatch, found: Sequence[Mismatch]
-) -> list[Fix]:
-    """In code that builds both the layer before and this one, by names: the name that the former takes.
-
-    A number would mend one of the blocks that `block(i, o)` builds and break the others.
-    """
-    source, wants = mismatch.source.node, mismatch.wants
-    same = [other for other in found if other.made_at == mismatch.made_at]
-    if source is None or mismatch.source.kind != "layer" or mismatch.source_is_to_blame:
-        return []
-    made, before = graph.constructed(mismatch.node), graph.constructed(source)
-    if made is None or before is None or made.code is None or made.code is not before.code:
-        return []
-    for other in same:  # each behind a layer from that same line
-        site = None if other.source.node is None else graph.constructed(other.source.node)
-        if site is None or site.key != before.key:
-            return []
-    text = edits.text(made.filename)
-    ours = None if text is None else text.call_at(made)
-    theirs = None if text is None else text.call_at(before)
-    if text is None or ours is None or theirs is None:
-        return []
-    old = _argument(ours, wants.position, wants.argument)
-    new = _argument(theirs, 1, "out_channels", "out_features")
-    if old is None or new is None or isinstance(old, ast.Constant) or isinstance(new, ast.Constant):
-        return []
-    if ast.unparse(old) == ast.unparse(new) or _is_another_class(graph, source, theirs):
-        return []
-    title = f"{wants.layer}({ast.unparse(old)}) → {wants.layer}({ast.unparse(new)})"
-    return [edits.replaced_expression(text, old, ast.unparse(new), title=title)]
-
-
-def _is_another_class(graph: Graph, source: Any, call: ast.Call) -> bool:
-    """Whether the call is not that of the layer's own class, whose arguments are known."""
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    layer = type(graph.layer(source)).__name__
-    return name != layer or not layer.startswith(("Conv", "Linear"))
-
-
-def _argument(call: ast.Call, position: int, *names: str) -> ast.expr | None:
-    for word in call.keywords:
-        if word.arg in names:
-            return word.value
-    passed = call.args[: position + 1]
-    if len(passed) <= position or any(isinstance(value, ast.Starred) for value in passed):
-        return None
-    return passed[position]
 
 
 def _is_norm(argument: str) -> bool:
@@ -177,7 +121,15 @@ def _wrong_rank(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
             f"{'×'.join(map(str, dims))}; that is what {right} is for",
             where=node,
             evidence={"dimensions": len(dims), "shape": list(dims)},
-            fixes=[edits.callee([site], name, right, title=f"{name} → {right}")],
+            fixes=[
+                edits.callee(
+                    [site],
+                    name,
+                    right,
+                    title=f"{name} → {right}",
+                    reason=f"{right} takes tensors of {len(dims)} dimensions, {name} does not",
+                )
+            ],
             fault=("rank", id(node)),
             starved=1.0,
         )

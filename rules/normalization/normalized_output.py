@@ -12,10 +12,12 @@ from trainlint.rule import (
     Fix,
     Graph,
     Losses,
+    Patch,
     Severity,
     SourceEdits,
     heads,
     ops,
+    places,
     rule,
 )
 
@@ -176,12 +178,21 @@ def _finding(
 
 def _fix(graph: Graph, edits: SourceEdits, norm: Any) -> Fix:
     title = f"remove {graph.label(norm)}; normalise before the last layer"
+    reason = "scores and predictions have a mean and a spread of their own (seed B, section 1.3)"
+    named = places(graph, [norm])
+    patches = [Patch.without(modules=named[0], calls=named[1])] if named is not None else []
     layer = graph.layer(norm)
-    if layer is None or len(graph.built_together(norm)) != 1:
-        return Fix(title)
+    if layer is None:
+        site = graph.operation(norm).site
+        return edits.removed(site, title=title, reason=reason, patches=patches)
+    if len(graph.built_together(norm)) != 1:
+        obstacle = "the line that makes it makes others as well"
+        return Fix(title, reason=reason, obstacle=obstacle, patches=patches)
 
     def identity(call: ast.Call, _: str) -> str | None:
         prefix = ast.unparse(call.func).rpartition(type(layer).__name__)
         return f"{prefix[0]}Identity()" if prefix[0].endswith(".") and not prefix[2] else None
 
-    return edits.replaced_calls([(graph.constructed(norm), identity)], title=title)
+    made = graph.constructed(norm)
+    fix = edits.replaced_calls([(made, identity)], title=title, reason=reason, patches=patches)
+    return fix if fix.edits else edits.removed(made, title=title, reason=reason, patches=patches)

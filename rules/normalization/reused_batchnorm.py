@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from trainlint.rule import (
     Fix,
     Graph,
     Severity,
+    SourceEdits,
     batch_norms,
     chain_back,
     keeps_statistics,
@@ -21,7 +23,7 @@ THROUGH = ops.REARRANGEMENTS | ops.DROPOUTS | ops.SPATIAL | ops.MAX_POOLS | ops.
 
 
 @rule("NRM009", severity=Severity.WARNING, since="0.1")
-def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
+def reused_batchnorm(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """One BatchNorm normalises several streams, and its running statistics mix them.
 
     In training each call normalises by the mean and variance of its own input. The running statistics
@@ -71,7 +73,8 @@ def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
     Where the streams have the same statistics by construction.
 
     ## Fix safety
-    No edit is made: the constructor and the forward change together.
+    Unsafe: each stream gets statistics, γ and β of its own. Made as an edit where the BatchNorm is assigned
+    once, and each stream has a call of its own.
 
     ## References
     Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 2; Yu et al. 2019, arXiv:1812.08928, section 3,
@@ -93,7 +96,7 @@ def reused_batchnorm(graph: Graph) -> Iterator[Finding]:
             "of their statistics",
             where=norms[0],
             evidence={"calls": len(norms), "streams": names},
-            fixes=[Fix(_title(graph, norms[0], len(streams)))],
+            fixes=[_one_each(graph, edits, norms, streams)],
             affects=norms,
         )
 
@@ -123,13 +126,54 @@ def _described(graph: Graph, norm: Any) -> str:
     return f"line {site.row}"
 
 
+def _one_each(graph: Graph, edits: SourceEdits, norms: list[Any], streams: list[Any]) -> Fix:
+    """Another BatchNorm for each stream but the first: a line behind the constructor, and its calls."""
+    title = _title(graph, norms[0], len(streams))
+    reason = "Ioffe & Szegedy 2015, algorithm 2: the running statistics are those of one input"
+    made = graph.constructed(norms[0])
+    text = None if made is None else edits.text(made.filename)
+    call = None if text is None or made is None else text.call_at(made)
+    statement = None if text is None or call is None else text.statement_of(call)
+    if (
+        text is None
+        or not isinstance(statement, ast.Assign)
+        or statement.value is not call
+        or len(statement.targets) != 1
+        or len(graph.built_together(norms[0])) != 1
+    ):
+        return Fix(title, reason=reason, obstacle="it is not made by one assignment of its own")
+    target, source = ast.unparse(statement.targets[0]), ast.get_source_segment(text.text, call)
+    by_stream = {norm: (graph.operation(norm).site, number) for number, norm in enumerate(streams)}
+    keys = [site.key for site, _ in by_stream.values() if site is not None]
+    if len(set(keys)) < len(streams) or source is None:
+        return Fix(title, reason=reason, obstacle="several streams come through one call of it")
+    if len({site.key for n in norms if (site := graph.operation(n).site) is not None}) > len(keys):
+        return Fix(title, reason=reason, obstacle="a stream is normalised by several calls")
+    calls = [
+        edits.replaced_calls([(site, _renamed(target, f"{target}_{number + 1}"))], title=title)
+        for site, number in by_stream.values()
+        if number
+    ]
+    lines = [f"{target}_{number + 1} = {source}" for number in range(1, len(streams))]
+    indent = text.lines[statement.lineno - 1].encode()[: statement.col_offset].decode()
+    added = edits.beside(text, statement, after=f"\n{indent}".join(lines), title=title)
+    return edits.together(added, *calls, title=title, reason=reason)
+
+
+def _renamed(old: str, new: str) -> Any:
+    def rewrite(call: ast.Call, source: str) -> str | None:
+        return new + source.removeprefix(old) if ast.unparse(call.func) == old else None
+
+    return rewrite
+
+
 def _title(graph: Graph, norm: Any, count: int) -> str:
     layer = graph.layer(norm)
     name = graph.label(norm)
     if layer is None:
         return "running statistics of its own for each"
     features = getattr(layer, "num_features", "…")
-    each = ", ".join(f"{name}_{number}" for number in range(1, min(count, 3) + 1))
+    each = ", ".join([name, *(f"{name}_{number}" for number in range(2, min(count, 3) + 1))])
     return f"one each: {each}{', …' if count > 3 else ''} = nn.{type(layer).__name__}({features})"
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Confidence, Finding, Fix, Graph, Severity, ops, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Graph,
+    Severity,
+    SourceEdits,
+    normalised,
+    ops,
+    residual,
+    rule,
+)
 
 # They normalise by hand, or hold the signal's size by themselves (SELU, sine networks).
 CALMING = ops.NORMALIZATIONS | set(
@@ -15,7 +25,9 @@ CALMING = ops.NORMALIZATIONS | set(
 
 
 @rule("NRM008", severity=Severity.INFO, since="0.1")
-def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Finding]:
+def unnormalized_deep_stack(
+    graph: Graph, edits: SourceEdits, *, least: int = 10
+) -> Iterator[Finding]:
     """Many layers in series, with neither normalisation nor a residual connection.
 
     Signal and gradient are multiplied at each layer by how much its weights and its activation change
@@ -64,7 +76,7 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
     Where the weights come from training, or the stack is known to train with its initialisation.
 
     ## Fix safety
-    No edit is made: another function is learnt.
+    Unsafe: another function is learnt.
 
     ## References
     Seed A, problem 3, its last paragraph. He et al. 2015, arXiv:1502.01852, section 2.2; He et al. 2016,
@@ -81,12 +93,30 @@ def unnormalized_deep_stack(graph: Graph, *, least: int = 10) -> Iterator[Findin
         where=first,
         evidence={"layers": len(run), "modules": [graph.path(node) for node in run]},
         fixes=[
-            Fix("BatchNorm or LayerNorm between each layer and its activation"),
-            Fix("a residual connection, x + f(x), where the widths agree"),
+            normalised(
+                graph,
+                edits,
+                [node for node in run if graph.feeds_weights(node)],
+                title="BatchNorm or LayerNorm between each layer and its activation",
+                reason="Ioffe & Szegedy 2015: the size of the signal is set anew at each layer",
+            ),
+            residual(
+                graph,
+                edits,
+                [(node, _activation(graph, node)) for node in run],
+                title="a residual connection, x + f(x), where the widths agree",
+                reason="He et al. 2016: the gradient has a path of slope 1",
+            ),
         ],
         confidence=Confidence.POSSIBLE,
         affects=run,
     )
+
+
+def _activation(graph: Graph, node: Any) -> Any:
+    """The activation right behind a layer, else the layer itself."""
+    users = [user for user in node.users if graph.is_live(user)]
+    return users[0] if len(users) == 1 and graph.name(users[0]) in ops.ACTIVATIONS else node
 
 
 def _calms(graph: Graph, node: Any) -> bool:

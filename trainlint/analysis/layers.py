@@ -7,12 +7,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
-from trainlint.fixes.edit import Fix, Safety
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
-    from trainlint.fixes.source import SourceEdits
     from trainlint.graph import Graph
 
 _RECURRENT_CLASSES: Final = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
@@ -610,38 +608,3 @@ def blamed_source(graph: Graph, mismatch: Mismatch) -> str:
         f"; {named} {verb} {mismatch.wants.expected} too, "
         f"so {graph.label(mismatch.source.node)} is the odd one out"
     )
-
-
-def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str) -> list[Fix]:
-    """The layer's number set to what arrives; or, where several layers disagree with it, the source's.
-
-    An edit of the layer's constructor is offered only if every layer built by that call needs the same.
-    """
-    wants, node, source = mismatch.wants, mismatch.node, mismatch.source.node
-    if mismatch.source_is_to_blame and source is not None:
-        out = "out_channels" if graph.name(source) in ops.CONVOLUTIONS else "out_features"
-        return [
-            edits.argument(
-                graph.constructed(source),
-                1,
-                out,
-                wants.expected,
-                current=wants.received,
-                title=f"{out}={wants.received} → {wants.expected} in {graph.label(source)}",
-                safety=Safety.UNSAFE,
-            ),
-            Fix(f"{wants.received} in every layer behind it"),
-        ]
-    if agreed_width(graph, node) != wants.received:
-        return [Fix(title)]
-    return [
-        edits.argument(
-            graph.constructed(node),
-            wants.position,
-            wants.argument,
-            wants.received,
-            current=wants.expected,
-            title=title,
-            safety=Safety.SAFE,
-        )
-    ]
