@@ -6,9 +6,10 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -16,7 +17,7 @@ import click
 import msgspec
 
 from trainlint import __version__
-from trainlint.config import FAIL_ON, load_config
+from trainlint.config import FAIL_ON, Config, load_config
 from trainlint.errors import TrainlintError, UsageError
 from trainlint.generalization.swept import OVER
 from trainlint.report import FORMAT_NAMES, rendered
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trainlint.baseline import Baseline
+    from trainlint.fixes.fixing import Fixed, Wish
     from trainlint.records import Report
 
 
@@ -201,6 +203,17 @@ _plots_option: Final = click.option(
     "--jobs", type=click.IntRange(min=1),
     help="Files checked, or folds trained, at once [one a core].",
 )  # fmt: skip
+@click.option(
+    "--fix/--no-fix", default=None,
+    help="Write fixes to the files: those that pass a check of the edited text.",
+)  # fmt: skip
+@click.option(
+    "--unsafe-fixes/--no-unsafe-fixes", default=None,
+    help="With --fix, --diff: also fixes that change the model.",
+)  # fmt: skip
+@click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
+@click.option("--fix-only", is_flag=True, help="As --fix, without a report of what is left.")
+@click.option("--interactive", is_flag=True, help="As --fix, but ask before each fix.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Read this file.")
 @click.option("--debug", is_flag=True, help="Show tracebacks of trainlint's own errors.")
 @click.pass_context
@@ -231,19 +244,24 @@ def check(
     kfold: int | None,
     epochs: float | None,
     jobs: int | None,
+    fix: bool | None,
+    unsafe_fixes: bool | None,
+    diff: bool,
+    fix_only: bool,
+    interactive: bool,
     config_path: Path | None,
     debug: bool,
 ) -> None:
     """Check the models in files, directories, file.py::Name and package.module:attribute.
 
     Exit status: 0 nothing at or above --fail-on, 1 findings, 2 a usage or configuration error, or a
-    target that could not be loaded or analysed.
+    target that could not be loaded or analysed. With --diff, 1 where it shows something.
     """
     config = load_config(config_path)
     overrides = {
         "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
         "probe_steps": probe_steps, "probe_seconds": probe_seconds, "verify": verify,
-        "verify_seconds": verify_seconds,
+        "verify_seconds": verify_seconds, "fix": fix, "unsafe_fixes": unsafe_fixes,
     }  # fmt: skip
     config = msgspec.structs.replace(
         config, **{name: value for name, value in overrides.items() if value is not None}
@@ -251,19 +269,20 @@ def check(
     wanted = list(targets) or config.targets
     if not wanted:
         raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
-    if kfold and static:
-        raise UsageError("--kfold trains the model, --static does not even run it: leave one out")
-    if verify and static:
-        raise UsageError("--verify trains the model, --static does not even run it: leave one out")
+    _check_trainings({"--kfold": kfold, "--verify": verify}, static=static)
     if verify_seconds and not config.verify:
         raise UsageError("--verify-seconds is for --verify")
     if epochs and not kfold:
         raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
+    asked = {"--diff": diff, "--fix-only": fix_only, "--interactive": interactive}
+    is_fixing = config.fix or any(asked.values())
+    _check_fixing(asked, bool(output or form != "text" or statistics or kfold or write_baseline))
     if scan and not any(_may_hold_models(Path(target)) for target in wanted):
         ctx.exit(0)
-    from trainlint.api import check as run_check
+    from trainlint.api import file_check
     from trainlint.baseline import read_baseline
     from trainlint.baseline import write_baseline as write_report_as_baseline
+    from trainlint.fixes.fixing import fix_files
     from trainlint.rule import STAGES
 
     outputs, is_elsewhere = _outputs(output, form)
@@ -271,12 +290,25 @@ def check(
     known = config.baseline if baseline is None else str(baseline)
     before = None if known is None else read_baseline(Path(known))
 
-    with _checking() as (progress, advance):
-        report = run_check(
-            wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
-            stages=STAGES[:1] if static else STAGES, scan=scan, config=config, progress=progress,
-            advance=advance, debug=debug or bool(ctx.obj),
-        )  # fmt: skip
+    checked = file_check(
+        wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
+        stages=STAGES[:1] if static else STAGES, scan=scan, config=config,
+        debug=debug or bool(ctx.obj),
+    )  # fmt: skip
+    with _checking(is_shown=not interactive) as (progress, advance):
+        look = partial(
+            checked.report, progress, verify=config.verify and not static, advance=advance
+        )
+        fixed = None
+        if is_fixing:
+            wish = _wish(config, before, advice=show_info, write=not diff, interactive=interactive)
+            fixed = fix_files(checked, wish, progress, look)
+        report = look() if fixed is None else fixed.report
+    _tell_fixed(report, fixed, diff=diff, offer=bool(unsafe_fixes))
+    if diff or fix_only:
+        _complain(report)
+        differs = diff and fixed is not None and fixed.changed and not exit_zero
+        ctx.exit(2 if report.has_errors else int(bool(differs)))
     if kfold:
         from trainlint.generalization.crossvalidation import with_folds
 
@@ -443,10 +475,71 @@ def sweep(
         print_sweep(report, _console(sys.stdout))
 
 
+def _check_trainings(asked: Mapping[str, Any], *, static: bool) -> None:
+    """Raises `UsageError` for what trains a model that is not to be run."""
+    for name, is_given in asked.items():
+        if is_given and static:
+            raise UsageError(
+                f"{name} trains the model, --static does not even run it: leave one out"
+            )
+
+
+def _check_fixing(asked: Mapping[str, bool], wants_report: bool) -> None:
+    """Raises `UsageError` for ways of fixing that exclude each other, or where nobody can be asked."""
+    given = [name for name, is_given in asked.items() if is_given]
+    if "--diff" in given and len(given) > 1:
+        raise UsageError(f"--diff writes nothing: leave out {given[0]} or {given[1]}")
+    if wants_report and given and given[0] != "--interactive":
+        raise UsageError(
+            f"{given[0]} writes no report: leave out --format, --output, --statistics, --kfold and "
+            "--write-baseline"
+        )
+    if "--interactive" in given and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("--interactive needs a terminal to ask in; --diff shows the fixes")
+
+
+def _tell_fixed(report: Report, fixed: Fixed | None, *, diff: bool, offer: bool) -> None:
+    """What was done, on stderr; with `diff`, what would be, as a patch on stdout.
+
+    Where nothing was asked to be done, an `offer` says what could be.
+    """
+    from trainlint.report import repairs
+
+    if fixed is None:
+        if offer:
+            click.echo(f"trainlint: {repairs.offer(report)}", err=True)
+        return
+    for remark in repairs.remarks(fixed, wrote=not diff):
+        click.echo(f"trainlint: {remark}", err=True)
+    if diff and sys.stdout.isatty():
+        repairs.print_diff(fixed.changed, _console(sys.stdout))
+    elif diff:
+        click.echo(repairs.unified(fixed.changed), nl=False)
+
+
+def _wish(
+    config: Config, before: Baseline | None, *, advice: bool, write: bool, interactive: bool
+) -> Wish:
+    """Which fixes to apply."""
+    from trainlint.baseline import without
+    from trainlint.fixes.fixing import Wish
+    from trainlint.report.repairs import Questions
+
+    return Wish(
+        unsafe=config.unsafe_fixes,
+        advice=advice,
+        write=write,
+        ask=Questions(_console(sys.stderr), sys.stdin.readline) if interactive else None,
+        wanted=lambda report: report if before is None else without(report, before)[0],
+    )
+
+
 @contextmanager
-def _progress(verb: str = "checking") -> Iterator[Callable[[str], None] | None]:
+def _progress(
+    verb: str = "checking", *, is_shown: bool = True
+) -> Iterator[Callable[[str], None] | None]:
     """What is being checked, on stderr, and only where that is a terminal."""
-    if not sys.stderr.isatty():
+    if not (is_shown and sys.stderr.isatty()):
         yield None
         return
     from rich.console import Console
@@ -471,12 +564,12 @@ def _bar(what: str) -> Iterator[Callable[[float, str], None] | None]:
 
 
 @contextmanager
-def _checking() -> Iterator[
-    tuple[Callable[[str], None] | None, Callable[[float, str], None] | None]
-]:
+def _checking(
+    *, is_shown: bool = True
+) -> Iterator[tuple[Callable[[str], None] | None, Callable[[float, str], None] | None]]:
     """What is being checked, and once that is done, how many of the fixes were tried."""
     with ExitStack() as first, ExitStack() as second:
-        progress = first.enter_context(_progress())
+        progress = first.enter_context(_progress(is_shown=is_shown))
         bars: list[Callable[[float, str], None]] = []
 
         def advance(share: float, text: str) -> None:

@@ -19,8 +19,9 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     `timeout` is in seconds a model, `memory_limit` in MiB (0: four fifths of the machine's memory),
     `jobs` the number of files checked, or folds trained, at once (0: one a core). `probe_steps` is how
     many optimizer steps a probe trains (0: none), `probe_seconds` for how long at most. `verify` tries the
-    fixes of what is found, for `verify_seconds` at most. `baseline` is a
-    file of findings that are left out. `rules` holds the options of rules:
+    fixes of what is found, for `verify_seconds` at most. `fix` writes safe fixes to the files, with
+    `unsafe_fixes` also those that change the model. `baseline` is a file of findings that are left out.
+    `rules` holds the options of rules:
     `[tool.trainlint.rules.saturating-stack] least = 4`.
     """
 
@@ -38,6 +39,8 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
     verify: bool = False
     verify_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     baseline: str | None = None
+    fix: bool = False
+    unsafe_fixes: bool = False
     rules: dict[str, dict[str, Any]] = {}
 
 

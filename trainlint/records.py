@@ -6,7 +6,7 @@ order, rows and columns from 1.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ __all__ = [
     "LayerSeries",
     "Location",
     "ModelSeries",
+    "Repair",
     "Report",
     "ReportedFinding",
     "Series",
@@ -30,6 +31,9 @@ __all__ = [
     "SweepReport",
     "TargetResult",
 ]
+
+# How the note begins that says where the run of a file ended before its last line.
+RUN_STOPPED: Final = "the run of the file stopped"
 
 # JSON has no other numbers than finite ones; `float` reads these words as well.
 Figure = float | Literal["nan", "inf", "-inf"]
@@ -215,12 +219,41 @@ class TargetResult(msgspec.Struct, frozen=True):
     output: str = ""
 
 
+class Repair(msgspec.Struct, frozen=True):
+    """What `--fix` did with one fix, and the finding that it was for, as it was then.
+
+    `status` is `applied`; `rolled-back`, where the edited file was worse or no better; `refused`, where the
+    file is not ours to edit or could not be written; or `declined`, by who was asked. `reason` says why not
+    applied. The places of `edits` are those in the file before them, of `applied` ones together with all
+    of the same `round`.
+    """
+
+    code: str
+    name: str
+    severity: str
+    target: str
+    module: str
+    filename: str | None
+    location: Location | None
+    title: str
+    safety: str
+    status: str
+    reason: str = ""
+    round: int = 1
+    edits: list[Edit] = []
+
+
 class Report(msgspec.Struct, frozen=True):
-    """All findings of a run, in rank order, and what became of each target."""
+    """All findings of a run, in rank order, and what became of each target.
+
+    `repairs` are the fixes that were tried on the files, None where that was not asked for; the findings
+    are then those that are left.
+    """
 
     findings: list[ReportedFinding] = []
     targets: list[TargetResult] = []
     version: int = 1
+    repairs: list[Repair] | None = None
 
     def to_json(self, indent: int = 2) -> str:
         """The report as the JSON contract has it."""
@@ -229,6 +262,8 @@ class Report(msgspec.Struct, frozen=True):
             "findings": [msgspec.to_builtins(finding) for finding in self.findings],
             "targets": [_without_output(target) for target in self.targets],
         }
+        if self.repairs is not None:
+            data["repairs"] = [msgspec.to_builtins(repair) for repair in self.repairs]
         return msgspec.json.format(msgspec.json.encode(data), indent=indent).decode()
 
     def __str__(self) -> str:

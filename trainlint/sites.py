@@ -93,6 +93,13 @@ def owner_of(filename: str) -> str:
     return "torch" if filename.startswith(_STDLIB) else "project"
 
 
+def is_installed(filename: str) -> bool:
+    """Whether the file belongs to a package or to Python itself, by its name; imports no torch."""
+    return filename.startswith((_STDLIB, _OWN_DIRECTORY)) or any(
+        folder in filename for folder in _INSTALLED
+    )
+
+
 def calling_site(depth: int = 1, until: CodeType | None = None) -> Site | None:
     """The nearest call outside torch, the standard library and trainlint; None if there is none.
 

@@ -33,6 +33,7 @@ from trainlint.fixes.source import SourceText
 from trainlint.loss.source import loss_uses, training_of
 from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import setup_of
+from trainlint.records import RUN_STOPPED
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
 from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover
@@ -198,7 +199,7 @@ def _run(
         except BaseException as error:
             if loaded.stopped is None:
                 place = _place_in(error, filename, statement.lineno)
-                loaded.stopped = f"the run of the file stopped at {place}: {reason_of(error)}"
+                loaded.stopped = f"{RUN_STOPPED} at {place}: {reason_of(error)}"
         stops.clear()
 
 
