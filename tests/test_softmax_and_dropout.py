@@ -191,7 +191,7 @@ THREE_AXES = "torch.randn(5, 7, 8)"
         net(result="self.drop(self.fc2(h))", layer="nn.LogSoftmax()", inputs=THREE_AXES),
         ["nn.LogSoftmax(dim=-1)"],
     ),
-    (net(result="self.fc2(h).softmax(dim=1)", width="1"), []),
+    (net(result="self.fc2(h).softmax(dim=1)", width="1"), ["self.fc2(h).sigmoid()"]),
     (net(result="self.fc2(h).softmax(dim=2)", width="1", inputs=THREE_AXES), ["1"]),
 )
 def test_softmax_over_the_wrong_axis(report: Report, name: str, written: list[str]) -> None:

@@ -70,7 +70,7 @@ from trainlint.fixes import loops as loops
 from trainlint.fixes import numerics as numerics
 from trainlint.fixes import optimizers as optimizers
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
-from trainlint.fixes.initialisation import Start, as_code, initialised
+from trainlint.fixes.initialisation import Start, as_code, initial_patches, initialised
 from trainlint.fixes.layers import (
     activation_patches,
     normalised,
@@ -243,6 +243,7 @@ __all__ = [
     "heavy",
     "hidden_weights",
     "images_of",
+    "initial_patches",
     "initialised",
     "is_follow_up",
     "is_initializer",

@@ -10,9 +10,13 @@ from trainlint.rule import (
     Fix,
     ModelTrace,
     NotMeasurable,
+    Occurrence,
+    Patch,
     Severity,
     SiteTrace,
+    SourceEdits,
     Trace,
+    as_code,
     rule,
 )
 
@@ -37,7 +41,13 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
     shows="dead",
 )
 def dead_relu(
-    trace: Trace, *, share: float = 0.5, steps: int = 20, samples: int = 128, units: int = 8
+    trace: Trace,
+    edits: SourceEdits,
+    *,
+    share: float = 0.5,
+    steps: int = 20,
+    samples: int = 128,
+    units: int = 8,
 ) -> Iterator[Finding | NotMeasurable]:
     """Most units of a layer are zero for every sample: behind a ReLU they get no gradient, and stay so.
 
@@ -108,20 +118,15 @@ def dead_relu(
             zero = site.median("zero")
             if zero is None or zero < share or site.median("gradient") is None:
                 continue
-            yield _finding(model, site, windows)
+            yield _finding(edits, model, site, windows)
 
 
-def _finding(model: ModelTrace, site: SiteTrace, windows: Sequence[float]) -> Finding:
+def _finding(
+    edits: SourceEdits, model: ModelTrace, site: SiteTrace, windows: Sequence[float]
+) -> Finding:
     dead, first = windows[-1], windows[0]
     by_steps = first < dead / 2
     since = f", {first:.0%} at first" if by_steps else " from the start"
-    fixes = [Fix("nn.LeakyReLU(0.1) in its place, which passes a gradient below zero as well")]
-    if by_steps:
-        fixes.insert(0, Fix("a lower learning rate: the steps drove the units below zero"))
-    else:
-        fixes.insert(
-            0, Fix("nn.init.kaiming_normal_(weight, nonlinearity='relu') and zeros_(bias)")
-        )
     return Finding(
         f"{dead:.0%} of the units of {site.place} are 0 for every sample{since}: they get no gradient, "
         "and stay so",
@@ -133,6 +138,48 @@ def _finding(model: ModelTrace, site: SiteTrace, windows: Sequence[float]) -> Fi
             "windows": [round(value, 3) for value in windows[-4:]],
             "model": model.name,
         },
-        fixes=fixes,
+        fixes=[_slower() if by_steps else _drawn_anew(model, site), _leaky(edits, model, site)],
         confidence=Confidence.LIKELY,
     )
+
+
+def _slower() -> Fix:
+    return Fix(
+        "a learning rate ten times lower",
+        reason="the steps drove the units below zero for every sample: w − lr·∂L/∂w",
+        obstacle="the rate is the optimizer's, which is no part of the model",
+        patches=[Patch.training("learning-rate", factor=0.1)],
+    )
+
+
+def _drawn_anew(model: ModelTrace, site: SiteTrace) -> Fix:
+    """He's values, and biases of zero, for the layer in front."""
+    before = [other for other in model.sites[: model.sites.index(site)] if other.weight]
+    weight = before[-1].weight if before else None
+    return Fix(
+        f"nn.init.kaiming_normal_({as_code(weight or 'weight')}, nonlinearity='relu') and zeros_(bias)",
+        reason="He et al. 2015: σ = √(2/n) and no bias leave half of the units of a ReLU active",
+        obstacle="which line set these values is not known in a training",
+        patches=[]
+        if weight is None
+        else [Patch.initialise([weight], "kaiming_normal", nonlinearity="relu", bias=0.0)],
+    )
+
+
+def _leaky(edits: SourceEdits, model: ModelTrace, site: SiteTrace) -> Fix:
+    path, name = site.place.path, site.place.operation
+    # A call in a module's own forward has the parts of that module beside it.
+    is_layer = bool(path) and not any(other.startswith(f"{path}.") for other in model.layers)
+    title = "LeakyReLU in its place, which passes a gradient below zero as well"
+    reason = "Maas et al. 2013: a slope of 0.01 below zero lets a dead unit come back"
+    if name not in ("relu", "relu6"):
+        return Fix(title, reason=reason, obstacle=f"a {name} takes other arguments")
+    if is_layer:
+        names = {"relu": "ReLU", "relu6": "ReLU6"}[name], "LeakyReLU"
+        patches = [Patch.activation("leaky_relu", modules=[path])]
+        place = model.layers.get(path)
+    else:
+        names, place = (name, "leaky_relu"), site.site
+        calls = [Occurrence(path, name, site.place.index)]
+        patches = [Patch.activation("leaky_relu", calls=calls)]
+    return edits.callee([place], *names, title=title, reason=reason, patches=patches)

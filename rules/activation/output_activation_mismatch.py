@@ -13,11 +13,15 @@ from trainlint.rule import (
     Link,
     LossCall,
     Losses,
+    Patch,
     Range,
     Severity,
     SourceEdits,
+    activation_patches,
     ops,
+    other_activation,
     past_clamps,
+    places,
     rule,
     without_activation,
 )
@@ -214,7 +218,14 @@ def _rectified(
             "lowest_score": low,
         },
         fixes=[
-            without_activation(graph, edits, link, title=f"remove this {link.name}: raw scores")
+            without_activation(
+                graph,
+                edits,
+                link,
+                title=f"remove this {link.name}: raw scores",
+                reason="the loss applies its own softmax or sigmoid, to numbers of any sign",
+                patches=_without(graph, link),
+            )
         ],
         severity=Severity.WARNING if binary or link.name in FLAT else Severity.INFO,
         confidence=Confidence.CERTAIN if call is None or call.certain else Confidence.LIKELY,
@@ -256,7 +267,14 @@ def _squashed(
             "least_loss": round(min(negative, positive), 4),
         },
         fixes=[
-            without_activation(graph, edits, link, title=f"remove this {link.name}: raw scores")
+            without_activation(
+                graph,
+                edits,
+                link,
+                title=f"remove this {link.name}: raw scores",
+                reason="the loss applies its own softmax or sigmoid, to numbers of any sign",
+                patches=_without(graph, link),
+            )
         ],
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),
@@ -270,7 +288,14 @@ def _on_regression(
     if not links or links[0].kept is None or links[0].name not in ops.ACTIVATIONS:
         return
     link, bounds, targets = links[0], losses.range(call), losses.target_range()
-    fix = without_activation(graph, edits, link, title=f"remove this {link.name}: a linear output")
+    fix = without_activation(
+        graph,
+        edits,
+        link,
+        title=f"remove this {link.name}: a linear output",
+        reason="a regression's output must reach wherever its targets do",
+        patches=_without(graph, link),
+    )
     certainty = Confidence.CERTAIN if call.certain else Confidence.LIKELY
     if bounds is not None and targets is not None and not targets.within(*bounds):
         yield Finding(
@@ -282,7 +307,7 @@ def _on_regression(
                 "loss": call.kind,
                 "targets": [targets.low, targets.high],
             },
-            fixes=[fix, Fix("or scale the targets into that range")],
+            fixes=[fix, _scaled(bounds)],
             confidence=certainty,
             fault=("before-loss", link.where),
             affects=[call.scores],
@@ -293,11 +318,33 @@ def _on_regression(
             "never met, and an output that is negative for all samples gets no gradient",
             where=link.where,
             evidence={"activation": link.name, "loss": call.kind},
-            fixes=[fix, Fix("or softplus, where targets are positive: its slope is never 0")],
+            fixes=[fix, _softplus(graph, edits, link)],
             severity=Severity.INFO,
             confidence=Confidence.POSSIBLE,
             fault=("before-loss", link.where),
         )
+
+
+def _without(graph: Graph, link: Link) -> list[Patch]:
+    named = None if link.node is None else places(graph, [link.node])
+    return [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
+
+
+def _scaled(bounds: tuple[float, float]) -> Fix:
+    return Fix(
+        f"or scale the targets into [{bounds[0]:g}, {bounds[1]:g}]",
+        reason="then every target can be met, and errors of all outputs weigh alike",
+        obstacle="where the targets are made is not part of the model",
+    )
+
+
+def _softplus(graph: Graph, edits: SourceEdits, link: Link) -> Fix:
+    title = "or softplus, where targets are positive"
+    reason = "its slope σ(x) is never 0, so that no output stays at 0 for ever"
+    patches = [] if link.node is None else activation_patches(graph, [link.node], "softplus")
+    return other_activation(
+        graph, edits, link, "softplus", title=title, reason=reason, patches=patches
+    )
 
 
 def _is_flat_at_zero(link: Link) -> bool:

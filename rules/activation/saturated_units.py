@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Confidence, Finding, Fix, Severity, SiteTrace, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    ModelTrace,
+    Occurrence,
+    Patch,
+    Severity,
+    SiteTrace,
+    SourceEdits,
+    Trace,
+    as_code,
+    rule,
+)
 
 
 @rule(
@@ -14,7 +27,9 @@ from trainlint.rule import Confidence, Finding, Fix, Severity, SiteTrace, Trace,
     explains=["loss-never-moves", "underfitting", "vanishing-gradient", "cannot-memorise"],
     own=["loss", "optimizer", "data"],
 )
-def saturated_units(trace: Trace, *, share: float = 0.5, steps: int = 20) -> Iterator[Finding]:
+def saturated_units(
+    trace: Trace, edits: SourceEdits, *, share: float = 0.5, steps: int = 20
+) -> Iterator[Finding]:
     """Most units of a hidden sigmoid or tanh stay in its flat part, where hardly a gradient passes.
 
     The slope of a sigmoid is at most 1/4, and 0.018 at |z| = 4; that of a tanh is 1 at 0 and 0.071 at |z|
@@ -56,7 +71,7 @@ def saturated_units(trace: Trace, *, share: float = 0.5, steps: int = 20) -> Ite
     Where a layer is meant to give signs or bits, as in hashing.
 
     ## Fix safety
-    Only shown: each of the remedies changes what is trained.
+    Unsafe: each of the remedies changes what is trained.
 
     ## References
     Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks".
@@ -75,7 +90,7 @@ def saturated_units(trace: Trace, *, share: float = 0.5, steps: int = 20) -> Ite
                 continue
             first, second = _half(sites, last=False), _half(sites, last=True)
             if first is not None and second is not None and min(first, second) > share:
-                yield _finding(sites[0], operation, first, second)
+                yield _finding(edits, model, sites[0], operation, first, second)
 
 
 def _half(sites: list[SiteTrace], *, last: bool) -> float | None:
@@ -88,7 +103,14 @@ def _half(sites: list[SiteTrace], *, last: bool) -> float | None:
     return sorted(values)[len(values) // 2] if values else None
 
 
-def _finding(site: SiteTrace, operation: str, first: float, second: float) -> Finding:
+def _finding(
+    edits: SourceEdits,
+    model: ModelTrace,
+    site: SiteTrace,
+    operation: str,
+    first: float,
+    second: float,
+) -> Finding:
     bound = "|z| > 4" if operation == "sigmoid" else "|z| > 2"
     return Finding(
         f"{second:.0%} of the elements of {site.place} lie in its flat part ({bound}), {first:.0%} in the "
@@ -100,12 +122,40 @@ def _finding(site: SiteTrace, operation: str, first: float, second: float) -> Fi
             "saturated_in_first_half": round(first, 3),
             "operation": operation,
         },
-        fixes=[
-            Fix(
-                "normalise what arrives: nn.BatchNorm1d or nn.LayerNorm before it, or scaled inputs"
-            ),
-            Fix(f"nn.init.xavier_normal_(weight, nn.init.calculate_gain('{operation}')) before it"),
-            Fix("nn.ReLU() in its place"),
-        ],
+        fixes=_fixes(edits, model, site, operation),
         confidence=Confidence.LIKELY,
     )
+
+
+def _fixes(edits: SourceEdits, model: ModelTrace, site: SiteTrace, operation: str) -> list[Fix]:
+    before = [other for other in model.sites[: model.sites.index(site)] if other.weight]
+    weight = before[-1].weight if before else None
+    layer = "" if weight is None else weight.rpartition(".")[0]
+    gain = 5 / 3 if operation == "tanh" else 1.0
+    path = site.place.path
+    is_layer = bool(path) and not any(other.startswith(f"{path}.") for other in model.layers)
+    normalise = Fix(
+        f"BatchNorm or LayerNorm behind {layer or 'the layer before it'}, or scaled inputs",
+        reason="Ioffe & Szegedy 2015: what has variance 1 lies where the slope is near its largest",
+        obstacle="the constructor and the forward change together",
+        patches=[Patch.norm("batch", after=[layer])] if layer else [],
+    )
+    xavier = Fix(
+        f"nn.init.xavier_normal_({as_code(weight or 'weight')}, nn.init.calculate_gain('{operation}'))",
+        reason=f"Glorot & Bengio 2010: σ = {gain:.3g}·√(2/(n + m)) keeps z near 1",
+        obstacle="which line set these values is not known in a training",
+        patches=[] if weight is None else [Patch.initialise([weight], "xavier_normal", gain=gain)],
+    )
+    names = (operation, "relu")
+    place, modules, calls = site.site, [], [Occurrence(path, operation, site.place.index)]
+    if is_layer:
+        names = operation.capitalize(), "ReLU"
+        place, modules, calls = model.layers.get(path), [path], []
+    relu = edits.callee(
+        [place],
+        *names,
+        title="ReLU in its place",
+        reason="its slope is 1 for all that is positive (Glorot, Bordes & Bengio 2011)",
+        patches=[Patch.activation("relu", modules=modules, calls=calls)],
+    )
+    return [normalise, xavier, relu]

@@ -11,11 +11,14 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Patch,
     Safety,
     Severity,
     SourceEdits,
     Variants,
     ops,
+    other_activations,
+    places,
     rule,
 )
 
@@ -145,14 +148,21 @@ def _by_luck(graph: Graph, edits: SourceEdits, node: Any, dims: tuple[int, ...])
             affects=[node],
         )
     rewrite = _with_dim(graph.name(node), 1)
-    title = "dim=1, as now"
+    title, reason = "dim=1, as now", "which axis it is no longer depends on how many there are"
+    patches = _patches(graph, node, 1)
     return Finding(
         f"{label} has no `dim`: with {count} axes, {dims}, that means axis 1, but axis 0 as soon as "
         "there are three; leaving it out is deprecated",
         where=node,
         evidence=evidence,
         fixes=[
-            edits.replaced_calls([(graph.place(node), rewrite)], title=title, safety=Safety.SAFE)
+            edits.replaced_calls(
+                [(graph.place(node), rewrite)],
+                title=title,
+                safety=Safety.SAFE,
+                reason=reason,
+                patches=patches,
+            )
         ],
         severity=Severity.INFO,
         affects=[node],
@@ -262,7 +272,9 @@ def _other_axis(
     others = [axis for axis, length in enumerate(dims) if axis not in wrong and length > 1]
     if not others:
         return Fix(
-            "sigmoid, as each sample has one number; or give the layer before it more outputs"
+            "sigmoid, as each sample has one number; or give the layer before it more outputs",
+            reason="softmax of a single number is always 1",
+            obstacle="how many outputs the layer should have, only you know",
         )
     is_map = len(dims) >= 4 and not any(
         graph.name(user) in ("matmul", "einsum") for user in graph.consumers(node)
@@ -271,13 +283,36 @@ def _other_axis(
     shown = -1 if right == len(dims) - 1 else right
     title = f"dim={shown}: over the {dims[right]} numbers of each sample"
     site = graph.place(node)
+    reason = (
+        "exp(x_i)/Σ exp(x_j) sums to 1 over this axis: the alternatives of one sample lie on it"
+    )
+    patches = _patches(graph, node, shown)
     if stated is None:
-        return edits.replaced_calls([(site, _with_dim(graph.name(node), shown))], title=title)
+        rewrite = _with_dim(graph.name(node), shown)
+        return edits.replaced_calls([(site, rewrite)], title=title, reason=reason, patches=patches)
     is_first = graph.layer(node) is not None or type(node.target).__name__ == "method_descriptor"
     place = 4 if graph.name(node) == "gumbel_softmax" else int(not is_first)
     return edits.argument(
-        site, place, "dim", shown, current=stated, title=title, safety=Safety.UNSAFE
+        site,
+        place,
+        "dim",
+        shown,
+        current=stated,
+        title=title,
+        safety=Safety.UNSAFE,
+        reason=reason,
+        patches=patches,
     )
+
+
+def _patches(graph: Graph, node: Any, axis: int) -> list[Patch]:
+    """The same axis for the layer, or for the call."""
+    named = places(graph, [node])
+    if named is None:
+        return []
+    if named[0]:
+        return [Patch.attribute(named[0], dim=axis)]
+    return [Patch("arguments", calls=named[1], values={"dim": axis})]
 
 
 def _with_dim(name: str, axis: int) -> Any:
@@ -296,6 +331,14 @@ def _with_dim(name: str, axis: int) -> Any:
 # ---------------------------------------------------------------------- over one number
 
 
+def _sigmoid(graph: Graph, edits: SourceEdits, node: Any) -> Fix:
+    title, reason = "sigmoid, for one score a sample", "softmax of a single number is always 1"
+    if graph.name(node) != "softmax":
+        obstacle = "its result is a logarithm, a sigmoid's is none"
+        return Fix(title, reason=reason, obstacle=obstacle)
+    return other_activations(graph, edits, [node], "sigmoid", title=title, reason=reason)
+
+
 def _only_score(graph: Graph, node: Any, rank: int, axis: int) -> Any:
     """The layer whose single output feature makes this axis one long, and not some input."""
     source, passed = graph.producer(node, ops.DROPOUTS)
@@ -312,7 +355,7 @@ def _constant(
 ) -> Finding:
     dims = graph.shape(node) or ()
     result = "0" if graph.name(node) == "log_softmax" else "1"
-    fixes = [Fix("sigmoid, for one score a sample")]
+    fixes = [_sigmoid(graph, edits, node)]
     if len(dims) > 2:
         fixes = [_other_axis(graph, edits, node, dims, (0, axis), stated), *fixes]
     return Finding(

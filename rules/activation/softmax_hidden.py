@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from trainlint.rule import Finding, Fix, Graph, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Graph,
+    Severity,
+    SourceEdits,
+    ops,
+    other_activations,
+    rule,
+)
 
 # What uses a softmax as weights: attention, mixtures of experts, routing, soft look-ups.
 WEIGHTINGS = frozenset(
@@ -186,21 +194,17 @@ def _behind(graph: Graph, node: Any, through: Collection[str]) -> Iterator[Any]:
 
 
 def _relu(graph: Graph, edits: SourceEdits, node: Any) -> Fix:
-    is_layer = graph.layer(node) is not None
-
-    def rewrite(call: ast.Call, _: str) -> str | None:
-        if not isinstance(call.func, ast.Attribute):
-            return None  # imported by name: ReLU may not be
-        owner, name = ast.unparse(call.func.value), call.func.attr
-        if is_layer:
-            return f"{owner}.ReLU()" if name in ("Softmax", "Softmax2d") else None
-        if name != "softmax":
-            return None
-        if type(node.target).__name__ == "method_descriptor":
-            return f"{owner}.relu()"
-        return f"{owner}.relu({ast.unparse(call.args[0])})" if call.args else None
-
+    place = graph.place(node)
+    key = None if place is None else place.key
+    # A line in a loop or a block makes several, which change together.
+    alike = [
+        other
+        for other in graph.calls("softmax")
+        if other is node or (key is not None and getattr(graph.place(other), "key", None) == key)
+    ]
     title = (
         "ReLU in its place, whose slope is 1; for weights that sum to 1, multiply something by them"
     )
-    return edits.replaced_calls([(graph.place(node), rewrite)], title=title)
+    width = (graph.shape(node) or (1,))[_axis(graph, node, len(graph.shape(node) or (1,)))]
+    reason = f"Glorot, Bordes & Bengio 2011: slope 1 for active units, not about 1/{width} for all"
+    return other_activations(graph, edits, alike, "relu", title=title, reason=reason)

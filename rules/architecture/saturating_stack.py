@@ -7,7 +7,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Finding, Fix, GradientPath, Graph, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    GradientPath,
+    Graph,
+    Severity,
+    SourceEdits,
+    Start,
+    initial_patches,
+    initialised,
+    normalised,
+    ops,
+    other_activations,
+    residual,
+    rule,
+    suits,
+)
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "Softmax"}
@@ -185,40 +201,53 @@ def _shown(graph: Graph, node: Any) -> str:
 
 
 def _fixes(graph: Graph, edits: SourceEdits, chain: list[Any], bound: float) -> list[Fix]:
+    """ReLU with He's values, else a normalisation before each, else a way around each."""
     count = len(chain)
     many = f"the {count} " + (
         "sigmoids" if all(graph.name(n) == "sigmoid" for n in chain) else "of them"
     )
-    relu = (
-        f"ReLU in place of {many}, with He initialisation: the gradient keeps its size "
-        f"(2/n · n · ½ = 1 a layer) instead of ≤ {bound:.2g}"
+    pairs = [
+        (layer, node)
+        for node in chain
+        for layer in [graph.producer(node, ops.REARRANGEMENTS | ops.DROPOUTS)[0]]
+        if layer is not None and graph.is_weighted(layer)
+    ]
+    layers = list(dict.fromkeys(layer for layer, _ in pairs))
+    why = f"He et al. 2015: the gradient keeps its size, 2/n · n · ½ = 1 a layer, not ≤ {bound:.2g}"
+    relu = f"ReLU in place of {many}"
+    swapped = other_activations(graph, edits, chain, "relu", title=relu, reason=why)
+    starts = _he(graph, layers)
+    drawn = initialised(graph, edits, starts, title=relu) if starts else swapped
+    title = f"{relu}, with He initialisation"
+    both = edits.together(
+        swapped,
+        drawn,
+        title=title,
+        reason=why,
+        patches=[*swapped.patches, *initial_patches(starts)] if swapped.patches else [],
     )
+    normal = normalised(
+        graph,
+        edits,
+        layers,
+        title=f"BatchNorm or LayerNorm before each of {many}",
+        reason="Ioffe & Szegedy 2015: each works where its slope is near its largest",
+    )
+    around = residual(
+        graph,
+        edits,
+        pairs,
+        title=f"a residual connection around each of {many}, x + f(x)",
+        reason="He et al. 2016: the gradient has a path of slope 1 around it",
+    )
+    alone = [swapped] if swapped.edits and not both.edits else []
+    return [both, *alone, normal, around]
+
+
+def _he(graph: Graph, layers: list[Any]) -> list[Start]:
+    """What the weights in front of these activations start from once they are ReLUs."""
+    suited = [prescription for layer in layers if (prescription := suits(graph, layer))]
     return [
-        _swap(graph, edits, chain, relu),
-        Fix("a residual connection around each of them, x + f(x): a path of slope 1"),
-        Fix("BatchNorm before each of them, so that it works where its slope is near its largest"),
+        Start(p.name, p.start(graph).tensor, p.node, "kaiming_normal_", ', nonlinearity="relu"')
+        for p in {prescription.name: prescription for prescription in suited}.values()
     ]
-
-
-def _swap(graph: Graph, edits: SourceEdits, chain: list[Any], title: str) -> Fix:
-    """Edits that turn exactly the sigmoids of the chain into ReLUs, where the source allows it."""
-    keys = {_key(graph, node) for node in chain}
-    strangers = [
-        node
-        for node in graph.calls(*ops.MAX_SLOPE)
-        if node not in chain and _key(graph, node) in keys
-    ]
-    names = {graph.name(node) for node in chain}
-    if strangers or None in keys or names != {"sigmoid"}:
-        return Fix(title)  # one of these calls also makes a gate or an output
-    by_key = {_key(graph, node): node for node in chain}
-    layers = [graph.layer(node) is not None for node in by_key.values()]
-    old, new = ("Sigmoid", "ReLU") if all(layers) else ("sigmoid", "relu")
-    if any(layers) != all(layers):
-        return Fix(title)
-    return edits.callee([graph.place(node) for node in by_key.values()], old, new, title=title)
-
-
-def _key(graph: Graph, node: Any) -> tuple[str, int, int] | None:
-    site = graph.place(node)
-    return None if site is None else site.key

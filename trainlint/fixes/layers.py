@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trainlint import ops
 from trainlint.fixes.activations import ACTIVATION_CLASSES
 from trainlint.fixes.edit import Fix
+from trainlint.fixes.occurrences import occurrence
 from trainlint.fixes.patch import Occurrence, Patch
 
 if TYPE_CHECKING:
@@ -81,22 +82,11 @@ def places(graph: Graph, nodes: Sequence[Node]) -> tuple[list[str], list[Occurre
         if graph.layer(node) is not None and graph.operation(node).module:
             modules.append(graph.operation(node).module)
             continue
-        call = _occurrence(graph, node)
+        call = occurrence(graph, node)
         if call is None:
             return None
         calls.append(call)
     return list(dict.fromkeys(modules)), list(dict.fromkeys(calls))
-
-
-def _occurrence(graph: Graph, node: Node) -> Occurrence | None:
-    try:
-        from trainlint.fixes.occurrences import (  # type: ignore[import-not-found,unused-ignore]
-            occurrence,
-        )
-    except ImportError:
-        return None
-    call: Occurrence | None = occurrence(graph, node)
-    return call
 
 
 def _key(graph: Graph, node: Node) -> Any:
