@@ -26,10 +26,14 @@ from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
 from trainlint.suppression import Suppressions
 from trainlint.targets.discovery import holds_models, python_files
 from trainlint.targets.specs import parse_spec
+from trainlint.verification.verifying import Verified
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from trainlint.capture.inputs import Inputs
+    from trainlint.verification.changes import Outcome, Version
 
 Progress = Callable[[str], None]
 FileTarget = str | os.PathLike[str]
@@ -88,6 +92,36 @@ def check(
 
     Raises `UsageError` for a target that does not exist or an unknown rule.
     """
+    return verified_check(
+        target, inputs, targets=targets, loss=loss, optimizer=optimizer, train_loader=train_loader,
+        val_loader=val_loader, select=select, ignore=ignore, extend_select=extend_select,
+        stages=stages, config=config, options=options, scan=scan, verify=verify,
+        progress=progress, advance=advance, debug=debug,
+    ).report  # fmt: skip
+
+
+def verified_check(
+    target: nn.Module | Callable[[], nn.Module] | FileTarget | Sequence[FileTarget],
+    inputs: Any = None,
+    *,
+    targets: Any = None,
+    loss: Callable[..., Any] | None = None,
+    optimizer: Optimizer | Callable[[nn.Module], Optimizer] | None = None,
+    train_loader: Any = None,
+    val_loader: Any = None,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    extend_select: Sequence[str] = (),
+    stages: Sequence[str] = STAGES,
+    config: Config | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    scan: bool = False,
+    verify: bool | None = None,
+    progress: Progress | None = None,
+    advance: Callable[[float, str], None] | None = None,
+    debug: bool = False,
+) -> Verified:
+    """As `check`, with what fixes make of a target together, where they were tried."""
     config = config or Config()
     if verify and "probe" not in stages:
         raise UsageError("fixes are verified by training, which these stages leave out")
@@ -97,16 +131,27 @@ def check(
         setup = Setup(loss, optimizer, train_loader, val_loader)
         recipe = Recipe(loss=loss, targets=targets, explicit=True, setup=setup)
         settings = Settings(rules, options, stages, config.probe_steps, config.probe_seconds)
-        collected = _check_live(target, inputs, settings, recipe, progress)
-        return _report(collected, rules, [])
+        model = instance_of(target)
+        given = _given_inputs(model, inputs)
+        collected = _check_live(model, given, settings, recipe, progress)
+        report = _report(collected, rules, [])
+        if not verify:
+            return Verified(report)
+        from trainlint.verification.live import verified_live
+
+        known = [finding for finding, _ in collected.findings]
+        return verified_live(report, known, model, given, recipe, settings, config, advance)
     if any(part is not None for part in (loss, targets, optimizer, train_loader, val_loader)):
         raise UsageError(
             "loss, targets, optimizer and loaders belong to a live model; a file shows its own"
         )
-    return file_check(
+    files = file_check(
         target, inputs, select=select, ignore=ignore, extend_select=extend_select, stages=stages,
         config=config, options=options, scan=scan, debug=debug,
-    ).report(progress, verify=verify, advance=advance)  # fmt: skip
+    )  # fmt: skip
+    if not verify:
+        return Verified(files.report(progress))
+    return files.verified(progress, advance)
 
 
 def _selected(
@@ -137,17 +182,38 @@ class FileCheck:
     config: Config
 
     def report(
+        self, progress: Progress | None = None, overlay: Mapping[str, str] | None = None
+    ) -> Report:
+        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files."""
+        return self._made(progress, overlay)[0]
+
+    def verified(
         self,
         progress: Progress | None = None,
-        overlay: Mapping[str, str] | None = None,
-        *,
-        verify: bool = False,
         advance: Callable[[float, str], None] | None = None,
-    ) -> Report:
-        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files.
+    ) -> Verified:
+        """Check, and try the fixes of what is found; `advance` is told of how much of that is done."""
+        from trainlint.verification.files import made_in_children
+        from trainlint.verification.verifying import Verification, budget_of
 
-        With `verify` the fixes of what is found are tried; `advance` is told of how much of that is done.
-        """
+        report, known = self._made(progress, None)
+
+        def make(trials: Any, budget: Any, progress: Any) -> Any:
+            return made_in_children(trials, self.jobs, budget, progress)
+
+        def reported(outcome: Outcome, version: Version) -> Sequence[ReportedFinding]:
+            if outcome.findings is None or outcome.result is None:
+                return []
+            with overlaid(version.texts):
+                found = [(finding, 0.0) for finding in outcome.findings]
+                return report_on(found, [outcome.result], []).findings
+
+        return Verification(make, budget_of(self.config), reported).of(report, known, advance)
+
+    def _made(
+        self, progress: Progress | None, overlay: Mapping[str, str] | None
+    ) -> tuple[Report, list[ReportedFinding]]:
+        """The report, and all findings, also those that comments silence."""
         jobs = self.jobs
         if overlay:
             texts = {os.path.realpath(name): text for name, text in overlay.items()}
@@ -156,12 +222,7 @@ class FileCheck:
         collected.results += _directories_without_models(self.targets, jobs)
         with overlaid(overlay or {}):
             report = _report(collected, self.rules, files)
-        if verify:
-            from trainlint.verification.verifying import with_verified_fixes
-
-            known = [finding for finding, _ in collected.findings]
-            report = with_verified_fixes(report, known, jobs, self.config, advance)
-        return report
+        return report, [finding for finding, _ in collected.findings]
 
 
 def recheck(
@@ -213,22 +274,19 @@ def file_check(
 
 
 def _check_live(
-    target: Any, inputs: Any, settings: Settings, recipe: Recipe, progress: Progress | None
+    model: nn.Module,
+    inputs: Inputs | None,
+    settings: Settings,
+    recipe: Recipe,
+    progress: Progress | None,
 ) -> _Collected:
-    from trainlint.capture.inputs import from_text, from_value
     from trainlint.preserve import preserved
     from trainlint.subject import analyze
 
-    model = instance_of(target)
     with preserved(model):
-        given = None
-        if isinstance(inputs, str):
-            given = from_text(inputs, model)
-        elif inputs is not None:
-            given = from_value(inputs, model, "given")
         analysis = analyze(
             model,
-            given,
+            inputs,
             target=type(model).__name__,
             settings=settings,
             recipe=recipe,
@@ -236,6 +294,19 @@ def _check_live(
         )
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
     return _Collected(findings, [analysis.result])
+
+
+def _given_inputs(model: nn.Module, inputs: Any) -> Inputs | None:
+    """Inputs that were given for a live model, as text or as they are. Raises `InputError`."""
+    from trainlint.capture.inputs import from_text, from_value
+    from trainlint.preserve import preserved
+
+    if inputs is None:
+        return None
+    with preserved(model):
+        if isinstance(inputs, str):
+            return from_text(inputs, model)
+        return from_value(inputs, model, "given")
 
 
 def instance_of(target: Any) -> nn.Module:

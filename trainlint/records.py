@@ -15,6 +15,7 @@ from trainlint.generalization.swept import Sweep
 from trainlint.rule import Severity
 
 __all__ = [
+    "AppliedFix",
     "CrossValidation",
     "Edit",
     "Figure",
@@ -194,13 +195,41 @@ class CrossValidation(msgspec.Struct, frozen=True):
         return as_text(self)
 
 
+class AppliedFix(msgspec.Struct, frozen=True):
+    """A fix of a combination: the finding that it remedies, and its title."""
+
+    code: str
+    name: str
+    module: str
+    title: str
+
+
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
+    """Fixes that help together, in the order in which they were added, and what they do as one.
+
+    `measure` to `seeds` are as in an `Attempt`, of all of them beside the unchanged model; None where it
+    could not be had. `left` are the errors and warnings that are found when all are applied.
+    """
+
+    fixes: list[AppliedFix]
+    measure: str = "training loss"
+    before: float | None = None
+    after: float | None = None
+    gain: float | None = None
+    error: float | None = None
+    steps: int = 0
+    seeds: int = 0
+    left: list[str] = []
+
+
 class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
     `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `watched` says
     what was seen of a training run, `not_measurable` which rules applied but could not tell, and why.
     `notes` are remarks, such as the line at which the run of a file stopped. `series` are the figures of a
-    training that was watched, `cross_validation` what `--kfold` measured, None where there was none.
+    training that was watched, `cross_validation` what `--kfold` measured, `repair` what `--verify` found to
+    help together, None where there was none.
     `output` is what the target printed, kept for failures only.
     """
 
@@ -216,6 +245,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     notes: list[str] = []
     series: Series | None = None
     cross_validation: CrossValidation | None = None
+    repair: Repair | None = None
     output: str = ""
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainlint.capture.inputs import Inputs
+    from trainlint.fixes.patch import Patch
     from trainlint.generalization.experiments import Experiment
     from trainlint.generalization.laboratory import Laboratory
     from trainlint.generalization.rebuilding import OtherWidths
@@ -232,7 +233,7 @@ def _try(job: Job, plan: Plan, send: Send) -> None:
 
         def check() -> None:
             loaded, _, model = _one_model(job)
-            _check_model(job, send, loaded, job.target, model, settings)
+            _check_model(job, send, loaded, job.target, model, settings, plan.patches)
 
         if plan.check:
             _guarded(job, send, job.target, check)
@@ -273,7 +274,7 @@ def _trained(job: Job, plan: Plan, seed: int) -> Training:
     try:
         loaded, name, model = _one_model(job, steadily(seed, _read(job)[1]))
         with without_compiler():
-            subject = subject_of(model, recipe_of(loaded, model, name))
+            subject = subject_of(model, recipe_of(loaded, model, name), plan.patches, seed)
             with preserved_training(model):
                 return training(
                     subject, steps=plan.steps, seed=seed, seconds=plan.seconds, guard=_guard
@@ -433,7 +434,13 @@ def _seed_numpy() -> None:
 
 
 def _check_model(
-    job: Job, send: Send, loaded: LoadedFile, target: str, model: nn.Module, settings: Settings
+    job: Job,
+    send: Send,
+    loaded: LoadedFile,
+    target: str,
+    model: nn.Module,
+    settings: Settings,
+    patches: Sequence[Patch] = (),
 ) -> None:
     from trainlint.processes.startup import without_compiler
     from trainlint.subject import analyze
@@ -456,12 +463,15 @@ def _check_model(
             send(Told(f"{target}: {text}"))
 
     with without_compiler():
+        recipe = recipe_of(loaded, model, target.rpartition("::")[2])
+        if patches:
+            model, recipe = _patched(model, recipe, patches, inputs)
         analysis = analyze(
             model,
             inputs,
             target=target,
             settings=settings,
-            recipe=recipe_of(loaded, model, target.rpartition("::")[2]),
+            recipe=recipe,
             notes=loaded.notes,
             provisionally=lambda so_far: tell(so_far, True),
             progress=progress,
@@ -471,6 +481,18 @@ def _check_model(
             ),
         )
     tell(analysis, False)
+
+
+def _patched(
+    model: nn.Module, recipe: Recipe, patches: Sequence[Patch], inputs: Inputs | None
+) -> tuple[nn.Module, Recipe]:
+    from trainlint.probe.batches import ProbeProblem
+    from trainlint.verification.subject import checked_subject
+
+    try:
+        return checked_subject(model, recipe, patches, inputs)
+    except ProbeProblem as problem:
+        raise LoadError(str(problem)) from None
 
 
 @contextlib.contextmanager

@@ -97,13 +97,16 @@ def with_attempts(
 
 def _with(finding: ReportedFinding, place: int, attempt: Attempt) -> ReportedFinding:
     fixes = list(finding.fixes)
-    is_proof = not attempt.reason
-    fixes[place] = msgspec.structs.replace(
-        fixes[place],
-        verified=attempt if is_proof else None,
-        attempt=None if is_proof else attempt,
-    )
+    fixes[place] = with_attempt(fixes[place], attempt)
     return msgspec.structs.replace(finding, fixes=fixes)
+
+
+def with_attempt(fix: Fix, attempt: Attempt) -> Fix:
+    """The fix with what came of trying it: a proof, if nothing speaks against it."""
+    is_proof = not attempt.reason
+    return msgspec.structs.replace(
+        fix, verified=attempt if is_proof else None, attempt=None if is_proof else attempt
+    )
 
 
 def _ranked(finding: ReportedFinding) -> ReportedFinding:

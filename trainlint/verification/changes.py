@@ -1,26 +1,31 @@
 """What is tried and what came of it, as data that crosses between processes. Imports no torch.
 
-A `Change` is what one fix, or several together, do to a model; a `Training` is one training of it, an
-`Outcome` all that came of trying it.
+A `Change` is what one fix does to a model, a `Version` the model after one or several; a `Training` is one
+training of it, an `Outcome` all that came of trying it.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
+from trainlint.errors import TrainlintError
 from trainlint.fixes.edit import Edit, Fix
 from trainlint.fixes.patch import Patch
+from trainlint.fixes.source import SourceText, apply
 from trainlint.records import Figure, ReportedFinding, TargetResult
 
 SEEDS: Final = (0, 1)
 NO_TRAINING: Final = "there is no training: give criterion, optimizer, train_loader"
 _LEAST_AVERAGED: Final = 3
+_LEAST_SECONDS: Final = 1.0
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -28,11 +33,6 @@ class Change(msgspec.Struct, frozen=True):
 
     edits: list[Edit] = []
     patches: list[Patch] = []
-
-    @property
-    def is_none(self) -> bool:
-        """Whether it leaves everything as it is."""
-        return not self.edits and not self.patches
 
     @property
     def key(self) -> bytes:
@@ -46,15 +46,66 @@ class Change(msgspec.Struct, frozen=True):
             return cls(edits=list(fix.edits))
         return cls(patches=list(fix.patches)) if fix.patches else None
 
-    @classmethod
-    def together(cls, changes: Iterable[Change]) -> Change:
-        """All of them, one after the other."""
-        changes = list(changes)
-        edits = dict.fromkeys(msgspec.json.encode(e) for change in changes for e in change.edits)
-        return cls(
-            [msgspec.json.decode(edit, type=Edit) for edit in edits],
-            [patch for change in changes for patch in change.patches],
-        )
+
+class Version(msgspec.Struct, frozen=True):
+    """A target after some changes: texts that stand in for its files, by name, and patches of its model."""
+
+    texts: dict[str, str] = {}
+    patches: list[Patch] = []
+
+    def changed(self, change: Change) -> Version:
+        """With one more change, whose edits are of these texts. Raises `UnreadableError`."""
+        texts = dict(self.texts)
+        by_file: dict[str, list[Edit]] = {}
+        for edit in change.edits:
+            by_file.setdefault(os.path.realpath(edit.filename), []).append(edit)
+        for name, edits in by_file.items():
+            source = None if name in texts else SourceText.read(name)
+            if name not in texts and source is None:
+                raise UnreadableError(f"{name} can no longer be read")
+            texts[name] = apply(texts[name] if source is None else source.text, edits)
+        return Version(texts, [*self.patches, *change.patches])
+
+
+class UnreadableError(TrainlintError):
+    """A file that a fix edits has gone."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version of a target to be checked and trained; without `check` it is trained only."""
+
+    target: str
+    version: Version
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How trials are made: `steps` a training, of `seconds` at most, and all of them until `deadline`.
+
+    `most` is how many seconds all of them had, `workers` how many are made at once.
+    """
+
+    steps: int
+    seconds: float
+    deadline: float
+    workers: int
+    most: float
+
+    @property
+    def out_of_time(self) -> str:
+        """The reason of what was not tried."""
+        return f"not tried: no time left (--verify-seconds {self.most:g})"
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there is no time for another trial."""
+        return time.monotonic() + _LEAST_SECONDS > self.deadline
+
+
+# Told of the share of all work that is done, and what is done now.
+Progress = Callable[[float, str], None]
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -105,7 +156,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 @dataclass
 class Outcome:
-    """All that came of trying a change.
+    """All that came of a trial.
 
     `findings` are those of the changed model as the rules reported them, None where it was not checked,
     with `result`, what became of the check. `reason` says why there is not all of it.
@@ -121,3 +172,7 @@ def at_end(values: Sequence[float]) -> float:
     """The median of the last fifth, at least three: batches differ. NaN where one is not finite."""
     last = list(values[-max(_LEAST_AVERAGED, len(values) // 5) :])
     return statistics.median(last) if all(map(math.isfinite, last)) else math.nan
+
+
+# Makes trials, in this order as far as the time goes. Goes out: an outcome for each.
+Maker = Callable[[Sequence[Trial], Budget, Progress | None], list[Outcome]]

@@ -12,21 +12,30 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import msgspec
 
 from trainlint.fixes.edit import Attempt, Edit, Location
 from trainlint.records import Figure, ReportedFinding, TargetResult
-from trainlint.verification.changes import Loss, Outcome, Training, at_end
+from trainlint.registry import all_rules
+from trainlint.verification.changes import NO_TRAINING, Loss, Outcome, Training, at_end
 
 # In units of a constant answer's loss: a wrong fix lowers it by less in 92 of 100 models.
-LEAST_GAIN = 0.1
-LEAST_SEEDS = 2
+LEAST_GAIN: Final = 0.1
+LEAST_SEEDS: Final = 2
 # What a model has to learn at all for a loss to count as lower.
-_LEAST_LEARNT = 0.02
+_LEAST_LEARNT: Final = 0.02
 # Two constant answers' losses that differ by no more are of the same loss and targets.
-_SAME_UNIT = 0.02
-_SEVERE = ("error", "warning")
-STAYS = "the finding stays"
-NOT_LOWER = f"the loss is not lower by more than {LEAST_GAIN:g} of a constant answer's"
+_SAME_UNIT: Final = 0.02
+_SEVERE: Final = ("error", "warning")
+# By how much more it may be, in the same units, where only findings are to be cleared.
+_COST: Final = 0.02
+# Their findings are about samples that the training does not see.
+_ABOUT_VALIDATION: Final = ("generalization", "regularization")
+UNKNOWN_UNIT: Final = "the loss of a constant answer is not known"
+STAYS: Final = "the finding stays"
+NOT_LOWER: Final = f"the loss is not lower by more than {LEAST_GAIN:g} of a constant answer's"
 
 
 @dataclass(frozen=True)
@@ -37,47 +46,68 @@ class Checked:
     result: TargetResult | None
 
 
-def attempted(
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a change that is to remedy a finding; verified if the `attempt` has no reason.
+
+    `clears` tells that the finding is gone and no other has come, `costs` that it does not train, or to a
+    higher loss.
+    """
+
+    attempt: Attempt
+    clears: bool
+    costs: bool
+
+    @property
+    def helps(self) -> bool:
+        """Whether it may be applied with others, verified or not."""
+        return self.clears and not self.costs
+
+
+def judged(
     finding: ReportedFinding,
     before: Checked,
     control: Outcome,
     outcome: Outcome,
-    edits: Sequence[Edit],
-    *,
-    about_validation: bool = False,
-) -> Attempt:
-    """What came of a change that is to remedy this finding; without a `reason` it is verified.
-
-    `control` is the unchanged model's outcome. With `about_validation` the loss is that of validation
-    samples, where there are some.
-    """
+    edits: Sequence[Edit] = (),
+) -> Verdict:
+    """What a change proves. `control` is the outcome of the version that `edits` changed, with no other."""
     cleared = _is_cleared(finding, before, outcome, edits)
-    seeds = _pairs(control, outcome, about_validation=about_validation)
-    attempt = _measured(seeds, control, outcome, cleared)
-    reason = _objection(before, outcome, edits, attempt, seeds)
-    return _with(attempt, reason)
+    pairs = _pairs(control, outcome, about_validation=is_about_validation(finding))
+    attempt = _measured(pairs, control, outcome, cleared)
+    of_findings = _objection(before, outcome, edits, cleared=bool(cleared))
+    reason = of_findings or _doubt(outcome, attempt, pairs)
+    return Verdict(
+        msgspec.structs.replace(attempt, reason=reason), not of_findings, _costs(attempt, pairs)
+    )
 
 
-def _with(attempt: Attempt, reason: str) -> Attempt:
-    import msgspec
+def difference(control: Outcome, outcome: Outcome) -> Attempt:
+    """The losses of two versions, as they stand in an attempt."""
+    return _measured(_pairs(control, outcome, about_validation=False), control, outcome, None)
 
-    return msgspec.structs.replace(attempt, reason=reason)
+
+def is_about_validation(finding: ReportedFinding) -> bool:
+    """Whether validation samples show it, and not those that are trained on."""
+    family = next((rule.family for rule in all_rules() if rule.code == finding.code), "")
+    return family in _ABOUT_VALIDATION
 
 
-def _objection(
-    before: Checked, outcome: Outcome, edits: Sequence[Edit], attempt: Attempt, pairs: _Pairs
-) -> str:
-    """The first condition that fails, or nothing."""
+def _objection(before: Checked, outcome: Outcome, edits: Sequence[Edit], *, cleared: bool) -> str:
+    """What the findings say against it, or nothing."""
     result = outcome.result
     if outcome.findings is None or result is None:
         return outcome.reason or "the changed model was not checked"
     if result.status != "ok":
         return f"the changed model could not be checked: {result.reason}"
-    if not attempt.cleared:
+    if not cleared:
         return STAYS
     new = next(_new(before, outcome, edits), None)
-    if new is not None:
-        return f"it brings another finding: {new.code} {new.name}"
+    return "" if new is None else f"it brings another finding: {new.code} {new.name}"
+
+
+def _doubt(outcome: Outcome, attempt: Attempt, pairs: _Pairs) -> str:
+    """What the losses leave open, or nothing."""
     if pairs.problem:
         return pairs.problem
     if len(pairs.gains) < LEAST_SEEDS:
@@ -89,6 +119,12 @@ def _objection(
     if attempt.gain <= attempt.error or min(pairs.gains) <= 0:
         return "the loss is not lower with each seed"
     return ""
+
+
+def _costs(attempt: Attempt, pairs: _Pairs) -> bool:
+    if pairs.problem in (NO_TRAINING, UNKNOWN_UNIT):
+        return False
+    return attempt.gain is None or attempt.gain < -_COST
 
 
 # ---------------------------------------------------------------------- the loss
@@ -122,7 +158,7 @@ def _pairs(control: Outcome, outcome: Outcome, *, about_validation: bool) -> _Pa
         old, new = _losses(unchanged, changed, judged=judged)
         unit = _number(new.guess)
         if unit is None:
-            return _Pairs(measure, problem="the loss of a constant answer is not known")
+            return _Pairs(measure, problem=UNKNOWN_UNIT)
         start, end = _number(new.start), _number(new.end)
         if end is None:
             return _Pairs(measure, problem="the loss became no number")

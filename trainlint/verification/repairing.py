@@ -1,11 +1,7 @@
-"""`trainlint.verification.repair`: apply what is proved to help, and measure all of it together.
-
-Comes in: a target, as for `trainlint.check`. Goes out: the report, and the repaired texts or model.
-"""
+"""`trainlint.verification.repair`: apply what is proved to help, and measure all of it together."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,56 +10,76 @@ import msgspec
 
 from trainlint.config import Config
 from trainlint.fixes.edit import Fix
-from trainlint.records import Report, ReportedFinding
+from trainlint.records import Repair, Report, ReportedFinding
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainlint.verification.changes import Version
+
 
 @dataclass(frozen=True)
 class Repaired:
-    """What `repair` made of one target.
+    """What `repair` made of a target.
 
-    `report` is that of the unchanged target, each tried fix with its `verified` or `attempt`. `fixes` are
-    those applied, in their order, `findings` what each of them remedies. `texts` are the edited files, by
-    file name; nothing is written. `before` and `after` are the losses without and with all of them, in the
-    mean over seeds, at equal `steps`; None where there is none.
+    `report` is that of the unchanged one, each fix that was tried with its `verified` or `attempt`. `fixes`
+    are those applied, in their order, `findings` what each of them remedies; none where nothing helped.
+    `repair` has the losses without and with all of them, at equal steps, and which findings are left.
+    `texts` are the edited files, by file name: nothing is written. `model` is the repaired copy of a live
+    model, not trained.
     """
 
     report: Report
     fixes: Sequence[Fix] = ()
     findings: Sequence[ReportedFinding] = ()
+    repair: Repair | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    version: Version | None = None
     model: nn.Module | None = None
-    before: float | None = None
-    after: float | None = None
-    steps: int = 0
+
+    @property
+    def before(self) -> float | None:
+        """The loss after as many steps without the fixes; None where it does not train."""
+        return None if self.repair is None else self.repair.before
+
+    @property
+    def after(self) -> float | None:
+        """The loss with them; None where there is no training."""
+        return None if self.repair is None else self.repair.after
 
 
 def repair(
-    target: str | os.PathLike[str],
+    target: Any,
     inputs: Any = None,
     *,
     config: Config | None = None,
     progress: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Repaired:
-    """Check a file, try its fixes, and apply the best combination of those that are verified.
+    """Check a target, try its fixes, and apply the combination of them that helps.
 
-    `config` says for how many steps (`probe_steps`) and seconds (`verify_seconds`), `settings` are those of
-    `trainlint.check`. Raises `UsageError` as that does.
+    `target`, `inputs` and `settings` are as for `trainlint.check`: one file, or a live model with its
+    `loss`, `optimizer` and `train_loader`. The first fix is the best of those that are verified or, where
+    none is, that clear their finding at no cost in the loss; others follow as long as one more clears a
+    finding of what is left. `config` says for how many steps each training goes (`probe_steps`), and how
+    long all of it may take (`verify_seconds`).
+
+    Of a file with several models all are checked, and the first with a combination is repaired. Raises
+    `UsageError` as `check` does.
     """
-    from trainlint.api import check
-    from trainlint.verification.files import texts_with
+    from trainlint.api import verified_check
 
     config = msgspec.structs.replace(config or Config(), verify=True)
-    report = check(target, inputs, config=config, progress=progress, **settings)
-    for finding in report.findings:
-        for fix in finding.fixes[:1]:
-            if fix.verified is not None and fix.edits:
-                proof = fix.verified
-                return Repaired(
-                    report, [fix], [finding], texts_with(fix.edits),
-                    before=proof.before, after=proof.after, steps=proof.steps,
-                )  # fmt: skip
-    return Repaired(report)
+    verified = verified_check(target, inputs, config=config, progress=progress, **settings)
+    found = next(iter(verified.combinations.values()), None)
+    if found is None:
+        return Repaired(verified.report)
+    return Repaired(
+        verified.report,
+        found.fixes,
+        found.findings,
+        found.repair,
+        found.version.texts,
+        found.version,
+        verified.model,
+    )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,20 +21,59 @@ from trainlint.verification.training import seed_all
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainlint.capture.inputs import Inputs
+    from trainlint.fixes.patch import Patch
     from trainlint.fixes.source import SourceText
     from trainlint.loss.uses import Recipe
+    from trainlint.probe.setup import Setup
 
 
-def subject_of(model: nn.Module, recipe: Recipe) -> Copy:
-    """The model itself with what its file trains it with; its optimizer is made where it is a function."""
+def subject_of(
+    model: nn.Module, recipe: Recipe, patches: Sequence[Patch] = (), seed: int = 0
+) -> Copy:
+    """The model itself, patched, with what its file trains it with, for a training of its own loop or ours.
+
+    An optimizer that is a function of the model is made. Raises `ProbeProblem` where a patch is refused.
+    """
     setup = recipe.setup
-    if setup.train is not None:
-        return Copy(model, setup.optimizer, setup)
-    setup = setup_with_loss(model, recipe)
-    if setup.step is not None:
-        model, setup = stepping(model, setup)
-    optimizer = optimizer_for(setup)
-    return Copy(model, optimizer(model) if callable(optimizer) else optimizer, setup)
+    if setup.train is None:
+        setup = setup_with_loss(model, recipe)
+        if setup.step is not None:
+            model, setup = stepping(model, setup)
+    return _changed(model, setup, patches, seed)
+
+
+def checked_subject(
+    model: nn.Module, recipe: Recipe, patches: Sequence[Patch], inputs: Inputs | None
+) -> tuple[nn.Module, Recipe]:
+    """The model itself, patched, and the recipe for a check of it."""
+    subject = _changed(model, recipe.setup, patches, 0, inputs)
+    return subject.model, recipe_with(recipe, subject)
+
+
+def _changed(
+    model: nn.Module,
+    setup: Setup,
+    patches: Sequence[Patch],
+    seed: int,
+    inputs: Inputs | None = None,
+) -> Copy:
+    known = setup.optimizer if setup.train is not None else optimizer_for(setup)
+    optimizer = known(model) if callable(known) and setup.train is None else known
+    subject = Copy(model, optimizer, setup)
+    if not patches:
+        return subject
+    from trainlint.surgery import patched
+
+    return patched(subject, patches, inputs=inputs, seed=seed).subject
+
+
+def recipe_with(recipe: Recipe, subject: Copy) -> Recipe:
+    """The recipe with the setup of a changed copy; another loss counts for what reads the loss."""
+    if subject.setup.loss is recipe.setup.loss or recipe.explicit:
+        loss = subject.setup.loss if recipe.explicit else recipe.loss
+        return replace(recipe, setup=subject.setup, loss=loss)
+    return replace(recipe, setup=subject.setup, loss=subject.setup.loss, explicit=True, uses=())
 
 
 def steadily(seed: int, text: SourceText) -> Callable[[ast.stmt, ModuleType], None]:

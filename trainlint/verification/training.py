@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -46,8 +46,6 @@ def training(
     seed: int,
     seconds: float,
     guard: Guard | None = None,
-    prepared: Callable[[Batch], Batch] | None = None,
-    before_step: Callable[[], None] | None = None,
 ) -> Training:
     """Train it, with the user's own loop where there is one. What goes wrong is the training's reason."""
     seed_all(seed)
@@ -58,7 +56,8 @@ def training(
         with nullcontext() if guard is None else guard(seconds, subject.setup.train is not None):
             if subject.setup.train is not None:
                 return _watched(subject, empty, Limits(steps, seconds))
-            return _scored(subject, empty, seconds, prepared, before_step)
+            with subject.setup.entered():
+                return _scored(subject, empty, seconds)
     except (ProbeProblem, Stop) as problem:
         return _without(empty, str(problem))
     except (Exception, SystemExit) as error:
@@ -81,13 +80,7 @@ def _without(training: Training, reason: str) -> Training:
 # ---------------------------------------------------------------------- a loop of ours
 
 
-def _scored(
-    subject: Copy,
-    empty: Training,
-    seconds: float,
-    prepared: Callable[[Batch], Batch] | None,
-    before_step: Callable[[], None] | None,
-) -> Training:
+def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
     model, setup, optimizer = subject.model, subject.setup, subject.optimizer
     if setup.train_loader is None:
         raise ProbeProblem(NO_TRAINING)
@@ -107,8 +100,7 @@ def _scored(
             break
         batch = split(raw, model, setup.loss, name)
         started = time.perf_counter()
-        ready = batch if prepared is None else prepared(batch)
-        step_of(model, setup, optimizer, ready, done, device, before_step)
+        step_of(model, setup, optimizer, batch, done, device)
         spent += time.perf_counter() - started
         done += 1
     if done < empty.asked:

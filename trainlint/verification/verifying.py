@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from trainlint.errors import TrainlintError
 from trainlint.fixes.edit import Attempt
-from trainlint.registry import all_rules
+from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.verification.candidates import Candidate, candidates, with_attempts
-from trainlint.verification.changes import Change, Outcome
-from trainlint.verification.files import Budget, Progress, Trial, tried
-from trainlint.verification.judging import Checked, attempted
+from trainlint.verification.changes import Budget, Maker, Outcome, Progress, Trial, Version
+from trainlint.verification.combining import Combination, Try, combined
+from trainlint.verification.judging import Checked, judged
 
 if TYPE_CHECKING:
-    from trainlint.config import Config
-    from trainlint.processes.jobs import Job
-    from trainlint.records import Report, ReportedFinding
+    from torch import nn
 
-# Their findings are about samples that the training does not see.
-_ABOUT_VALIDATION = ("generalization", "regularization")
-_STEPS = 50
+    from trainlint.config import Config
+
+_STEPS: Final = 50
 
 
 def budget_of(config: Config) -> Budget:
@@ -37,74 +37,93 @@ def budget_of(config: Config) -> Budget:
     )
 
 
-def with_verified_fixes(
-    report: Report,
-    known: Sequence[ReportedFinding],
-    jobs: Sequence[Job],
-    config: Config,
-    progress: Progress | None = None,
-) -> Report:
-    """Try the fixes of the report of a check of files.
+@dataclass(frozen=True)
+class Verified:
+    """A report whose fixes were tried, and by target which of them help together.
 
-    `known` are all findings of that check, also those that comments silence; `jobs` made it.
+    `model` is a copy of a live model, changed by these.
     """
-    budget = budget_of(config)
-    found = candidates(report.findings)
-    targets = dict.fromkeys(report.findings[each.finding].target for each in found)
-    places = {name: job for name in targets if (job := job_of_target(name, jobs)) is not None}
-    found = [each for each in found if report.findings[each.finding].target in places]
-    if not found:
-        return report
-    # Fixes of several findings may be the same change of the same model.
-    trials = {
-        (name, Change().key): Trial(job, Change(), check=False) for name, job in places.items()
-    }
-    for each in found:
-        name = report.findings[each.finding].target
-        trials.setdefault((name, each.change.key), Trial(places[name], each.change))
-    outcomes = dict(zip(trials, tried(list(trials.values()), budget, progress), strict=True))
-    results = {result.target: result for result in report.targets}
-    before = {
-        name: Checked([f for f in known if f.target == name], results.get(name)) for name in places
-    }
-    attempts = [(each, _attempt(each, report.findings, before, outcomes, budget)) for each in found]
-    return msgspec.structs.replace(report, findings=with_attempts(report.findings, attempts))
+
+    report: Report
+    combinations: Mapping[str, Combination] = field(default_factory=dict)
+    model: nn.Module | None = None
 
 
-def _attempt(
-    candidate: Candidate,
-    findings: Sequence[ReportedFinding],
-    before: Mapping[str, Checked],
-    outcomes: Mapping[tuple[str, bytes], Outcome],
-    budget: Budget,
-) -> Attempt:
-    finding = candidate.owner(findings)
-    control = outcomes[(finding.target, Change().key)]
-    outcome = outcomes[(finding.target, candidate.change.key)]
-    if control.reason == budget.out_of_time:
-        return Attempt(reason=budget.out_of_time)
-    return attempted(
-        finding,
-        before[finding.target],
-        control,
-        outcome,
-        candidate.change.edits,
-        about_validation=is_about_validation(finding),
-    )
+@dataclass(frozen=True)
+class Verification:
+    """How fixes are tried: `make` makes trials, within a budget.
+
+    `reported` gives of an outcome the findings that would be reported of that version. `live` tells that
+    there is no source to edit.
+    """
+
+    make: Maker
+    budget: Budget
+    reported: Callable[[Outcome, Version], Sequence[ReportedFinding]]
+    live: bool = False
+
+    def of(
+        self,
+        report: Report,
+        known: Sequence[ReportedFinding],
+        progress: Progress | None = None,
+    ) -> Verified:
+        """Try the fixes of a report, and combinations of those that help.
+
+        `known` are all findings of its check, also those that comments silence.
+        """
+        found = candidates(report.findings, live=self.live)
+        if not found:
+            return Verified(report)
+        versions: dict[int, Version] = {}
+        attempts: list[tuple[Candidate, Attempt]] = []
+        for number, candidate in enumerate(found):
+            try:
+                versions[number] = Version().changed(candidate.change)
+            except TrainlintError as problem:
+                attempts.append((candidate, Attempt(reason=f"not tried: {problem}")))
+        targets = dict.fromkeys(report.findings[each.finding].target for each in found)
+        # Fixes of several findings may be the same change of the same model.
+        trials = {(name, b""): Trial(name, Version(), check=False) for name in targets}
+        for number, version in versions.items():
+            name = report.findings[found[number].finding].target
+            trials.setdefault((name, found[number].change.key), Trial(name, version))
+        outcomes = dict(
+            zip(trials, self.make(list(trials.values()), self.budget, progress), strict=True)
+        )
+        results = {result.target: result for result in report.targets}
+        tries: dict[str, list[Try]] = {name: [] for name in targets}
+        for number, version in versions.items():
+            candidate = found[number]
+            finding = candidate.owner(report.findings)
+            name = report.findings[candidate.finding].target
+            control, outcome = outcomes[name, b""], outcomes[name, candidate.change.key]
+            before = Checked([each for each in known if each.target == name], results.get(name))
+            verdict = judged(finding, before, control, outcome, candidate.change.edits)
+            if self.budget.out_of_time in (outcome.reason, control.reason):
+                attempts.append((candidate, Attempt(reason=self.budget.out_of_time)))
+                continue
+            attempts.append((candidate, verdict.attempt))
+            fix = finding.fixes[candidate.fix]
+            tries[name].append(Try(finding, fix, version, verdict, outcome, number))
+        together = {
+            name: combination
+            for name in targets
+            if (combination := self._together(name, outcomes[name, b""], tries[name])) is not None
+        }
+        return Verified(
+            msgspec.structs.replace(
+                report,
+                findings=with_attempts(report.findings, attempts),
+                targets=[_with_repair(result, together) for result in report.targets],
+            ),
+            together,
+        )
+
+    def _together(self, name: str, control: Outcome, tries: Sequence[Try]) -> Combination | None:
+        return combined(name, control, tries, self.make, self.budget, self.reported, live=self.live)
 
 
-def is_about_validation(finding: ReportedFinding) -> bool:
-    """Whether validation samples show it, and not those that are trained on."""
-    family = next((rule.family for rule in all_rules() if rule.code == finding.code), "")
-    return family in _ABOUT_VALIDATION
-
-
-def job_of_target(target: str, jobs: Sequence[Job]) -> Job | None:
-    """The job that checks this model alone, None where no job of these did."""
-    for job in jobs:
-        if target == job.target:
-            return job if job.name is not None else None
-        name = target.removeprefix(f"{job.label}::")
-        if name != target:
-            return msgspec.structs.replace(job, name=name, scanned=False, skip=[])
-    return None
+def _with_repair(result: TargetResult, together: Mapping[str, Combination]) -> TargetResult:
+    found = together.get(result.target)
+    return result if found is None else msgspec.structs.replace(result, repair=found.repair)

@@ -1,0 +1,157 @@
+"""Which fixes help together: from the best one on, one more as long as that clears a finding.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from trainlint.errors import TrainlintError
+from trainlint.fixes.edit import Fix
+from trainlint.records import AppliedFix, Repair, ReportedFinding
+from trainlint.rule import Severity
+from trainlint.verification.candidates import Candidate, candidates, ranked, with_attempt
+from trainlint.verification.changes import Budget, Maker, Outcome, Trial, Version
+from trainlint.verification.judging import Checked, Verdict, difference, judged
+
+_SEVERE: Final = ("error", "warning")
+_MOST_ROUNDS: Final = 8
+
+# Gives of an outcome the findings that would be reported of that version.
+Judge = Callable[[Outcome, Version], Sequence[ReportedFinding]]
+
+
+@dataclass(frozen=True)
+class Try:
+    """A fix of a finding that was tried, and what came of it."""
+
+    finding: ReportedFinding
+    fix: Fix
+    version: Version
+    verdict: Verdict
+    outcome: Outcome
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What was applied, and the version that it makes."""
+
+    repair: Repair
+    version: Version
+    fixes: Sequence[Fix]
+    findings: Sequence[ReportedFinding]
+
+
+def combined(
+    target: str,
+    control: Outcome,
+    first: Sequence[Try],
+    make: Maker,
+    budget: Budget,
+    judge: Judge,
+    *,
+    live: bool = False,
+) -> Combination | None:
+    """The combination of fixes that is left when no other clears a finding without loss.
+
+    `first` are the single fixes that were tried. None where not one of them helps.
+    """
+    applied: list[Try] = []
+    failed: set[tuple[str, str, str]] = set()
+    tries = first
+    left: Sequence[ReportedFinding] = ()
+    while True:
+        failed |= {_key(each) for each in tries if not each.verdict.helps}
+        best = _best(tries)
+        if best is None:
+            break
+        applied.append(best)
+        left = judge(best.outcome, best.version)
+        if len(applied) >= _MOST_ROUNDS or budget.is_spent:
+            break
+        tries = _tried(target, applied[-1], left, failed, make, budget, live=live)
+    if not applied:
+        return None
+    last = applied[-1]
+    whole = difference(control, last.outcome)
+    severe = [each for each in left if each.severity in _SEVERE]
+    repair = Repair(
+        fixes=[_record(each) for each in applied],
+        measure=whole.measure,
+        before=whole.before,
+        after=whole.after,
+        gain=whole.gain,
+        error=whole.error,
+        steps=whole.steps,
+        seeds=whole.seeds,
+        left=[f"{each.code} {each.name}" for each in severe],
+    )
+    return Combination(
+        repair, last.version, [each.fix for each in applied], [each.finding for each in applied]
+    )
+
+
+def _tried(
+    target: str,
+    last: Try,
+    left: Sequence[ReportedFinding],
+    failed: set[tuple[str, str, str]],
+    make: Maker,
+    budget: Budget,
+    *,
+    live: bool,
+) -> list[Try]:
+    """One more fix, each of what is left, upon what is applied."""
+    before = Checked(list(last.outcome.findings or ()), last.outcome.result)
+    wanted: list[tuple[Candidate, Version]] = []
+    for candidate in candidates(left, live=live):
+        finding = candidate.owner(left)
+        if (finding.code, finding.module, finding.fixes[candidate.fix].title) in failed:
+            continue
+        try:
+            wanted.append((candidate, last.version.changed(candidate.change)))
+        except TrainlintError:
+            continue
+    if not wanted:
+        return []
+    outcomes = make([Trial(target, version) for _, version in wanted], budget, None)
+    found = []
+    for turn, ((candidate, version), outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        finding = candidate.owner(left)
+        verdict = judged(finding, before, last.outcome, outcome, candidate.change.edits)
+        fix = finding.fixes[candidate.fix]
+        found.append(Try(finding, fix, version, verdict, outcome, turn))
+    return found
+
+
+def _key(each: Try) -> tuple[str, str, str]:
+    return (each.finding.code, each.finding.module, each.fix.title)
+
+
+def _best(tries: Sequence[Try]) -> Try | None:
+    """Of the most severe finding with a verified fix, or else one that is cleared, the first in rank."""
+    groups: dict[int, list[Try]] = {}
+    for each in tries:
+        if each.verdict.helps:
+            groups.setdefault(id(each.finding), []).append(each)
+    if not groups:
+        return None
+
+    def order(group: Sequence[Try]) -> tuple[float, ...]:
+        gains = [e.verdict.attempt.gain or 0.0 for e in group if not e.verdict.attempt.reason]
+        rank = Severity(group[0].finding.severity).rank
+        return (not gains, rank, -max(gains, default=0.0), group[0].turn)
+
+    chosen = min(groups.values(), key=order)
+    fixes = [with_attempt(each.fix, each.verdict.attempt) for each in chosen]
+    first = ranked(fixes)[0]
+    return next(each for each, fix in zip(chosen, fixes, strict=True) if fix is first)
+
+
+def _record(each: Try) -> AppliedFix:
+    finding = each.finding
+    return AppliedFix(finding.code, finding.name, finding.module, each.fix.title)
