@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from trainlint.capture.inputs import Inputs
-    from trainlint.verification.changes import Outcome, Version
+    from trainlint.verification.changes import Budget, Outcome, Trial, Version
+    from trainlint.verification.changes import Progress as Advance
 
 Progress = Callable[[str], None]
 FileTarget = str | os.PathLike[str]
@@ -182,23 +183,37 @@ class FileCheck:
     config: Config
 
     def report(
-        self, progress: Progress | None = None, overlay: Mapping[str, str] | None = None
+        self,
+        progress: Progress | None = None,
+        overlay: Mapping[str, str] | None = None,
+        *,
+        verify: bool = False,
+        advance: Callable[[float, str], None] | None = None,
     ) -> Report:
-        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files."""
+        """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files.
+
+        With `verify` the fixes of what is found are tried, and `advance` told of how much of that is done.
+        """
+        if verify:
+            return self.verified(progress, advance, overlay).report
         return self._made(progress, overlay)[0]
 
     def verified(
         self,
         progress: Progress | None = None,
         advance: Callable[[float, str], None] | None = None,
+        overlay: Mapping[str, str] | None = None,
     ) -> Verified:
-        """Check, and try the fixes of what is found; `advance` is told of how much of that is done."""
+        """The report with what came of trying its fixes, and which of them help together."""
+        from trainlint.verification.changes import Version
         from trainlint.verification.files import made_in_children
         from trainlint.verification.verifying import Verification, budget_of
 
-        report, known = self._made(progress, None)
+        report, known = self._made(progress, overlay)
 
-        def make(trials: Any, budget: Any, progress: Any) -> Any:
+        def make(
+            trials: Sequence[Trial], budget: Budget, progress: Advance | None
+        ) -> list[Outcome]:
             return made_in_children(trials, self.jobs, budget, progress)
 
         def reported(outcome: Outcome, version: Version) -> Sequence[ReportedFinding]:
@@ -208,7 +223,9 @@ class FileCheck:
                 found = [(finding, 0.0) for finding in outcome.findings]
                 return report_on(found, [outcome.result], []).findings
 
-        return Verification(make, budget_of(self.config), reported).of(report, known, advance)
+        start = Version(_by_real_name(overlay))
+        verification = Verification(make, budget_of(self.config), reported, start)
+        return verification.of(report, known, advance)
 
     def _made(
         self, progress: Progress | None, overlay: Mapping[str, str] | None
@@ -216,13 +233,17 @@ class FileCheck:
         """The report, and all findings, also those that comments silence."""
         jobs = self.jobs
         if overlay:
-            texts = {os.path.realpath(name): text for name, text in overlay.items()}
+            texts = _by_real_name(overlay)
             jobs = [msgspec.structs.replace(job, overlay=texts) for job in jobs]
         collected, files = _check_files(jobs, self.config, progress)
         collected.results += _directories_without_models(self.targets, jobs)
         with overlaid(overlay or {}):
             report = _report(collected, self.rules, files)
         return report, [finding for finding, _ in collected.findings]
+
+
+def _by_real_name(overlay: Mapping[str, str] | None) -> dict[str, str]:
+    return {os.path.realpath(name): text for name, text in (overlay or {}).items()}
 
 
 def recheck(

@@ -16,6 +16,7 @@ from trainlint.rule import Severity
 
 __all__ = [
     "AppliedFix",
+    "CombinedFixes",
     "CrossValidation",
     "Edit",
     "Figure",
@@ -204,7 +205,7 @@ class AppliedFix(msgspec.Struct, frozen=True):
     title: str
 
 
-class Repair(msgspec.Struct, frozen=True, kw_only=True):
+class CombinedFixes(msgspec.Struct, frozen=True, kw_only=True):
     """Fixes that help together, in the order in which they were added, and what they do as one.
 
     `measure` to `seeds` are as in an `Attempt`, of all of them beside the unchanged model; None where it
@@ -245,7 +246,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     notes: list[str] = []
     series: Series | None = None
     cross_validation: CrossValidation | None = None
-    repair: Repair | None = None
+    repair: CombinedFixes | None = None
     output: str = ""
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from trainlint.errors import TrainlintError
 from trainlint.fixes.edit import Fix
-from trainlint.records import AppliedFix, Repair, ReportedFinding
+from trainlint.records import AppliedFix, CombinedFixes, ReportedFinding
 from trainlint.rule import Severity
 from trainlint.verification.candidates import Candidate, candidates, ranked, with_attempt
 from trainlint.verification.changes import Budget, Maker, Outcome, Trial, Version
@@ -40,7 +40,7 @@ class Try:
 class Combination:
     """What was applied, and the version that it makes."""
 
-    repair: Repair
+    repair: CombinedFixes
     version: Version
     fixes: Sequence[Fix]
     findings: Sequence[ReportedFinding]
@@ -79,7 +79,7 @@ def combined(
     last = applied[-1]
     whole = difference(control, last.outcome)
     severe = [each for each in left if each.severity in _SEVERE]
-    repair = Repair(
+    repair = CombinedFixes(
         fixes=[_record(each) for each in applied],
         measure=whole.measure,
         before=whole.before,

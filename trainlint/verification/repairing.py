@@ -10,7 +10,7 @@ import msgspec
 
 from trainlint.config import Config
 from trainlint.fixes.edit import Fix
-from trainlint.records import Repair, Report, ReportedFinding
+from trainlint.records import CombinedFixes, Report, ReportedFinding
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ class Repaired:
     report: Report
     fixes: Sequence[Fix] = ()
     findings: Sequence[ReportedFinding] = ()
-    repair: Repair | None = None
+    repair: CombinedFixes | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     version: Version | None = None
     model: nn.Module | None = None

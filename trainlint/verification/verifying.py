@@ -53,13 +53,14 @@ class Verified:
 class Verification:
     """How fixes are tried: `make` makes trials, within a budget.
 
-    `reported` gives of an outcome the findings that would be reported of that version. `live` tells that
-    there is no source to edit.
+    `reported` gives of an outcome the findings that would be reported of that version, `start` is the one
+    that the report is of. `live` tells that there is no source to edit.
     """
 
     make: Maker
     budget: Budget
     reported: Callable[[Outcome, Version], Sequence[ReportedFinding]]
+    start: Version = field(default_factory=Version)
     live: bool = False
 
     def of(
@@ -79,12 +80,12 @@ class Verification:
         attempts: list[tuple[Candidate, Attempt]] = []
         for number, candidate in enumerate(found):
             try:
-                versions[number] = Version().changed(candidate.change)
+                versions[number] = self.start.changed(candidate.change)
             except TrainlintError as problem:
                 attempts.append((candidate, Attempt(reason=f"not tried: {problem}")))
         targets = dict.fromkeys(report.findings[each.finding].target for each in found)
         # Fixes of several findings may be the same change of the same model.
-        trials = {(name, b""): Trial(name, Version(), check=False) for name in targets}
+        trials = {(name, b""): Trial(name, self.start, check=False) for name in targets}
         for number, version in versions.items():
             name = report.findings[found[number].finding].target
             trials.setdefault((name, found[number].change.key), Trial(name, version))
