@@ -1,0 +1,195 @@
+"""Train a file of the repair benchmark as its author would, without trainlint, and score what comes of it.
+
+A score is the loss on the training data in eval mode, with the unbroken twin's kind of loss, after as many
+samples as the twin sees in `STEPS` steps; or after the file's own loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import re
+import signal
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+STEPS = 200
+_SECONDS = 90
+_NAMES = {
+    "model": ("model", "net"),
+    "loss": ("criterion", "loss_fn"),
+    "optimizer": ("optimizer", "opt"),
+    "loader": ("train_loader", "train_dl", "loader"),
+    "loop": ("train", "fit", "train_one_epoch"),
+}
+# Losses that measure the same thing, in the same units.
+_FAMILIES = (
+    {"CrossEntropyLoss", "NLLLoss"},
+    {"BCELoss", "BCEWithLogitsLoss"},
+    {"MSELoss"},
+    {"SmoothL1Loss", "HuberLoss"},
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`loss` is infinite where the file does not run, or its loss is not finite; `error` says why."""
+
+    loss: float
+    error: str = ""
+
+
+class _Slow(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _Slow
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def seeded(text: str, shift: int) -> str:
+    """The file with another seed; its data are others, too."""
+    return re.sub(
+        r"manual_seed\((\d+)\)", lambda m: f"manual_seed({int(m[1]) + 1000 * shift})", text
+    )
+
+
+def run(text: str, name: str = "benchmark_case") -> dict[str, Any]:
+    """The names of the file after it ran, and no training."""
+    module = types.ModuleType(name)
+    exec(compile(text, f"{name}.py", "exec"), vars(module))
+    return vars(module)
+
+
+def part(namespace: dict[str, Any], what: str) -> Any:
+    return next((namespace[name] for name in _NAMES[what] if name in namespace), None)
+
+
+def _samples(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _split(batch: Any) -> tuple[list[Any], Any]:
+    *inputs, target = batch
+    return inputs, target
+
+
+def train(namespace: dict[str, Any], batch_size: int) -> None:
+    """The file's loop, or a plain one over `STEPS` batches of the twin's size in samples."""
+    model, loop = part(namespace, "model"), part(namespace, "loop")
+    if loop is not None:
+        loop(model)
+        return
+    loss, optimizer = part(namespace, "loss"), part(namespace, "optimizer")
+    loader = part(namespace, "loader")
+    model.train()
+    left = STEPS * batch_size
+    for batch in _samples(loader):
+        inputs, target = _split(batch)
+        optimizer.zero_grad()
+        loss(model(*inputs), target).backward()
+        optimizer.step()
+        left -= len(target)
+        if left <= 0:
+            return
+
+
+def family(loss: Any) -> int | None:
+    """Which losses are like this; None for a function of the file's own."""
+    name = type(loss).__name__
+    return next((i for i, names in enumerate(_FAMILIES) if name in names), None)
+
+
+def _is_regression(loss: Any) -> bool:
+    return isinstance(loss, (nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, nn.L1Loss))
+
+
+@torch.no_grad()
+def score(namespace: dict[str, Any], twin: dict[str, Any]) -> float:
+    """Mean loss over the training data. Targets of another scale than the twin's are standardised."""
+    model, loss, judge = part(namespace, "model"), part(namespace, "loss"), part(twin, "loss")
+    data = part(namespace, "loader").dataset
+    if not (isinstance(loss, types.FunctionType) or family(loss) == family(judge)):
+        loss = judge
+    model.eval()
+    scaled: Callable[[Tensor], Tensor] = lambda values: values  # noqa: E731
+    if _is_regression(judge) and len(data):
+        own = torch.stack([torch.as_tensor(row[-1]) for row in data]).double()
+        same = torch.stack([torch.as_tensor(row[-1]) for row in part(twin, "loader").dataset])
+        ratio = float(own.std() / same.double().std())
+        if not 0.99 < ratio < 1.01 and own.shape == same.shape:
+            scaled = lambda values: ((values.double() - own.mean()) / own.std()).float()  # noqa: E731
+            loss = judge
+    total = count = 0.0
+    for batch in DataLoader(data, batch_size=100):
+        inputs, target = _split(batch)
+        output = model(*inputs)
+        if _is_regression(judge) and isinstance(output, Tensor) and output.numel() == target.numel():
+            output = output.reshape(target.shape)
+        if scaled(target) is not target:
+            output, target = scaled(output), scaled(target)
+        total += float(loss(output, target)) * len(target)
+        count += len(target)
+    return total / count
+
+
+def outcome(text: str, twin: str, shift: int = 0) -> Outcome:
+    """Run, train and score a file beside its twin, which gives the loss and the batch size."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        judge = run(seeded(twin, shift))
+        loader = part(judge, "loader")
+        try:
+            with _limited(_SECONDS):
+                namespace = run(seeded(text, shift))
+                train(namespace, loader.batch_size)
+                loss = score(namespace, judge)
+        except (_Slow, Exception) as error:
+            return Outcome(math.inf, f"{type(error).__name__}: {error}"[:200])
+    return Outcome(loss) if math.isfinite(loss) else Outcome(math.inf, "the loss is not finite")
+
+
+def constant(twin: str, shift: int = 0) -> float:
+    """The twin's loss if every answer were the same, and the best."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        namespace = run(seeded(twin, shift))
+    model, loss = part(namespace, "model").eval(), part(namespace, "loss")
+    data = part(namespace, "loader").dataset
+    batch = next(iter(DataLoader(data, batch_size=len(data))))
+    inputs, target = _split(batch)
+    with torch.no_grad():
+        output = model(*inputs)
+    single = isinstance(output, Tensor)
+    outputs = [output] if single else list(output)
+    answers = [o.mean(0, keepdim=True).clone().requires_grad_() for o in outputs]
+    optimizer = torch.optim.Adam(answers, lr=0.03)
+    best = math.inf
+    for _ in itertools.repeat(None, 400):
+        optimizer.zero_grad()
+        spread = [a.expand_as(o).contiguous() for a, o in zip(answers, outputs, strict=True)]
+        value = loss(spread[0] if single else tuple(spread), target)
+        value.backward()
+        optimizer.step()
+        best = min(best, float(value.detach()))
+    return best
