@@ -11,12 +11,12 @@ Results are kept in the JSON file as they come, so that a run may be broken off 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import multiprocessing
-import os
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,10 +26,14 @@ import msgspec
 
 from benchmarks.repair_faults import FAULTS, Fault, faults
 from benchmarks.repair_models import MODELS
+from benchmarks.repair_sound import SOUND
 
 SEEDS = (0, 1)
 SHARE = 0.8
 RATIO = 1.2
+ROUNDS = 4
+PARTS = ["harm", "detection", "repair", "rivals", "sound"]
+AT_ONCE = 12
 Results = dict[str, dict[str, Any]]
 
 
@@ -49,13 +53,25 @@ def described(fix: Any) -> str:
 
 def is_accepted(fault: Fault, code: str, text: str) -> bool:
     """Whether a fix, as `described`, is a textbook remedy of the fault, under a rule that may say it."""
+    return code in fault.kind.codes and _is_remedy(fault, text)
+
+
+def _is_remedy(fault: Fault, text: str) -> bool:
     kind = fault.kind
     return (
-        code in kind.codes
-        and kind.remedy.search(text) is not None
+        kind.remedy.search(text) is not None
         and (kind.never is None or not kind.never.search(text))
         and (not fault.right or fault.right in text)
     )
+
+
+def digest(text: str) -> str:
+    """What a kept result belongs to: it is run again when the file is another."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_of(result: dict[str, Any] | None, text: str) -> bool:
+    return result is not None and result["of"] == digest(text)
 
 
 # ---------------------------------------------------------------------- harm
@@ -66,7 +82,11 @@ def _harm(name: str) -> dict[str, Any]:
 
     fault = FAULTS[name]
     results = [outcome(fault.text, fault.twin, seed) for seed in SEEDS]
-    return {"losses": [r.loss for r in results], "error": results[0].error}
+    return {
+        "of": digest(fault.text),
+        "losses": [r.loss for r in results],
+        "error": results[0].error,
+    }
 
 
 def _twin(name: str) -> dict[str, Any]:
@@ -74,6 +94,7 @@ def _twin(name: str) -> dict[str, Any]:
 
     text = MODELS[name].text
     return {
+        "of": digest(text),
         "losses": [outcome(text, text, seed).loss for seed in SEEDS],
         # How near one seed comes to another: what no repair can be expected to do better.
         "others": [outcome(text, text, seed + len(SEEDS)).loss for seed in SEEDS],
@@ -95,8 +116,10 @@ def reaches(losses: Sequence[float], twin: dict[str, Any]) -> tuple[bool, bool]:
 # ---------------------------------------------------------------------- detection
 
 
-def findings_of(texts: dict[str, str], jobs: int, folder: Path) -> Iterator[tuple[str, list[Any], list[Any]]]:
-    """What trainlint says of files, in order, the worst first: names, findings, targets."""
+def findings_of(
+    texts: dict[str, str], jobs: int, folder: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What trainlint says of these files, each with its findings, the worst first."""
     import trainlint
     from trainlint.config import Config
 
@@ -108,15 +131,24 @@ def findings_of(texts: dict[str, str], jobs: int, folder: Path) -> Iterator[tupl
     report = trainlint.check(list(paths.values()), config=Config(jobs=jobs, probe_seconds=60))
     for name, path in paths.items():
         mine = [f for f in report.findings if f.filename and Path(f.filename).name == path.name]
-        targets = [t for t in report.targets if path.name in t.target]
-        yield name, mine, targets
+        yield (
+            name,
+            {
+                "findings": [_finding(f, path, texts[name]) for f in mine],
+                "targets": [
+                    [t.target.rpartition("::")[2], str(t.status), t.reason]
+                    for t in report.targets
+                    if path.name in t.target
+                ],
+            },
+        )
 
 
 def _loud(finding: dict[str, Any]) -> bool:
     return str(finding["severity"]) != "info"
 
 
-def _finding(found: Any) -> dict[str, Any]:
+def _finding(found: Any, path: Path, text: str) -> dict[str, Any]:
     return {
         "code": found.code,
         "severity": str(found.severity),
@@ -127,34 +159,41 @@ def _finding(found: Any) -> dict[str, Any]:
             {
                 "title": fix.title,
                 "safety": str(fix.safety),
-                "edits": bool(fix.edits),
                 "obstacle": fix.obstacle,
                 "text": described(fix),
+                "edited": _edited(fix, path, text),
+                "patches": msgspec.to_builtins(fix.patches),
             }
             for fix in found.fixes
         ],
     }
 
 
-def detect(names: Sequence[str], texts: Callable[[str], str], results: Results, keep: Callable[[], None], jobs: int) -> None:
-    left = [name for name in names if name not in results]
+def _edited(fix: Any, path: Path, text: str) -> str | None:
+    """The file with the fix made, if it changes this file alone."""
+    from trainlint.fixes.source import apply
+
+    if not fix.edits or {Path(edit.filename).name for edit in fix.edits} != {path.name}:
+        return None
+    return apply(text, fix.edits)
+
+
+def detect(
+    texts: dict[str, str], results: Results, keep: Callable[[], None], jobs: int, what: str
+) -> None:
+    left = [name for name, text in texts.items() if not _is_of(results.get(name), text)]
     with tempfile.TemporaryDirectory() as folder:
-        for start in range(0, len(left), 12):
-            part = left[start : start + 12]
-            for name, found, targets in findings_of({n: texts(n) for n in part}, jobs, Path(folder)):
-                results[name] = {
-                    "findings": [_finding(f) for f in found],
-                    "targets": [[t.target, str(t.status), t.reason] for t in targets],
-                }
+        for start in range(0, len(left), AT_ONCE):
+            some = left[start : start + AT_ONCE]
+            for name, result in findings_of({n: texts[n] for n in some}, jobs, Path(folder)):
+                results[name] = {"of": digest(texts[name]), **result}
             keep()
-            print(f"detection: {start + len(part)} of {len(left)}", flush=True)
+            print(f"{what}: {start + len(some)} of {len(left)}", flush=True)
 
 
 def verdict(fault: Fault, detection: Results, twins: Results) -> dict[str, Any]:
     """Of one case: is it found, is it named, is its first fix accepted."""
-    mine = [f for f in detection[fault.name]["findings"] if _loud(f)]
-    usual = {f["code"] for f in twins[fault.model]["findings"] if _loud(f)}
-    new = [f for f in mine if f["code"] not in usual]
+    new = _new(fault, detection[fault.name], twins)
     first = new[0] if new else None
     fix = first["fixes"][0] if first and first["fixes"] else None
     return {
@@ -163,11 +202,158 @@ def verdict(fault: Fault, detection: Results, twins: Results) -> dict[str, Any]:
         "accepted": bool(fix) and is_accepted(fault, first["code"], fix["text"]),
         "code": first["code"] if first else "",
         "fix": fix["title"] if fix else "",
-        "edits": bool(fix and fix["edits"]),
+        "edits": bool(fix and fix["edited"] is not None),
+        "patches": bool(fix and fix["patches"]),
         "obstacle": fix["obstacle"] if fix else "",
         "codes": [f["code"] for f in new],
         "message": first["message"] if first else "",
     }
+
+
+def _new(fault: Fault, result: dict[str, Any], twins: Results) -> list[dict[str, Any]]:
+    """Findings at warning or above that the twin does not have."""
+    usual = {f["code"] for f in twins[fault.model]["findings"] if _loud(f)}
+    return [f for f in result["findings"] if _loud(f) and f["code"] not in usual]
+
+
+# ---------------------------------------------------------------------- repair
+
+
+def _step(case: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first fix that can be made and was not tried: by its edits, else by its patches."""
+    for finding in found:
+        for fix in finding["fixes"]:
+            tried = [finding["code"], finding["module"], fix["title"]]
+            if tried in case["tried"] or finding["code"] in case["patched"]:
+                continue
+            if fix["edited"] is not None or fix["patches"]:
+                return {"finding": finding, "fix": fix, "tried": tried}
+    return None
+
+
+def repair(cases: Sequence[Fault], store: Store, jobs: int) -> None:
+    """Make the first fix of the worst finding, check again, and so on; then train what came of it.
+
+    An edit whose finding does not clear is taken back. A fix without edits is made live, by its patches.
+    """
+    results, twins = store.parts["repair"], store.parts["twin findings"]
+    for fault in cases:
+        if fault.name not in store.parts["detection"] or fault.name in results:
+            continue
+        detection = store.parts["detection"][fault.name]
+        if _new(fault, detection, twins):
+            results[fault.name] = {
+                "text": fault.text, "now": detection, "rounds": [],
+                "tried": [], "patched": [], "patches": [],
+            }  # fmt: skip
+    for number in range(ROUNDS):
+        trials: dict[str, tuple[dict[str, Any], str]] = {}
+        for fault in cases:
+            case = results.get(fault.name)
+            if case is None or len(case["rounds"]) != number or "losses" in case:
+                continue
+            step = _step(case, _new(fault, case["now"], twins))
+            if step is None:
+                continue
+            case["tried"].append(step["tried"])
+            if step["fix"]["edited"] is None:
+                case["patched"].append(step["finding"]["code"])
+                case["patches"] += step["fix"]["patches"]
+                case["rounds"].append([*step["tried"], "patched"])
+            else:
+                trials[fault.name] = (step, step["fix"]["edited"])
+        checked: Results = {}
+        detect(
+            {n: t for n, (_, t) in trials.items()}, checked, lambda: None, jobs, f"round {number}"
+        )
+        for name, (step, text) in trials.items():
+            case, finding = results[name], step["finding"]
+            after = _new(FAULTS[name], checked[name], twins)
+            fine = all(status == "ok" for _, status, _ in checked[name]["targets"])
+            if fine and not any(_same(finding, other) for other in after):
+                case.update(text=text, now=checked[name])
+                case["rounds"].append([*step["tried"], "cleared"])
+            else:
+                case["rounds"].append([*step["tried"], "taken back"])
+        store.save()
+    left = [n for n, case in results.items() if "losses" not in case and case["rounds"]]
+    work = {n: [results[n]["text"], results[n]["patches"]] for n in left}
+    trained: Results = {}
+    in_processes(_trained, [json.dumps([n, *work[n]]) for n in left], trained, store, jobs)
+    for result in trained.values():
+        results[result["name"]].update(losses=result["losses"], error=result["error"])
+    store.save()
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (one["code"], one["module"]) == (other["code"], other["module"])
+
+
+def _trained(job: str) -> dict[str, Any]:
+    from benchmarks.repair_training import outcome
+    from trainlint.fixes.patch import Patch
+
+    name, text, plain = json.loads(job)
+    patches = msgspec.convert(plain, list[Patch])
+    results = [outcome(text, FAULTS[name].twin, seed, patches) for seed in SEEDS]
+    return {"name": name, "losses": [r.loss for r in results], "error": results[0].error}
+
+
+# ---------------------------------------------------------------------- rivals
+
+
+def is_drawn(fault: Fault) -> bool:
+    """Whether the case is among the quarter on which the rival rankings are tried."""
+    return hashlib.sha256(f"rivals {fault.name}".encode()).digest()[0] % 4 == 0
+
+
+def _rivals(job: str) -> dict[str, Any]:
+    """Every candidate for one case, trained: the fixes that trainlint gives, and those for any model."""
+    from benchmarks.repair_candidates import generic_fixes
+    from benchmarks.repair_training import outcome, part, run
+    from trainlint.fixes.patch import Patch
+
+    name, own = json.loads(job)
+    fault = FAULTS[name]
+    candidates = [(fix["title"], fix["text"], fix["edited"], fix["patches"]) for fix in own]
+    try:
+        names = run(fault.text)
+        generic = generic_fixes(part(names, "model"), part(names, "optimizer"))
+    except Exception:
+        generic = []
+    for title, patches in generic:
+        plain = msgspec.to_builtins(patches)
+        text = "\n".join([title, *(msgspec.json.encode(patch).decode() for patch in patches)])
+        candidates.append((title, text, None, plain))
+    tried = []
+    for title, text, edited, plain in candidates:
+        patches = msgspec.convert(plain, list[Patch])
+        result = outcome(edited or fault.text, fault.twin, SEEDS[0], [] if edited else patches)
+        tried.append(
+            {
+                "title": title,
+                "accepted": _is_remedy(fault, text),
+                "loss": result.loss,
+                "error": result.error,
+            }
+        )
+    return {"of": digest(fault.text), "name": name, "candidates": tried}
+
+
+def rivals(cases: Sequence[Fault], store: Store, jobs: int) -> None:
+    detection, results = store.parts["detection"], store.parts["rivals"]
+    work = []
+    for fault in cases:
+        if not is_drawn(fault) or _is_of(results.get(fault.name), fault.text):
+            continue
+        found = detection.get(fault.name, {"findings": []})["findings"]
+        own = [f for x in found for f in x["fixes"] if f["edited"] is not None or f["patches"]]
+        work.append(json.dumps([fault.name, own]))
+    done: Results = {}
+    in_processes(_rivals, work, done, store, jobs)
+    for result in done.values():
+        results[result.pop("name")] = result
+    store.save()
 
 
 # ---------------------------------------------------------------------- the run
@@ -186,11 +372,17 @@ class Store:
         if self.path:
             scratch = self.path.with_suffix(".part")
             scratch.write_text(json.dumps(self.parts, indent=1))
-            os.replace(scratch, self.path)
+            scratch.replace(self.path)
 
 
-def in_processes(work: Callable[[str], dict[str, Any]], names: Iterable[str], results: Results, store: Store, jobs: int) -> None:
-    left = [name for name in names if name not in results]
+def in_processes(
+    work: Callable[[str], dict[str, Any]],
+    names: Iterable[str],
+    results: Results,
+    store: Store,
+    jobs: int,
+) -> None:
+    left = list(names)
     if not left:
         return
     context = multiprocessing.get_context("spawn")
@@ -199,6 +391,7 @@ def in_processes(work: Callable[[str], dict[str, Any]], names: Iterable[str], re
             results[name] = result
             if len(results) % 10 == 0:
                 store.save()
+                print(f"trained: {len(results)}", flush=True)
     store.save()
 
 
@@ -213,21 +406,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="kinds or names that contain this")
     parser.add_argument("--half", default="", choices=["", "looked-at", "held-out"])
-    parser.add_argument("--part", action="append", choices=["harm", "detection", "repair", "sound"])
+    parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--json", help="file of results; what it holds is not run again")
     parser.add_argument("--report", action="store_true", help="print what the file holds")
     options = parser.parse_args(arguments)
     store = Store(options.json)
     cases = [fault for fault in faults(options.half) if options.only in fault.name]
-    names = [fault.name for fault in cases]
     models = list(dict.fromkeys(fault.model for fault in cases))
-    wanted = [] if options.report else options.part or ["harm", "detection", "repair", "sound"]
+    wanted = [] if options.report else options.part or PARTS
     if "harm" in wanted:
-        in_processes(_twin, models, store.parts["twins"], store, options.jobs)
-        in_processes(_harm, names, store.parts["harm"], store, options.jobs)
+        twins, harm = store.parts["twins"], store.parts["harm"]
+        stale = [n for n in models if not _is_of(twins.get(n), MODELS[n].text)]
+        in_processes(_twin, stale, twins, store, options.jobs)
+        stale = [f.name for f in cases if not _is_of(harm.get(f.name), f.text)]
+        in_processes(_harm, stale, harm, store, options.jobs)
     if "detection" in wanted:
-        detect(models, lambda n: MODELS[n].text, store.parts["twin findings"], store.save, options.jobs)
-        detect(names, lambda n: FAULTS[n].text, store.parts["detection"], store.save, options.jobs)
+        texts = {name: MODELS[name].text for name in models}
+        detect(texts, store.parts["twin findings"], store.save, options.jobs, "twins")
+        texts = {fault.name: fault.text for fault in cases}
+        detect(texts, store.parts["detection"], store.save, options.jobs, "detection")
+    if "repair" in wanted:
+        repair(cases, store, options.jobs)
+    if "rivals" in wanted:
+        rivals(cases, store, options.jobs)
+    if "sound" in wanted:
+        detect(dict(SOUND), store.parts["sound findings"], store.save, options.jobs, "sound")
     report(cases, store)
 
 
@@ -240,17 +443,39 @@ def report(cases: Sequence[Fault], store: Store) -> None:
             if f.name not in parts["harm"] or f.kind.unseen
             or not reaches(parts["harm"][f.name]["losses"], parts["twins"][f.model])[0]
         ]  # fmt: skip
-        found = [f for f in harmful if f.name in parts["detection"] and f.model in parts["twin findings"]]
+        found = [
+            f for f in harmful if f.name in parts["detection"] and f.model in parts["twin findings"]
+        ]
         if not mine:
             continue
         print(f"\n{half}: {len(mine)} cases, {len(harmful)} do harm")
         if found:
-            verdicts = {f.name: verdict(f, parts["detection"], parts["twin findings"]) for f in found}
+            verdicts = {
+                f.name: verdict(f, parts["detection"], parts["twin findings"]) for f in found
+            }
             detected = [v for v in verdicts.values() if v["detected"]]
             print(f"  detected {len(detected)} of {len(found)}")
             print(f"  named {sum(v['named'] for v in detected)} of {len(detected)}")
             print(f"  first fix accepted {sum(v['accepted'] for v in detected)} of {len(detected)}")
             print(f"  ... with edits {sum(v['edits'] for v in detected)}")
+            print(f"  ... or with patches {sum(v['edits'] or v['patches'] for v in detected)}")
+            repaired = {
+                n: c for n, c in parts["repair"].items() if verdicts.get(n, {}).get("detected")
+            }
+            done = {
+                n: reaches(c["losses"], parts["twins"][FAULTS[n].model])
+                for n, c in repaired.items()
+                if "losses" in c
+            }
+            print(
+                f"  repaired: twin reached by share {sum(a for a, _ in done.values())}, by ratio {sum(b for _, b in done.values())}, tried {len(done)}"
+            )
+            for n in verdicts:
+                if n in repaired and not (n in done and done[n][0]):
+                    c = repaired[n]
+                    print(
+                        f"    not repaired {n}: {c['rounds']} {c.get('losses')} {c.get('error')} twin {parts['twins'][FAULTS[n].model]['losses']}"
+                    )
             for name, v in verdicts.items():
                 if not v["accepted"]:
                     print(f"    {name}: {v['codes']} {v['fix']!r} | {v['message'][:110]}")

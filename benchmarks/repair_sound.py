@@ -970,7 +970,7 @@ _add(
     "triplet_metric",
     """
 
-class Metric(nn.Module):
+class Embedder(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16))
@@ -979,7 +979,7 @@ class Metric(nn.Module):
         return F.normalize(self.net(x), dim=-1)
 
 
-model = Metric()
+model = Embedder()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 triplet = nn.TripletMarginLoss(margin=0.3)
 

@@ -22,6 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from trainlint.fixes.patch import Patch
+from trainlint.generalization.trials import Copy
+from trainlint.probe.setup import Setup, setup_of
+from trainlint.surgery import patched
+
 STEPS = 200
 _SECONDS = 90
 _NAMES = {
@@ -31,13 +36,6 @@ _NAMES = {
     "loader": ("train_loader", "train_dl", "loader"),
     "loop": ("train", "fit", "train_one_epoch"),
 }
-# Losses that measure the same thing, in the same units.
-_FAMILIES = (
-    {"CrossEntropyLoss", "NLLLoss"},
-    {"BCELoss", "BCEWithLogitsLoss"},
-    {"MSELoss"},
-    {"SmoothL1Loss", "HuberLoss"},
-)
 
 
 @dataclass(frozen=True)
@@ -94,14 +92,39 @@ def _split(batch: Any) -> tuple[list[Any], Any]:
     return inputs, target
 
 
-def train(namespace: dict[str, Any], batch_size: int) -> None:
+def setup_in(namespace: dict[str, Any]) -> Setup:
+    """What trainlint finds in these names to train the model with."""
+    return setup_of(namespace, part(namespace, "model"), part(namespace, "loss"))
+
+
+def patched_in(namespace: dict[str, Any], patches: list[Patch], seed: int) -> Copy:
+    """The file's own model and training, changed in place. Raises `PatchProblem` where that fails."""
+    setup = setup_in(namespace)
+    copy = Copy(part(namespace, "model"), part(namespace, "optimizer"), setup)
+    return patched(copy, patches, seed=seed).subject
+
+
+def train(namespace: dict[str, Any], batch_size: int, changed: Copy | None = None) -> None:
     """The file's loop, or a plain one over `STEPS` batches of the twin's size in samples."""
+    if changed is not None:
+        namespace[next(n for n in _NAMES["model"] if n in namespace)] = changed.model
+        with changed.setup.entered():
+            if changed.setup.train is not None:
+                changed.setup.train()
+            else:
+                given = changed.setup
+                _plain(changed.model, given.loss, changed.optimizer, given.train_loader, batch_size)
+        namespace[next(n for n in _NAMES["loss"] if n in namespace)] = changed.setup.loss
+        return
     model, loop = part(namespace, "model"), part(namespace, "loop")
     if loop is not None:
         loop(model)
         return
     loss, optimizer = part(namespace, "loss"), part(namespace, "optimizer")
-    loader = part(namespace, "loader")
+    _plain(model, loss, optimizer, part(namespace, "loader"), batch_size)
+
+
+def _plain(model: Any, loss: Any, optimizer: Any, loader: Any, batch_size: int) -> None:
     model.train()
     left = STEPS * batch_size
     for batch in _samples(loader):
@@ -114,12 +137,6 @@ def train(namespace: dict[str, Any], batch_size: int) -> None:
             return
 
 
-def family(loss: Any) -> int | None:
-    """Which losses are like this; None for a function of the file's own."""
-    name = type(loss).__name__
-    return next((i for i, names in enumerate(_FAMILIES) if name in names), None)
-
-
 def _is_regression(loss: Any) -> bool:
     return isinstance(loss, (nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, nn.L1Loss))
 
@@ -129,7 +146,8 @@ def score(namespace: dict[str, Any], twin: dict[str, Any]) -> float:
     """Mean loss over the training data. Targets of another scale than the twin's are standardised."""
     model, loss, judge = part(namespace, "model"), part(namespace, "loss"), part(twin, "loss")
     data = part(namespace, "loader").dataset
-    if not (isinstance(loss, types.FunctionType) or family(loss) == family(judge)):
+    # Cross entropy of log-probabilities is their negative logarithm; only probabilities need their own.
+    if not isinstance(loss, nn.BCELoss) or not isinstance(judge, nn.BCEWithLogitsLoss):
         loss = judge
     model.eval()
     scaled: Callable[[Tensor], Tensor] = lambda values: values  # noqa: E731
@@ -144,7 +162,11 @@ def score(namespace: dict[str, Any], twin: dict[str, Any]) -> float:
     for batch in DataLoader(data, batch_size=100):
         inputs, target = _split(batch)
         output = model(*inputs)
-        if _is_regression(judge) and isinstance(output, Tensor) and output.numel() == target.numel():
+        if (
+            _is_regression(judge)
+            and isinstance(output, Tensor)
+            and output.numel() == target.numel()
+        ):
             output = output.reshape(target.shape)
         if scaled(target) is not target:
             output, target = scaled(output), scaled(target)
@@ -153,8 +175,11 @@ def score(namespace: dict[str, Any], twin: dict[str, Any]) -> float:
     return total / count
 
 
-def outcome(text: str, twin: str, shift: int = 0) -> Outcome:
-    """Run, train and score a file beside its twin, which gives the loss and the batch size."""
+def outcome(text: str, twin: str, shift: int = 0, patches: list[Patch] | None = None) -> Outcome:
+    """Run, train and score a file beside its twin, which gives the loss and the batch size.
+
+    `patches` are made in the live model and training before it trains.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         judge = run(seeded(twin, shift))
@@ -162,7 +187,8 @@ def outcome(text: str, twin: str, shift: int = 0) -> Outcome:
         try:
             with _limited(_SECONDS):
                 namespace = run(seeded(text, shift))
-                train(namespace, loader.batch_size)
+                changed = patched_in(namespace, patches, shift) if patches else None
+                train(namespace, loader.batch_size, changed)
                 loss = score(namespace, judge)
         except (_Slow, Exception) as error:
             return Outcome(math.inf, f"{type(error).__name__}: {error}"[:200])
