@@ -15,6 +15,8 @@ import hashlib
 import json
 import math
 import multiprocessing
+import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -356,6 +358,49 @@ def rivals(cases: Sequence[Fault], store: Store, jobs: int) -> None:
     store.save()
 
 
+# ---------------------------------------------------------------------- sound files
+
+
+def sound_texts() -> dict[str, str]:
+    """What must be left alone: sound trainings that look faulty, and the unbroken twins."""
+    return {**SOUND, **{name: model.text for name, model in MODELS.items()}}
+
+
+def prove(store: Store) -> None:
+    """`check --verify` on sound files, and `check --fix --unsafe-fixes`, which has to change none."""
+    results = store.parts["proofs"]
+    left = {n: text for n, text in sound_texts().items() if not _is_of(results.get(n), text)}
+    names = list(left)
+    for start in range(0, len(names), AT_ONCE):
+        some = names[start : start + AT_ONCE]
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for name in some:
+                (folder / f"{name}.py").write_text(left[name])
+            files = [f"{name}.py" for name in some]
+            told = json.loads(_command(["--verify", "--format", "json", *files], folder).stdout)
+            _command(["--fix", "--unsafe-fixes", *files], folder)
+            for name in some:
+                results[name] = {
+                    "of": digest(left[name]),
+                    "changed": (folder / f"{name}.py").read_text() != left[name],
+                    "verified": [
+                        [finding["code"], fix["title"]]
+                        for finding in told["findings"]
+                        if Path(finding["filename"] or "").stem == name
+                        for fix in finding["fixes"]
+                        if fix["verified"]
+                    ],
+                }
+        store.save()
+        print(f"sound: {start + len(some)} of {len(names)}", flush=True)
+
+
+def _command(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainlint", "check", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 # ---------------------------------------------------------------------- the run
 
 
@@ -431,54 +476,131 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rivals(cases, store, options.jobs)
     if "sound" in wanted:
         detect(dict(SOUND), store.parts["sound findings"], store.save, options.jobs, "sound")
+        prove(store)
     report(cases, store)
 
 
+def harmful(cases: Sequence[Fault], store: Store) -> list[Fault]:
+    """Cases whose training is the worse for their fault, or whose kind says why that does not show."""
+    harm, twins = store.parts["harm"], store.parts["twins"]
+    return [
+        fault
+        for fault in cases
+        if fault.kind.unseen
+        or (fault.name in harm and not reaches(harm[fault.name]["losses"], twins[fault.model])[0])
+    ]
+
+
+def share(count: int, total: int) -> str:
+    return f"{count} of {total}" + (f" ({count / total:.3f})" if total else "")
+
+
 def report(cases: Sequence[Fault], store: Store) -> None:
-    parts = store.parts
     for half in ("looked-at", "held-out"):
-        mine = [f for f in cases if f.half == half]
-        harmful = [
-            f for f in mine
-            if f.name not in parts["harm"] or f.kind.unseen
-            or not reaches(parts["harm"][f.name]["losses"], parts["twins"][f.model])[0]
-        ]  # fmt: skip
-        found = [
-            f for f in harmful if f.name in parts["detection"] and f.model in parts["twin findings"]
-        ]
-        if not mine:
-            continue
-        print(f"\n{half}: {len(mine)} cases, {len(harmful)} do harm")
-        if found:
-            verdicts = {
-                f.name: verdict(f, parts["detection"], parts["twin findings"]) for f in found
-            }
-            detected = [v for v in verdicts.values() if v["detected"]]
-            print(f"  detected {len(detected)} of {len(found)}")
-            print(f"  named {sum(v['named'] for v in detected)} of {len(detected)}")
-            print(f"  first fix accepted {sum(v['accepted'] for v in detected)} of {len(detected)}")
-            print(f"  ... with edits {sum(v['edits'] for v in detected)}")
-            print(f"  ... or with patches {sum(v['edits'] or v['patches'] for v in detected)}")
-            repaired = {
-                n: c for n, c in parts["repair"].items() if verdicts.get(n, {}).get("detected")
-            }
-            done = {
-                n: reaches(c["losses"], parts["twins"][FAULTS[n].model])
-                for n, c in repaired.items()
-                if "losses" in c
-            }
+        mine = [fault for fault in cases if fault.half == half]
+        if mine:
+            report_half(half, mine, store)
+    _report_sound(store)
+
+
+def report_half(half: str, cases: Sequence[Fault], store: Store) -> None:
+    parts = store.parts
+    harming = harmful(cases, store)
+    seen = [
+        f for f in harming if f.name in parts["detection"] and f.model in parts["twin findings"]
+    ]
+    verdicts = {f.name: verdict(f, parts["detection"], parts["twin findings"]) for f in seen}
+    found = {name: v for name, v in verdicts.items() if v["detected"]}
+    print(f"\n{half}: {len(cases)} cases, of which {len(harming)} do harm")
+    print(f"  detected: {share(len(found), len(verdicts))}")
+    print(f"  by a rule of its kind: {share(sum(v['named'] for v in found.values()), len(found))}")
+    print(f"  first fix accepted: {share(sum(v['accepted'] for v in found.values()), len(found))}")
+    with_edits = sum(v["edits"] for v in found.values())
+    live = sum(v["patches"] and not v["edits"] for v in found.values())
+    print(f"  first fix has edits: {with_edits}, only patches: {live}")
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for name, v in found.items():
+        by_kind[FAULTS[name].kind.name].append(v["accepted"])
+    print(
+        f"  ... in the mean over {len(by_kind)} kinds: {mean(mean(v) for v in by_kind.values()):.3f}"
+    )
+    for name, v in verdicts.items():
+        if not v["accepted"]:
             print(
-                f"  repaired: twin reached by share {sum(a for a, _ in done.values())}, by ratio {sum(b for _, b in done.values())}, tried {len(done)}"
+                f"    {name}: {v['codes']} {v['fix']!r}" if v["detected"] else f"    missed: {name}"
             )
-            for n in verdicts:
-                if n in repaired and not (n in done and done[n][0]):
-                    c = repaired[n]
-                    print(
-                        f"    not repaired {n}: {c['rounds']} {c.get('losses')} {c.get('error')} twin {parts['twins'][FAULTS[n].model]['losses']}"
-                    )
-            for name, v in verdicts.items():
-                if not v["accepted"]:
-                    print(f"    {name}: {v['codes']} {v['fix']!r} | {v['message'][:110]}")
+    if parts["repair"]:
+        _report_repair(found, store)
+    if parts["rivals"]:
+        _report_rivals([f for f in seen if f.name in parts["rivals"]], verdicts, store)
+
+
+def _report_repair(found: dict[str, Any], store: Store) -> None:
+    parts = store.parts
+    cleared = by_share = by_ratio = 0
+    for name in found:
+        case = parts["repair"].get(name)
+        if case is None:
+            continue
+        clear = any(outcome in ("cleared", "patched") for *_, outcome in case["rounds"])
+        twin = parts["twins"][FAULTS[name].model]
+        reached = reaches(case["losses"], twin) if "losses" in case else (False, False)
+        cleared += clear
+        by_share += clear and reached[0]
+        by_ratio += clear and reached[1]
+        if not (clear and reached[0]):
+            losses = [round(loss, 4) for loss in case.get("losses", [])]
+            print(f"    not repaired: {name} {case['rounds']} {losses} {case.get('error', '')}")
+    print(f"  a fix was made and its finding cleared: {share(cleared, len(found))}")
+    print(f"  repaired, by share of the twin's improvement: {share(by_share, len(found))}")
+    print(f"  repaired, by ratio to the twin's loss: {share(by_ratio, len(found))}")
+    twins = [parts["twins"][FAULTS[name].model] for name in found]
+    again = [reaches(twin["others"], twin) for twin in twins]
+    print(
+        f"  the twin itself on other seeds: {share(sum(a for a, _ in again), len(again))} by share, "
+        f"{share(sum(b for _, b in again), len(again))} by ratio"
+    )
+
+
+def _report_rivals(cases: Sequence[Fault], verdicts: dict[str, Any], store: Store) -> None:
+    """What a random fix and the fix of least loss come to, where trainlint's is judged as well."""
+    parts = store.parts
+    accepted, repaired, best_accepted, best_repaired, own = [], [], [], [], []
+    for fault in cases:
+        tried = parts["rivals"][fault.name]["candidates"]
+        if not verdicts[fault.name]["detected"] or not tried:
+            continue
+        twin = parts["twins"][fault.model]
+        first = {"losses": twin["losses"][:1], "constants": twin["constants"][:1]}
+        reached = [reaches([c["loss"]], first)[0] for c in tried]
+        accepted.append(mean(c["accepted"] for c in tried))
+        repaired.append(mean(reached))
+        best = min(range(len(tried)), key=lambda i: tried[i]["loss"])
+        best_accepted.append(tried[best]["accepted"])
+        best_repaired.append(reached[best])
+        own.append(verdicts[fault.name]["accepted"])
+    print(
+        f"  rivals, on {len(own)} of the detected; trainlint's first fix accepted: {mean(own):.3f}"
+    )
+    print(f"    a random fix: accepted {mean(accepted):.3f}, repairs {mean(repaired):.3f}")
+    print(f"    least loss: accepted {mean(best_accepted):.3f}, repairs {mean(best_repaired):.3f}")
+
+
+def _report_sound(store: Store) -> None:
+    for part in ("sound findings", "twin findings"):
+        results = store.parts[part]
+        alarms = {
+            name: [f["code"] for f in result["findings"] if _loud(f)]
+            for name, result in results.items()
+        }
+        wrong = {name: codes for name, codes in alarms.items() if codes}
+        print(f"\n{part}: {len(wrong)} of {len(results)} have a warning or an error {wrong or ''}")
+    proofs = store.parts["proofs"]
+    if proofs:
+        bad = {name: result for name, result in proofs.items() if result["verified"]}
+        print(f"a fix is called verified in {len(bad)} of {len(proofs)} {bad or ''}")
+        changed = [name for name, result in proofs.items() if result["changed"]]
+        print(f"--fix --unsafe-fixes changes {len(changed)} of {len(proofs)} {changed or ''}")
 
 
 if __name__ == "__main__":
