@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+import trainlint
 from trainlint.capture.inputs import Inputs
 from trainlint.capture.tracer import capture
+from trainlint.errors import UsageError
+from trainlint.fixes.edit import Fix
 from trainlint.fixes.occurrences import occurrence
 from trainlint.fixes.patch import Occurrence, Patch
 from trainlint.generalization.trials import copied
@@ -421,3 +424,225 @@ def test_clipping_reaches_into_a_closure() -> None:
     with made.subject.setup.entered():
         optimizer.step(closure)
     assert max(p.grad.abs().max() for p in model.parameters() if p.grad is not None) <= 1e-4
+
+
+# ---------------------------------------------------------------------- normalisations and sums
+
+
+class Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.same = nn.Conv2d(6, 6, 3, padding=1)
+        self.unused = nn.Linear(2, 2)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.same(self.conv(x).relu())
+        return self.fc(x.mean((2, 3)))
+
+
+IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 3 + 1
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer", "group"])
+def test_a_normalisation_behind_a_layer(kind: str) -> None:
+    def groups(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        head, *rest = reversed(list(parameters))
+        return torch.optim.SGD([{"params": [head], "lr": lr}, {"params": rest, "lr": lr / 10}])
+
+    model = Convolutional()
+    patch = Patch.norm(kind, after=["conv", "fc"])
+    made = change(model, patch, inputs=IMAGES, optimizer=groups)
+    found: list[Tensor] = []
+    copied_model: Any = made.subject.model
+    assert made.parameters == 2 * 6 + 2 * 3
+    assert copied_model.conv.in_channels == 3  # the layer itself stays in its place
+    copied_model.train()
+    copied_model.conv.register_forward_hook(lambda _, __, output: found.append(output))
+    output = copied_model(IMAGES)
+    axes = {"batch": (0, 2, 3), "layer": (1,), "group": (2, 3)}[kind]
+    if kind == "group":
+        norm = copied_model.conv.norm
+        assert (norm.num_groups, norm.num_channels) == (3, 6)
+        found[0] = found[0].unflatten(1, (3, 2)).movedim(1, -1).flatten(1, 3)
+        axes = (1,)
+    assert torch.allclose(found[0].mean(axes), torch.tensor(0.0), atol=1e-5)
+    assert output.shape == (5, 3)
+    # Its parameters are trained at the rate of the layer's.
+    group = made.subject.optimizer.param_groups[1]["params"]
+    assert {id(p) for p in copied_model.conv.norm.parameters()} <= {id(p) for p in group}
+
+
+def test_a_normalisation_of_features_of_sequences() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    data = torch.randn(5, 7, 4)
+    made: Any = change(model, Patch.norm("batch", after=["0"]), inputs=data).subject.model
+    hidden = made.train()[0](data)
+    assert hidden.shape == (5, 7, 6)
+    assert torch.allclose(hidden.mean((0, 1)), torch.zeros(6), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("patch", "problem"),
+    [
+        (Patch.norm("batch", after=["unused"]), "unused is never called"),
+        (Patch.norm("spectral", after=["conv"]), "no normalisation 'spectral'"),
+        (Patch.norm("group", after=["conv"], groups=4), "6 channels do not make 4 groups"),
+        (Patch.residual(["conv"]), r"which takes \(5, 3, 8, 8\) and gives \(5, 6, 8, 8\)"),
+        (Patch.residual([""]), "around the whole model"),
+        (Patch.attribute(["conv"], p=0.5), "conv is Conv2d, which has no p"),
+        (Patch.attribute(["conv"], weight=0.5), "conv.weight is no plain value"),
+        (Patch.activation("magic", modules=["conv"]), "no activation magic"),
+        (Patch.rebuilt("fc", in_features=9), "the changed model raised"),
+        (Patch.unfreeze([]), "no parameter is named"),
+    ],
+)
+def test_what_cannot_be_changed_is_said(patch: Patch, problem: str) -> None:
+    with pytest.raises(PatchProblem, match=problem):
+        change(Convolutional(), patch, inputs=IMAGES)
+
+
+def test_a_layer_without_one_output_is_not_normalised() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    with pytest.raises(PatchProblem, match="lstm gives a tuple, no tensor"):
+        change(Recurrent(), Patch.norm("layer", after=["lstm"]), inputs=torch.randn(3, 2, 4))
+
+
+def test_a_residual_connection() -> None:
+    model = Convolutional().eval()
+    made: Any = change(model, Patch.residual(["same"]), inputs=IMAGES).subject.model
+    x = model.conv(IMAGES).relu()
+    assert torch.allclose(made(IMAGES), model.fc((x + model.same(x)).mean((2, 3))), atol=1e-6)
+
+
+# ---------------------------------------------------------------------- attributes, unfreezing
+
+
+def test_attributes_of_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.9))
+    made: Any = change(
+        model,
+        Patch.attribute(["2"], p=0.1),
+        Patch.attribute(["1"], eps=1e-2, track_running_stats=False, training=False),
+    ).subject.model
+    assert (made[2].p, made[1].eps, made[1].training) == (0.1, 1e-2, False)
+    hidden = made[1](DATA)  # without running statistics, those of the batch count
+    assert torch.allclose(hidden.mean(0), torch.zeros(4), atol=1e-5)
+    tracking: Any = change(made, Patch.attribute(["1"], track_running_stats=True)).subject.model
+    tracking[1].train()(DATA)
+    assert tracking[1].running_mean.abs().max() > 0
+
+
+def test_unfrozen_parameters_join_their_neighbours() -> None:
+    model = Net()
+    model.fc1.requires_grad_(requires_grad=False)
+    made = change(
+        model,
+        Patch.unfreeze(["fc1.weight", "fc1.bias"]),
+        optimizer=lambda parameters, lr: torch.optim.SGD(
+            [p for p in parameters if p.requires_grad], lr
+        ),
+    )
+    assert made.parameters == 4 * 8 + 8
+    before = made.subject.model.get_parameter("fc1.weight").detach().clone()
+    trained(made, DATA, TARGET)
+    assert not torch.equal(before, made.subject.model.get_parameter("fc1.weight"))
+
+
+# ---------------------------------------------------------------------- what cannot be changed
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+class DistributedDataParallel(_Wrapped):
+    pass
+
+
+class OptimizedModule(_Wrapped):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("wrap", "problem"),
+    [
+        (DistributedDataParallel, "the model is wrapped in DistributedDataParallel"),
+        (OptimizedModule, "the model is compiled"),
+        (lambda net: nn.Sequential(OptimizedModule(net)), "0 is compiled"),
+        (lambda net: torch.jit.trace(net.eval(), DATA), "the model is scripted"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrapped_model_is_refused(wrap: Callable[[nn.Module], Any], problem: str) -> None:
+    wrapped = wrap(Net())
+    path = "0.module.act" if isinstance(wrapped, nn.Sequential) else "module.act"
+    with pytest.raises(PatchProblem, match=problem):
+        change(wrapped, Patch.activation("relu", modules=[path]))
+
+
+def test_a_lazy_layer_has_no_shape_to_draw() -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(PatchProblem, match="no shape before the first forward"):
+        patched(copied(model, Setup(), None), [Patch.initialise(["0.weight"], "zeros")])
+
+
+def test_modules_in_plain_lists_are_changed_as_well() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.act = nn.Sigmoid()
+            self.steps = [self.fc, (self.act, {"again": self.act})]
+
+        def forward(self, x: Tensor) -> Tensor:
+            fc, (act, others) = self.steps  # type: ignore[misc]
+            return others["again"](act(fc(x)))
+
+    made: Any = change(
+        Listed(), Patch.activation("relu", modules=["act"]), inputs=DATA
+    ).subject.model
+    assert torch.equal(made(DATA), made.fc(DATA).relu())
+
+
+# ---------------------------------------------------------------------- trainlint.patched
+
+
+def test_patched_gives_a_repaired_copy() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(4))
+    fix = Fix("num_features=6", patches=[Patch.rebuilt("1", num_features=6)])
+    repaired: Any = trainlint.patched(model, fix, IMAGES)
+    assert repaired(IMAGES).shape == (5, 6, 6, 6)
+    assert model[1].num_features == 4
+    with pytest.raises(UsageError, match=r"'clip' changes the training \(clip\)"):
+        trainlint.patched(model, Fix("clip", patches=[Patch.training("clip", max_norm=1.0)]))
+    with pytest.raises(UsageError, match="'by hand' is not made on a live model: why"):
+        trainlint.patched(model, Fix("by hand", obstacle="why"))
+    with pytest.raises(UsageError, match="cannot be made on this model: the model has no module 7"):
+        trainlint.patched(model, Fix("x", patches=[Patch.without(modules=["7"])]))
+
+
+def test_a_copied_optimizer_steps_itself_also_with_a_scheduler() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    subject = copied(model, Setup(), optimizer)
+    before = copy.deepcopy(model.state_dict())
+    for each in (model, subject.model):
+        functional.cross_entropy(each(DATA), TARGET).backward()
+    subject.optimizer.step()
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+    assert not torch.equal(before["fc2.bias"], subject.model.get_parameter("fc2.bias"))

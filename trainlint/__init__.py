@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "check",
     "cross_validate",
+    "patched",
     "sweep",
     "watch",
 ]
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trainlint.generalization.crossvalidation import cross_validate
     from trainlint.generalization.sweep import sweep
     from trainlint.records import CrossValidation, Report
+    from trainlint.surgery.live import patched
     from trainlint.watching import watch
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "Report": "trainlint.records",
     "TrainingStopped": "trainlint.errors",
     "TrainlintError": "trainlint.errors",
+    "patched": "trainlint.surgery.live",
     "sweep": "trainlint.generalization.sweep",
     "watch": "trainlint.watching",
 }

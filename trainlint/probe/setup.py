@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OPTIMIZERS: Final = ("optimizer", "optim", "opt", "optimiser")
-_TRAIN_LOADERS: Final = (
+TRAIN_LOADERS: Final = (
     "train_loader", "trainloader", "train_dataloader", "train_dl", "train_data_loader", "loader",
     "dataloader", "data_loader", "train_iter", "train_batches",
 )  # fmt: skip
-_VAL_LOADERS: Final = (
+VAL_LOADERS: Final = (
     "val_loader", "valid_loader", "valloader", "val_dataloader", "valid_dataloader", "val_dl",
     "valid_dl", "test_loader", "testloader", "test_dataloader", "test_dl",
 )  # fmt: skip
@@ -129,8 +129,8 @@ def setup_of(
     )
     if optimizer is None and _has_siblings(model, namespace):
         return Setup(why=_whose(model, namespace))
-    train_loader = first("train_loader", _TRAIN_LOADERS, _is_loader)
-    val_loader = first("val_loader", _VAL_LOADERS, _is_loader)
+    train_loader = first("train_loader", TRAIN_LOADERS, _is_loader)
+    val_loader = first("val_loader", VAL_LOADERS, _is_loader)
     setup = Setup(loss, optimizer, train_loader, val_loader, names=names)
     for name in _LOOPS if loops else ():
         loop = _bound_loop(namespace.get(name), model, namespace)

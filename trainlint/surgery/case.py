@@ -48,6 +48,7 @@ class Case:
     called: list[tuple[nn.Module, str]] = field(default_factory=list)
     awaited: list[tuple[Callable[[], bool], str]] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
+    has_other_data: bool = False
 
     @property
     def root(self) -> nn.Module:
@@ -141,9 +142,17 @@ class Case:
         """A few samples for the model, None where none are known."""
         from trainlint.probe.stage import first_inputs
 
-        if self.given is None and self.setup.train_loader is not None and self.setup.step is None:
-            self.given = first_inputs(self.model, self.setup)
-        return self.given
+        setup = self.setup
+        if setup.train_loader is None or setup.step is not None or setup.train is not None:
+            return None if self.has_other_data else self.given
+        if self.given is not None and not self.has_other_data:
+            return self.given
+        try:
+            return first_inputs(self.model, setup)
+        except ProbeProblem:
+            if self.has_other_data:
+                raise
+            return None
 
     def forward(self, then: Callable[[], None] = lambda: None) -> bool:
         """Run the model on them, and `then` look at it; all is as before. False where there are none."""

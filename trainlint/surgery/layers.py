@@ -192,11 +192,13 @@ def _groups(count: int, values: dict[str, Any]) -> int:
 
 
 def _shape_behind(case: Case, path: str, module: nn.Module) -> tuple[int, ...]:
+    given: list[Any] = []
     found: list[Any] = []
-    with module.register_forward_hook(lambda _, __, output: found.append(output)):
-        case.forward()
+    with module.register_forward_hook(lambda _, __, output: given.append(output)):
+        # What a hook has filled is emptied again when the forward is undone.
+        case.forward(lambda: found.extend(given))
     if not found:
-        raise PatchProblem(f"what {path} gives is not known: there are no inputs to run it on")
+        raise PatchProblem(f"what {path} gives is not known: no forward shows it")
     if not isinstance(found[0], Tensor):
         raise PatchProblem(f"{path} gives a {type(found[0]).__name__}, no tensor")
     return tuple(found[0].shape)

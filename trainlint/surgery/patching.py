@@ -21,7 +21,7 @@ from torch import nn
 from trainlint.generalization.trials import Copy
 from trainlint.measure.pulse import seed_generators
 from trainlint.preserve import is_lazy, random_states
-from trainlint.surgery import calls, layers, optimising, weights
+from trainlint.surgery import calls, layers, loading, losses, modes, optimising, weights
 from trainlint.surgery.case import Case, PatchProblem
 from trainlint.surgery.conduct import Conduct
 
@@ -95,7 +95,10 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "learning-rate": Kind(
         optimising.learning_rate,
-        "Multiplies the rates by `factor`, or sets the largest to `value`, the others in proportion.",
+        "Multiplies the rates by `factor`, sets the largest to `value` and the others in proportion, or "
+        "finds that value by a range test on a copy (`range_test`): where the smoothed loss falls fastest "
+        "over the logarithm of the rate, and at most a tenth of where it diverges.",
+        "Smith 2017",
         of_training=True,
     ),
     "weight-decay": Kind(
@@ -111,6 +114,66 @@ KINDS: Final[Mapping[str, Kind]] = {
         optimising.rebuilt,
         "Gives the optimizer all trainable parameters, with its options, and no state.",
         of_training=True,
+    ),
+    "schedule": Kind(
+        modes.schedule,
+        "Leads the rate along a `shape` (constant, linear, cosine) over `steps`, after `warmup` steps, in "
+        "place of the training's own schedules.",
+        "Loshchilov & Hutter 2017; Goyal et al. 2017",
+        of_training=True,
+    ),
+    "train-mode": Kind(
+        modes.train_mode,
+        "Puts the model in train mode for each call for which gradients are asked.",
+        of_training=True,
+    ),
+    "eval-mode-in-validation": Kind(
+        modes.eval_mode_in_validation,
+        "Puts the model in eval mode for each call without gradients.",
+        of_training=True,
+    ),
+    "loss": Kind(
+        losses.other_loss,
+        "Trains by the loss `to`, with the reduction, weights and ignored class of the one before, and "
+        "targets in the form that it takes.",
+        of_training=True,
+    ),
+    "class-weights": Kind(
+        losses.class_weights,
+        "Weighs the classes in the loss by `weights`; the positive class of a binary loss by one number.",
+        of_training=True,
+    ),
+    "loss-scaled": Kind(
+        losses.scaled_loss,
+        "Multiplies each loss by `factor` before its backward pass.",
+        of_training=True,
+    ),
+    "normalise-inputs": Kind(
+        loading.normalise_inputs,
+        "Gives inputs mean 0 and standard deviation 1 by feature or channel, with figures of the training "
+        "samples for validation as well.",
+        "LeCun et al. 1998",
+        of_training=True,
+    ),
+    "normalise-targets": Kind(
+        loading.normalise_targets, "The same for targets, column by column.", of_training=True
+    ),
+    "channels-first": Kind(
+        loading.channels_first, "Gives images as (N, C, H, W).", of_training=True
+    ),
+    "cast": Kind(
+        loading.cast,
+        "Gives inputs and targets the types `inputs` and `targets`; else inputs that of the weights.",
+        of_training=True,
+    ),
+    "batch-size": Kind(
+        loading.batch_size, "Trains on batches of `value` samples.", of_training=True
+    ),
+    "drop-last": Kind(
+        loading.drop_last, "Leaves out a last batch that is smaller.", of_training=True
+    ),
+    "shuffle": Kind(
+        loading.shuffle, "Trains on the samples in a new order in each pass.", of_training=True
     ),
 }
 
@@ -146,7 +209,7 @@ def patched(
         seed_generators(seed)
         for patch in patches:
             _kind(patch).make(case, patch)
-        if not all(_kind(patch).of_training for patch in patches):
+        if not all(_kind(patch).of_training for patch in patches) or case.has_other_data:
             case.check()
         for optimizer in case.optimizers():
             conduct.adjust(optimizer)
