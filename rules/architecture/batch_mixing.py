@@ -13,10 +13,12 @@ from trainlint.rule import (
     Graph,
     Influence,
     Mixing,
+    Patch,
     Severity,
     SourceEdits,
     Spot,
     Variants,
+    explained,
     ops,
     rule,
 )
@@ -44,6 +46,7 @@ STATISTICS = {
 }
 SHIFTS = {"roll", "flip", "fliplr", "rot90"}
 STATISTICS |= {"max", "min", "median", "linalg_norm", "linalg_vector_norm"}
+REASON = "at inference there are other neighbours, or none: an answer must come of its own sample"
 
 
 @rule(
@@ -287,29 +290,65 @@ def _takes_time_first(graph: Graph, spot: Spot) -> bool:
 
 def _fix(graph: Graph, edits: SourceEdits, mixing: Mixing) -> Fix:
     spot = mixing.spot
+    unknown = "what the axes are meant to be, only you know"
     if spot is None:
-        return Fix("keep axis 0 for the samples in every reshape, transpose, softmax and mean")
+        return Fix(
+            "keep axis 0 for the samples in every reshape, transpose, softmax and mean",
+            reason=REASON,
+            obstacle="the place where they meet was not found",
+        )
     if _is_flat_sequence(graph, mixing):
-        return Fix("x.unsqueeze(1) and batch_first=True for one step a sample, or an nn.Linear")
+        title = "x.unsqueeze(1) and batch_first=True for one step a sample, or an nn.Linear"
+        return Fix(title, reason=REASON, obstacle="constructor and forward change together")
     if spot.name in SHIFTS:
-        return Fix(f"{spot.name} over the features of each sample: dims=-1")
+        title = f"{spot.name} over the features of each sample: dims=-1"
+        return Fix(title, reason=REASON, obstacle=unknown)
     if mixing.is_lost:
         before, after = _shapes(graph, spot)
         if before and after and sorted(before) == sorted(after) and len(before) > 1:
-            order = _permutation(before, after)
-            return Fix(f"move the axes with x.permute({order}); {spot.name} only cuts memory anew")
-        return Fix(f"keep the samples on axis 0: x.{spot.name}(x.shape[0], ...)")
+            return _permuted(graph, edits, spot, before, after)
+        title = f"keep the samples on axis 0: x.{spot.name}(x.shape[0], ...)"
+        return Fix(title, reason=REASON, obstacle=unknown)
     if spot.node is not None and _takes_time_first(graph, spot):
         title = f"batch_first=True in {spot.label}"
-        return edits.replaced_calls([(graph.place(spot.node), _batch_first)], title=title)
+        path = graph.operation(spot.node).module
+        return explained(
+            edits.replaced_calls([(graph.place(spot.node), _batch_first)], title=title),
+            reason="without it the axes are (time, batch, features), and the samples are taken for time",
+            obstacle="its constructor's arguments are not written there",
+            patches=[Patch.attribute([path], batch_first=True)] if path else [],
+        )
     if _axis(spot) is not None:
-        return Fix(f"{spot.name} over the features of each sample: dim=-1")
+        title = f"{spot.name} over the features of each sample: dim=-1"
+        return Fix(title, reason=REASON, obstacle=unknown)
     if spot.name in STATISTICS or not mixing.gradient:
         return Fix(
             "take statistics of each sample: x.mean(dim=tuple(range(1, x.dim())), keepdim=True), or "
-            "a layer that keeps running ones (nn.BatchNorm)"
+            "a layer that keeps running ones (nn.BatchNorm)",
+            reason=REASON,
+            obstacle=unknown,
         )
-    return Fix("keep axis 0 for the samples up to this line")
+    return Fix("keep axis 0 for the samples up to this line", reason=REASON, obstacle=unknown)
+
+
+def _permuted(
+    graph: Graph, edits: SourceEdits, spot: Spot, before: tuple[int, ...], after: tuple[int, ...]
+) -> Fix:
+    """The axes moved instead of the memory cut anew, where each size names its axis."""
+    order = _permutation(before, after)
+    title = f"move the axes with x.permute({order}); {spot.name} only cuts memory anew"
+    site = None if spot.node is None else graph.operation(spot.node).site
+    if len(set(before)) < len(before):
+        obstacle = "two axes have one size: which of them goes where, only you know"
+        return Fix(title, reason=REASON, obstacle=obstacle)
+
+    def permuted(call: ast.Call, _: str) -> str | None:
+        if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("view", "reshape"):
+            return None
+        owner = ast.unparse(call.func.value)
+        return None if owner == "torch" else f"{owner}.permute({order})"
+
+    return edits.replaced_calls([(site, permuted)], title=title, reason=REASON)
 
 
 def _permutation(before: tuple[int, ...], after: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,7 +99,7 @@ def batch_size_changed(
     for fold in folds(graph, samples):
         if _is_settled(graph, variants, fold):
             yield _folded(graph, losses, edits, fold)
-    yield from _picked(graph, variants, samples)
+    yield from _picked(graph, edits, variants, samples)
 
 
 # ---------------------------------------------------------------------- rows that are no samples
@@ -143,7 +144,12 @@ def _fixes(graph: Graph, edits: SourceEdits, fold: Fold) -> list[Fix]:
     if fold.kind == "torn" and fold.width == fold.sample[0]:
         place = ", ".join(map(str, (0, *range(2, len(fold.sample) + 1), 1)))
         meant = f"x.permute({place}) before it, for the {fold.width} channels of one place a row"
-        return [Fix(meant), Fix("x.flatten(1) for one row a sample")]
+        reason = "a row is to hold what belongs together"
+        unknown = "which of the two is meant, only you know"
+        return [
+            Fix(meant, reason=reason, obstacle=unknown),
+            Fix("x.flatten(1) for one row a sample", reason=reason, obstacle=unknown),
+        ]
     return flatten_fixes(graph, edits, fold.node)
 
 
@@ -160,7 +166,9 @@ def _meaning(fold: Fold) -> str:
 # ---------------------------------------------------------------------- one sample for all
 
 
-def _picked(graph: Graph, variants: Variants, samples: int) -> Iterator[Finding]:
+def _picked(
+    graph: Graph, edits: SourceEdits, variants: Variants, samples: int
+) -> Iterator[Finding]:
     """An index on the axis of the samples, where the outputs have no such axis any more."""
     for node in graph.calls("getitem", "select"):
         data = graph.data(node)
@@ -173,7 +181,7 @@ def _picked(graph: Graph, variants: Variants, samples: int) -> Iterator[Finding]
                 continue
             # What lies on axis 0 may as well be time, unless the layer before was told otherwise.
             if variants.batch_axis(data) == axis and (axis > 0 or _is_batch_first(graph, data)):
-                yield _one_for_all(graph, node, before, axis, index)
+                yield _one_for_all(graph, edits, node, before, axis, index)
 
 
 def _picked_axes(graph: Graph, node: Any, data: Any) -> list[tuple[int, int]]:
@@ -225,7 +233,7 @@ def _is_batch_first(graph: Graph, node: Any) -> bool:
 
 
 def _one_for_all(
-    graph: Graph, node: Any, before: tuple[int, ...], axis: int, index: int
+    graph: Graph, edits: SourceEdits, node: Any, before: tuple[int, ...], axis: int, index: int
 ) -> Finding:
     which = ORDINALS.get(index, f"{index + 1}th")
     shape = ", ".join(map(str, before))
@@ -240,10 +248,32 @@ def _one_for_all(
         where=node,
         module=graph.operation(node).module,
         evidence={"shape": list(before), "axis": axis, "index": index},
-        fixes=[Fix(fix)],
+        fixes=[_kept_samples(graph, edits, node, fix, is_state=is_state)],
         severity=Severity.ERROR if graph.inputs_given else Severity.WARNING,
         affects=[node],
     )
+
+
+def _kept_samples(
+    graph: Graph, edits: SourceEdits, node: Any, title: str, *, is_state: bool
+) -> Fix:
+    """`h[-1]` in the place of `h[:, -1]`."""
+    reason = "a loss needs an answer for each sample"
+    site = graph.operation(node).site
+    text = None if site is None else edits.text(site.filename)
+    span = None if site is None else site.span()
+    if not is_state or text is None or text.tree is None or span is None:
+        return Fix(title, reason=reason, obstacle="what the axes are meant to be, only you know")
+    found = [
+        part
+        for part in ast.walk(text.tree)
+        if isinstance(part, ast.Subscript)
+        and (part.lineno, part.end_lineno, part.col_offset, part.end_col_offset) == span
+    ]
+    if len(found) != 1:
+        return Fix(title, reason=reason, obstacle="the index is not written there as one")
+    content = f"{ast.get_source_segment(text.text, found[0].value)}[-1]"
+    return edits.replaced_expression(text, found[0], content, title=title, reason=reason)
 
 
 def _is_recurrent_state(graph: Graph, node: Any) -> bool:

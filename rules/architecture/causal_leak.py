@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,13 @@ from trainlint.rule import (
     Influence,
     Leak,
     Losses,
+    Patch,
     Severity,
+    SourceEdits,
     Spot,
+    explained,
     ops,
+    places,
     rule,
 )
 
@@ -26,7 +31,12 @@ OVER_TIME |= {"batch_norm", "instance_norm", "group_norm", "layer_norm", "adapti
 
 @rule("ARC009", severity=Severity.WARNING, since="0.1")
 def causal_leak(
-    graph: Graph, influence: Influence, losses: Losses | None, *, shift: float = 1e-5
+    graph: Graph,
+    influence: Influence,
+    losses: Losses | None,
+    edits: SourceEdits,
+    *,
+    shift: float = 1e-5,
 ) -> Iterator[Finding]:
     """A model that predicts the next token sees it.
 
@@ -111,7 +121,8 @@ def causal_leak(
     When some layers may look ahead by design, as in a prefix language model.
 
     ## Fix safety
-    Shown without an edit: which mask is meant depends on the attention.
+    Unsafe: earlier positions lose what they saw. Made as an edit for scaled_dot_product_attention without a
+    mask; which mask is meant elsewhere depends on the attention.
 
     ## References
     Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 (illegal connections are masked with -∞).
@@ -146,7 +157,7 @@ def causal_leak(
             "attentions_with_mask": len(leak.causal),
             "attentions_without": len(leak.open),
         },
-        fixes=[_fix(spot.name if spot is not None else "")],
+        fixes=[_fix(graph, edits, spot)],
         confidence=Confidence.CERTAIN if leak.shift else Confidence.LIKELY,
         affects=[s.node for s in (spot, *leak.open) if s is not None and s.node is not None],
     )
@@ -159,25 +170,65 @@ def _place(graph: Graph, spot: Spot | None) -> Any:
     return spot.site if spot.name == "pad" else spot.where
 
 
-def _fix(name: str) -> Fix:
-    if name == "scaled_dot_product_attention":
-        return Fix("F.scaled_dot_product_attention(q, k, v, is_causal=True)")
+def _fix(graph: Graph, edits: SourceEdits, spot: Spot | None) -> Fix:
+    name = "" if spot is None else spot.name
+    reason = "Vaswani et al. 2017, section 3.2.3: exp(-∞) = 0 leaves later positions out"
+    if name == "scaled_dot_product_attention" and spot is not None:
+        named = None if spot.node is None else places(graph, [spot.node])
+        patches = (
+            [Patch("arguments", calls=named[1], values={"is_causal": True})]
+            if named is not None and named[1]
+            else []
+        )
+        return explained(
+            edits.replaced_calls(
+                [(spot.site, _causal)],
+                title="F.scaled_dot_product_attention(q, k, v, is_causal=True)",
+            ),
+            reason=reason,
+            obstacle="the call has a mask, or other arguments, already",
+            patches=patches,
+        )
     if name == "multi_head_attention_forward":
         return Fix(
-            "pass attn_mask=nn.Transformer.generate_square_subsequent_mask(length) and is_causal=True"
+            "pass attn_mask=nn.Transformer.generate_square_subsequent_mask(length) and is_causal=True",
+            reason=reason,
+            obstacle="what the length is called in the forward is not known",
         )
     if name.startswith("conv") or name == "pad":
-        return Fix("pad on the left only: F.pad(x, ((kernel - 1) * dilation, 0)), and padding=0")
+        return Fix(
+            "pad on the left only: F.pad(x, ((kernel - 1) * dilation, 0)), and padding=0",
+            reason="van den Oord et al. 2016: a filter that ends at t does not see t + 1",
+            obstacle="constructor and forward change together",
+        )
     if name in ops.RECURRENT:
-        return Fix("bidirectional=False: the way back reads the answer")
+        return Fix(
+            "bidirectional=False: the way back reads the answer",
+            reason="the state of the way back at t holds all that comes after t",
+            obstacle="every width behind it is halved with it",
+        )
     if name in OVER_TIME:
         return Fix(
-            f"take {name} over the features of each position, or over the positions up to it"
+            f"take {name} over the features of each position, or over the positions up to it",
+            reason=f"{name} over all positions tells the first one of the last",
+            obstacle="which of the two is meant, only you know",
         )
     return Fix(
         "before the softmax: scores.masked_fill(torch.ones(T, T).triu(1).bool(), float('-inf')), in "
-        "every layer"
+        "every layer",
+        reason=reason,
+        obstacle="what scores and length are called in the forward is not known",
     )
+
+
+def _causal(call: ast.Call, source: str) -> str | None:
+    known = {word.arg for word in call.keywords}
+    if len(call.args) > 3 or None in known or known & {"is_causal", "attn_mask"}:
+        return None
+    if any(isinstance(value, ast.Starred) for value in call.args):
+        return None
+    body = source[:-1].rstrip().removesuffix(",")
+    return f"{body}, is_causal=True)"
 
 
 def _predicts_next(graph: Graph, losses: Losses, leak: Leak) -> bool:

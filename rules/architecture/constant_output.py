@@ -11,10 +11,14 @@ from trainlint.rule import (
     Fix,
     Graph,
     Influence,
+    Patch,
     Severity,
+    SourceEdits,
     Spot,
     ops,
     rule,
+    started,
+    suits,
 )
 
 # Below this the samples differ by rounding alone.
@@ -28,7 +32,7 @@ ALIKE = 6e-7
     topics=["gradient-flow"],
     explains=["input-without-influence", "loss-never-moves", "underfitting", "cannot-memorise"],
 )
-def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
+def constant_output(graph: Graph, influence: Influence, edits: SourceEdits) -> Iterator[Finding]:
     """All samples of a batch get the same output.
 
     Somewhere in the model the differences between samples are lost: f(xᵢ) = c for all i. What remains
@@ -83,7 +87,8 @@ def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
     When the outputs depend on the input only after other weights are loaded.
 
     ## Fix safety
-    Shown without an edit: it depends on where the differences are lost.
+    Unsafe: the model starts from other values. Where an activation or a mean makes the samples alike the
+    remedy is shown without an edit.
 
     ## References
     Glorot & Bengio 2010, section 4.2 (the variance of what layers pass on); He et al. 2015,
@@ -111,7 +116,7 @@ def constant_output(graph: Graph, influence: Influence) -> Iterator[Finding]:
             "spread_before": None if alike is None else alike.before,
             "spread_behind": None if alike is None else alike.after,
         },
-        fixes=[_fix(alike)],
+        fixes=[_fix(graph, edits, alike)],
         # The whole model is concerned: any fault in it may be the cause.
         affects=[node for node in graph.calls_in_order if graph.is_live(node)],
     )
@@ -149,15 +154,41 @@ def _is_weighted(spot: Spot) -> bool:
     return spot.name in ops.WEIGHTED or spot.name in ops.RECURRENT
 
 
-def _fix(alike: Alike | None) -> Fix:
+def _fix(graph: Graph, edits: SourceEdits, alike: Alike | None) -> Fix:
     spot = None if alike is None else alike.spot
     if spot is not None and spot.name in ops.ACTIVATIONS:
         return Fix(
             f"bring the numbers before {spot.label} into its range: smaller biases or no offset, "
-            "normalisation before it"
+            "normalisation before it",
+            reason="where an activation is flat, different inputs give one output",
+            obstacle="whether the offset or the activation is what was not meant, only you know",
+            patches=_without_bias(graph, spot),
         )
     if spot is not None and not _is_weighted(spot):
-        return Fix("let the samples keep their own values here, on axis 0")
+        return Fix(
+            "let the samples keep their own values here, on axis 0",
+            reason="one result of all samples cannot tell them apart",
+            obstacle="what is to be computed of each sample, only you know",
+        )
+    starts = [
+        prescription.start(graph)
+        for node in graph.calls_in_order
+        if graph.is_live(node) and graph.is_weighted(node)
+        for prescription in [suits(graph, node)]
+        if prescription is not None
+    ]
+    if starts:
+        return started(graph, edits, list({start.name: start for start in starts}.values()))
     return Fix(
-        "initial weights that keep the variance (He or Xavier), normalisation between the layers"
+        "initial weights that keep the variance (He or Xavier), normalisation between the layers",
+        reason="He et al. 2015: σ = √(2/n) keeps the differences of the samples from layer to layer",
+        obstacle="no weights of linear layers or convolutions are known",
     )
+
+
+def _without_bias(graph: Graph, spot: Spot) -> list[Patch]:
+    """Biases of zero in the layer whose results the activation makes alike."""
+    source = None if spot.node is None else graph.producer(spot.node, ops.REARRANGEMENTS)[0]
+    bias = None if source is None else graph.argument(source, "bias")
+    named = [p.name for p in graph.parameters if bias is not None and p.node is bias]
+    return [Patch.initialise(named, "zeros")] if named else []

@@ -16,13 +16,16 @@ from trainlint.rule import (
     Graph,
     Losses,
     Parameter,
+    Patch,
     Reachability,
     Severity,
     Signal,
     Site,
     SourceEdits,
     construction_site,
+    explained,
     is_initializer,
+    places,
     resolved_methods,
     rule,
     source_of,
@@ -379,27 +382,89 @@ def _spelled(graph: Graph, cut: GradientCut) -> str:
 
 
 def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fix:
+    operation = graph.operation(cut.node)
     if cut.kind == "no_grad":
         return Fix(
-            "move it out of `torch.no_grad()`, or freeze the part with `requires_grad_(False)`"
+            "move it out of `torch.no_grad()`, or freeze the part with `requires_grad_(False)`",
+            reason="within no_grad nothing is recorded, so that there is nothing to go back through",
+            obstacle="a block would have to be divided",
         )
     if cut.kind == "read":
-        return Fix(f"keep it a tensor: leave out {spelled} and use torch's own operations")
+        title = f"keep it a tensor: leave out {spelled} and use torch's own operations"
+        reason = "a Python or numpy number does not know what it was computed from"
+        if operation.escape == "item":
+            site = operation.escape_site
+            return edits.replaced_calls([(site, _without_item)], title=title, reason=reason)
+        obstacle = "what follows is computed outside of torch"
+        return Fix(title, reason=reason, obstacle=obstacle)
     if cut.kind == "discrete":
         if not graph.outputs and all(user.op == "output" for user in cut.node.users):
             title = f"return the scores, and take {spelled} where predictions are made"
-            site = graph.operation(cut.node).site
-            return edits.replaced_calls([(site, _without_argmax)], title=title)
-        return Fix(f"{spelled} has no derivative: use softmax weights, F.gumbel_softmax or a "
-                   "straight-through estimator x + (q - x).detach()")  # fmt: skip
+            reason = "an index has no derivative; losses of classes take scores"
+            return edits.replaced_calls(
+                [(operation.site, _without_argmax)], title=title, reason=reason
+            )
+        return Fix(
+            f"{spelled} has no derivative: use softmax weights, F.gumbel_softmax or a "
+            "straight-through estimator x + (q - x).detach()",
+            reason="Bengio, Léonard & Courville 2013; Jang, Gu & Poole 2017: estimators of its gradient",
+            obstacle="which of them suits depends on what the choice is for",
+        )
     if cut.kind == "flat":
-        return Fix(f"{spelled} has slope 0: pass the gradient straight through, "
-                   f"x + (torch.{spelled}(x) - x).detach()")  # fmt: skip
+        title = (
+            f"{spelled} has slope 0: pass the gradient straight through, "
+            f"x + (torch.{spelled}(x) - x).detach()"
+        )
+        reason = "Bengio, Léonard & Courville 2013: the straight-through estimator"
+        return explained(
+            edits.replaced_calls([(operation.site, _straight_through)], title=title, reason=reason),
+            obstacle="what it is applied to has no name of its own",
+        )
     title = f"remove {spelled}"
+    reason = f"{spelled} gives the values without what they were computed from"
     if graph.name(cut.node) == "detach":
-        site = graph.operation(cut.node).site
-        return edits.replaced_calls([(site, _without_detach)], title=title)
-    return Fix(title)
+        own = places(graph, [cut.node])
+        patches = [] if own is None else [Patch.without(modules=own[0], calls=own[1])]
+        text = None if operation.site is None else edits.text(operation.site.filename)
+        attribute = None if text is None else _data_at(text, operation.site)
+        if text is not None and attribute is not None:
+            content = ast.get_source_segment(text.text, attribute.value) or ""
+            return edits.replaced_expression(
+                text, attribute, content, title=title, reason=reason, patches=patches
+            )
+        return edits.replaced_calls(
+            [(operation.site, _without_detach)], title=title, reason=reason, patches=patches
+        )
+    return Fix(title, reason=reason, obstacle="it is no call that could be taken out")
+
+
+def _data_at(text: Any, site: Any) -> ast.Attribute | None:
+    """The `x.data` that the site's instruction reads."""
+    span = site.span()
+    found = [
+        node
+        for node in ast.walk(text.tree or ast.Module([], []))
+        if isinstance(node, ast.Attribute)
+        and node.attr == "data"
+        and span is not None
+        and (node.end_lineno, node.end_col_offset) == (span[1], span[3])
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _without_item(call: ast.Call, source: str) -> str | None:
+    match = re.fullmatch(r"(.+?)\s*\.item\(\s*\)", source, re.DOTALL)
+    return match[1] if match and isinstance(call.func, ast.Attribute) else None
+
+
+def _straight_through(call: ast.Call, source: str) -> str | None:
+    """`x + (torch.sign(x) - x).detach()` for `torch.sign(x)` and `x.sign()`."""
+    if not isinstance(call.func, ast.Attribute) or len(call.args) > 1 or call.keywords:
+        return None
+    operand = call.args[0] if call.args else call.func.value
+    if not isinstance(operand, ast.Name):
+        return None
+    return f"({operand.id} + ({source} - {operand.id}).detach())"
 
 
 def _without_argmax(call: ast.Call, source: str) -> str | None:
@@ -451,7 +516,20 @@ def _all_frozen(graph: Graph) -> Finding:
         where=_where_frozen(graph) or construction_site(graph.model),
         module="",
         evidence={"cut": "requires_grad=False", "weights": count, "share_of_parameters": 1.0},
-        fixes=[Fix(f"leave the layers that shall learn out of it: {cure}")],
+        fixes=[
+            Fix(
+                f"leave the layers that shall learn out of it: {cure}",
+                reason="backward() needs at least one parameter that asks for a gradient",
+                obstacle="which layers shall learn, only you know",
+                patches=[
+                    Patch.unfreeze(
+                        name
+                        for name, _ in graph.model.named_parameters()
+                        if not parts or name.startswith(f"{parts[-1]}.")
+                    )
+                ],
+            )
+        ],
         severity=Severity.ERROR,
         starved=1.0,
         affects=list(graph.calls_in_order),

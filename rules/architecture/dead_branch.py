@@ -31,6 +31,7 @@ SEVERAL_RESULTS = ops.PARTS | {"topk", "max", "min", "sort", "unique", "median",
 
 
 DRAWS = frozenset("rand rand_like randn randn_like normal bernoulli".split())
+REASON = "an operation returns its result, and leaves what it is given as it was"
 
 
 @rule(
@@ -285,7 +286,13 @@ def _dropped_sample(graph: Graph, end: Any, branch: Collection[Any]) -> Iterator
                 where=_span(text, call),
                 module=operation.module,
                 evidence={"operations": len(branch), "draws": True},
-                fixes=[Fix(f"pass {name} on in the place of the mean")],
+                fixes=[
+                    Fix(
+                        f"pass {name} on in the place of the mean",
+                        reason="Kingma & Welling 2014: the decoder learns from samples, not from means",
+                        obstacle="where the mean is passed on may be meant for evaluation",
+                    )
+                ],
                 affects=list(branch),
             )
 
@@ -320,12 +327,13 @@ def _without_return(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     lost = name or "what the last line computes"
     title = f"return {name}" if name else "return the result"
     editable = edits.text(found.filename)
-    fix = Fix(title)
+    reason = "a function without `return` returns None"
+    fix = Fix(title, reason=reason, obstacle="what is to be returned has no name")
     if editable is not None and name:
-        fix = edits.beside(editable, statement, after=title, title=title)
+        fix = edits.beside(editable, statement, after=title, title=title, reason=reason)
     elif editable is not None and isinstance(statement, ast.Expr):
         title = f"return {ast.unparse(statement)}"
-        fix = edits.beside(editable, statement, before="return ", title=title)
+        fix = edits.beside(editable, statement, before="return ", title=title, reason=reason)
     yield Finding(
         f"forward has no `return`: {lost} is thrown away, the model returns None, and no loss can be "
         "computed from that",
@@ -424,7 +432,11 @@ def _finding(
         fixes=[
             _assigned(edits, operation.returned or operation.site, call)
             if how == BARE
-            else Fix("use it, or remove the branch")
+            else Fix(
+                "use it, or remove the branch",
+                reason="what is not read reaches no loss, and costs time and memory",
+                obstacle="whether it was meant to be used, and where, only you know",
+            )
         ],
         starved=share,
         affects=[*branch, *_left_bare(graph, end, branch)],
@@ -442,11 +454,15 @@ def _assigned(edits: SourceEdits, site: Any, call: ast.Call) -> Fix:
     """`self.relu(x)` on a line of its own becomes `x = self.relu(x)`."""
     given = call.args[0] if call.args else None
     if not isinstance(given, ast.Name):
-        return Fix("assign it: x = ...")
+        return Fix(
+            "assign it: x = ...",
+            reason=REASON,
+            obstacle="what it is applied to has no name that it could be assigned to",
+        )
     title = f"{given.id} = {ast.unparse(call)}"
     text = edits.text(site.filename)
     made = None if text is None else text.call_at(site)
     statement = None if text is None or made is None else text.statement_of(made)
     if text is None or statement is None:
-        return Fix(title)
-    return edits.beside(text, statement, before=f"{given.id} = ", title=title)
+        return Fix(title, reason=REASON, obstacle="no line of your files is known for it")
+    return edits.beside(text, statement, before=f"{given.id} = ", title=title, reason=REASON)

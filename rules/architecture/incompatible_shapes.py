@@ -11,6 +11,8 @@ from trainlint.rule import (
     Fix,
     Graph,
     Mismatch,
+    Patch,
+    Safety,
     Severity,
     SourceEdits,
     blames_the_model,
@@ -133,8 +135,45 @@ def _wrong_flat(graph: Graph, node: Any) -> str | None:
 def _fixes(graph: Graph, edits: SourceEdits, node: Any, *, is_flat: bool) -> list[Fix]:
     if is_flat:
         return flatten_fixes(graph, edits, node)
+    reason = "the operation takes equal sizes, or 1, on every axis but that of a concatenation"
+    if graph.name(node) != "cat":
+        made = _equal_makers(graph, edits, node, reason)
+        if made is not None:
+            return [made]
     wanted = _fitting_part(graph, node) if graph.name(node) == "cat" else _fitting_term(graph, node)
-    return [Fix(wanted or "make the shapes agree at this line")]
+    obstacle = (
+        "constructor and forward change together"
+        if wanted
+        else "which of them is wrong is not known"
+    )
+    title = wanted or "make the shapes agree at this line"
+    return [Fix(title, reason=reason, obstacle=obstacle)]
+
+
+def _equal_makers(graph: Graph, edits: SourceEdits, node: Any, reason: str) -> Fix | None:
+    """As many units in the one layer as in the other, whose results are added."""
+    title, sizes = _fitting_term(graph, node), disagreement(graph, node)
+    if title is None or sizes is None or not title.startswith("as many units"):
+        return None
+    maker = _maker_of(graph, node.all_input_nodes[0], sizes[0])
+    layer = None if maker is None else graph.layer(maker)
+    out = next((n for n in ("out_features", "out_channels") if hasattr(layer, n)), None)
+    if maker is None or out is None:
+        return None
+    name = graph.operation(maker).module
+    return edits.argument(
+        graph.constructed(maker),
+        1,
+        out,
+        sizes[1],
+        current=sizes[0],
+        title=title,
+        safety=Safety.UNSAFE,
+        reason=reason,
+        patches=[Patch.rebuilt(name, **{out: sizes[1]})] if name else [],
+        built=max(len(graph.built_together(maker)), 1),
+        suits=1,
+    )
 
 
 def _fitting_part(graph: Graph, node: Any) -> str | None:
@@ -206,11 +245,14 @@ def _projection(source: tuple[int, ...], target: tuple[int, ...]) -> str | None:
 
 
 def _maker(graph: Graph, term: Any, size: int) -> str | None:
+    node = _maker_of(graph, term, size)
+    return None if node is None else graph.label(node)
+
+
+def _maker_of(graph: Graph, term: Any, size: int) -> Any:
     places = [place for place, other in enumerate(graph.shape(term) or ()) if other == size]
     source = trace_axis(graph, term, places[-1]) if places else None
-    if source is None or source.kind != "layer" or source.node is None:
-        return None
-    return graph.label(source.node)
+    return source.node if source is not None and source.kind == "layer" else None
 
 
 def _leads_to(source: Any, node: Any) -> bool:

@@ -98,7 +98,13 @@ def _whole(graph: Graph, unused: Unused) -> Finding:
         f"{name}{_shown(unused.shape)} changes no output: the model cannot learn from it",
         where=_place(graph, name),
         evidence={"input": name, "shape": list(unused.shape)},
-        fixes=[Fix(f"use {name} in the forward, or take it out of the signature and the data")],
+        fixes=[
+            Fix(
+                f"use {name} in the forward, or take it out of the signature and the data",
+                reason=f"∂output/∂{name} is 0 for all weights that were tried",
+                obstacle="whether it was meant to be used, and where, only you know",
+            )
+        ],
         severity=Severity.INFO if optional else Severity.WARNING,
         confidence=Confidence.LIKELY if optional else Confidence.CERTAIN,
         fault=("unused-input", unused.input),
@@ -126,7 +132,13 @@ def _part(graph: Graph, unused: Unused) -> Finding:
             "axis": unused.axis,
             "positions" if unused.positions else "features": list(places),
         },
-        fixes=[Fix(f"use them, or leave them out of {name}")],
+        fixes=[
+            Fix(
+                f"use them, or leave them out of {name}",
+                reason="what changes no output cannot be learnt from",
+                obstacle="whether they were meant to be used, only you know",
+            )
+        ],
         severity=Severity.INFO,
         confidence=Confidence.LIKELY,
         fault=("unused-input", unused.input, unused.axis),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from trainlint.rule import (
     Finding,
+    Fix,
     Graph,
     Mismatch,
+    Patch,
     Safety,
     Severity,
     SourceEdits,
@@ -85,7 +88,7 @@ def layer_input_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
             where=node,
             evidence={wants.argument: wants.expected, "received": wants.received},
             # Where the axes are in another order, another width would only hide it.
-            fixes=[]
+            fixes=[_channels_first(graph, node)]
             if refuses_channels_last(graph, node)
             else width_fixes(
                 graph,
@@ -98,9 +101,18 @@ def layer_input_mismatch(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
         )
 
 
+def _channels_first(graph: Graph, node: Any) -> Fix:
+    return Fix(
+        "x.permute(0, 3, 1, 2) before the first layer: (batch, channels, height, width)",
+        reason=f"{graph.label(node)} takes channels on axis 1, and they arrive on the last",
+        obstacle="the images may be turned where they are loaded, or in the forward",
+        patches=[Patch.training("channels-first")],
+    )
+
+
 def _too_few_rows(graph: Graph, edits: SourceEdits, mismatch: Mismatch) -> Finding:
     node, wants = mismatch.node, mismatch.wants
-    largest = wants.received - 1
+    largest, name = wants.received - 1, graph.operation(node).module
     return Finding(
         f"{graph.label(node)}, an Embedding of {wants.expected} rows, is asked for row {largest}",
         where=node,
@@ -110,6 +122,8 @@ def _too_few_rows(graph: Graph, edits: SourceEdits, mismatch: Mismatch) -> Findi
                 graph.constructed(node), 0, "num_embeddings", wants.received, current=wants.expected,
                 title=f"num_embeddings={wants.expected} → at least {wants.received}",
                 safety=Safety.UNSAFE,
+                reason=f"ids run from 0: {largest} is row number {wants.received}",
+                patches=[Patch.rebuilt(name, num_embeddings=wants.received)] if name else [],
             )
         ],
         fault=mismatch.fault,

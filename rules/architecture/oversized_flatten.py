@@ -146,7 +146,9 @@ def _finding(
         fixes=[
             Fix(
                 f"{pooling} in place of the flatten, and {features} features into {label}: "
-                f"{total:,} parameters become {after:,}"
+                f"{total:,} parameters become {after:,}",
+                reason="Lin, Chen & Yan 2014: averages of maps have no weights that could overfit",
+                obstacle="the forward and the layer's width change together",
             )
         ],
         affects=[node],

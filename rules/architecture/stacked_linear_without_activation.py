@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trainlint.rule import Finding, Fix, Graph, Severity, SourceEdits, ops, rule, width_source
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Graph,
+    Severity,
+    SourceEdits,
+    explained,
+    ops,
+    rule,
+    width_source,
+)
 
 LINEAR_OVER_SPACE = frozenset(
     "pad avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -380,14 +390,36 @@ def _fix(graph: Graph, edits: SourceEdits, pair: Pair) -> Fix:
     name = used.most_common(1)[0][0] if used else "relu"
     first = graph.label(pair.first)
     title = f"put {CALLS[name]} behind {first}"
+    reason = "a linear map of a linear map is one: W2(W1·x + b1) + b2 = (W2·W1)x + (W2·b1 + b2)"
     operation = graph.operation(pair.first)
     text = edits.text(operation.site.filename) if operation.site is not None else None
-    has_torch = text is not None and re.search(r"^import torch$", text.text, re.MULTILINE)
-    if graph.layer(pair.first) is None or name not in ("relu", "tanh") or not has_torch:
-        return Fix(title)
+    function = None if text is None or text.tree is None else _function(text.tree, name)
+    if graph.layer(pair.first) is None or function is None:
+        obstacle = "no call of the layer in a file of yours is known"
+        return Fix(title, reason=reason, obstacle=obstacle)
     own_call = f"self.{operation.module.rpartition('.')[2]}("
 
     def wrapped(_: Any, source: str) -> str | None:
-        return f"torch.{name}({source})" if source.startswith(own_call) else None
+        return f"{function}({source})" if source.startswith(own_call) else None
 
-    return edits.replaced_calls([(operation.site, wrapped)], title=title)
+    return explained(
+        edits.replaced_calls([(operation.site, wrapped)], title=title, reason=reason),
+        obstacle="the layer is called within another, a Sequential for instance",
+    )
+
+
+def _function(tree: ast.Module, name: str) -> str | None:
+    """How this file can call the activation: `torch.relu`, `F.gelu`, `nn.functional.elu`."""
+    names: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name: alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{a.name}": a.asname or a.name for a in node.names}
+    if "torch" in names and name in ("relu", "tanh", "sigmoid"):
+        return f"{names['torch']}.{name}"
+    if "torch.nn.functional" in names:
+        return f"{names['torch.nn.functional']}.{name}"
+    if "torch.nn" in names:
+        return f"{names['torch.nn']}.functional.{name}"
+    return f"{names['torch']}.nn.functional.{name}" if "torch" in names else None

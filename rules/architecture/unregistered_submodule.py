@@ -30,6 +30,7 @@ RANDOM_ON_PURPOSE = re.compile(r"rand|augment|noise|hash|sketch", re.IGNORECASE)
 OPTIMIZER = re.compile(r"Adam|SGD|RMSprop|Ada|LBFGS|[Oo]ptim")
 KEEPS = ("append", "add_module", "register_module", "extend", "insert", "setattr", "update")
 PARAMETER_WRAPPERS = {"list": "ParameterList", "tuple": "ParameterList", "dict": "ParameterDict"}
+REASON = "nn.Module registers modules and parameters that are attributes, and those of its own containers"
 
 
 @rule(
@@ -185,7 +186,9 @@ def _made_in_forward(graph: Graph, edits: SourceEdits, hidden: HiddenWeights) ->
         evidence={"weights": count, "number": 1, "attribute": "", "container": "", "kept": is_kept},
         fixes=[
             Fix(
-                f"make it once, in __init__: `self.{name} = {made}`{proviso}; here call `self.{name}`"
+                f"make it once, in __init__: `self.{name} = {made}`{proviso}; here call `self.{name}`",
+                reason="a layer keeps what it learns only where the model has it as an attribute",
+                obstacle="constructor and forward change together, and the sizes may depend on the input",
             )
         ],
         severity=Severity.INFO if is_kept else Severity.ERROR,
@@ -332,21 +335,26 @@ def _fix(edits: SourceEdits, hidden: HiddenWeights) -> Fix:
     if hidden.is_plain and hidden.container == "Tensor":
         return _as_parameter(edits, hidden)
     if wrapper is None:
-        return Fix("assign it to an attribute of the model in __init__, which registers it")
+        return Fix(
+            "assign it to an attribute of the model in __init__, which registers it",
+            reason=REASON,
+            obstacle="what holds it holds other things as well, or lies outside of the model",
+        )
     title = f"self.{hidden.attribute} = nn.{wrapper}(...)"
     value = _assigned(edits, hidden)
     if value is None:
-        return Fix(title)
+        obstacle = f"self.{hidden.attribute} is not made by one list that is written there"
+        return Fix(title, reason=REASON, obstacle=obstacle)
     text, node = value
     source = ast.get_source_segment(text.text, node)
     prefix = _nn_of(text.tree)
     if source is None or prefix is None:
-        return Fix(title)
+        return Fix(title, reason=REASON, obstacle="the file does not import torch.nn")
     empty = isinstance(node, (ast.List, ast.Tuple)) and not node.elts
     content = f"{prefix}.{wrapper}({'' if empty else source})"
     if isinstance(node, ast.Tuple) and not source.startswith("("):
         content = f"{prefix}.{wrapper}(({source}))"
-    return edits.replaced_expression(text, node, content, title=title)
+    return edits.replaced_expression(text, node, content, title=title, reason=REASON)
 
 
 def _as_parameter(edits: SourceEdits, hidden: HiddenWeights) -> Fix:
@@ -354,7 +362,8 @@ def _as_parameter(edits: SourceEdits, hidden: HiddenWeights) -> Fix:
     title = f"self.{hidden.attribute} = nn.Parameter(...)"
     value = _assigned(edits, hidden, any_value=True)
     if value is None:
-        return Fix(title)
+        obstacle = f"self.{hidden.attribute} is assigned in several places"
+        return Fix(title, reason=REASON, obstacle=obstacle)
     text, node = value
     prefix = _nn_of(text.tree)
     flags = [
@@ -363,14 +372,15 @@ def _as_parameter(edits: SourceEdits, hidden: HiddenWeights) -> Fix:
         if isinstance(part, ast.Call) and any(word.arg == "requires_grad" for word in part.keywords)
     ]
     if prefix is None or len(flags) != 1:
-        return Fix(title)
+        obstacle = "requires_grad is not set by one call there"
+        return Fix(title, reason=REASON, obstacle=obstacle)
     plain = copy.deepcopy(node)
     for part in ast.walk(plain):
         if isinstance(part, ast.Call):
             part.keywords = [word for word in part.keywords if word.arg != "requires_grad"]
     content = f"{prefix}.Parameter({ast.unparse(plain)})"
     title = f"self.{hidden.attribute} = {content}"
-    return edits.replaced_expression(text, node, content, title=title)
+    return edits.replaced_expression(text, node, content, title=title, reason=REASON)
 
 
 def _is_flat(hidden: HiddenWeights) -> bool:

@@ -177,7 +177,13 @@ def _finding(graph: Graph, path: str, module: Any, *, is_named: bool) -> Finding
         where=construction_site(module) or construction_site(graph.model),
         module=path,
         evidence={"weights": count, "share_of_parameters": round(share, 4), "named": is_named},
-        fixes=[Fix(f"use {path} in the forward, or remove it")],
+        fixes=[
+            Fix(
+                f"use {path} in the forward, or remove it",
+                reason="what the forward does not use gets no gradient: ∂L/∂w is not even zero",
+                obstacle="whether it was meant to be used, and where, only you know",
+            )
+        ],
         severity=Severity.INFO if is_named else Severity.WARNING,
         confidence=Confidence.POSSIBLE if is_named else Confidence.CERTAIN,
         starved=0.0 if is_named else share,

@@ -148,8 +148,13 @@ def flatten_fixes(graph: Graph, edits: SourceEdits, node: Node) -> list[Fix]:
     if not dims or len(dims) < 2:
         return []
     features = prod(dims[1:])
+    reason = (
+        f"a sample has {'·'.join(map(str, dims[1:]))} = {features} features: one row, one target"
+    )
     flat = edits.replaced_calls(
-        [(graph.operation(node).site, _flattened)], title="x.flatten(1) keeps one row a sample"
+        [(graph.operation(node).site, _flattened)],
+        title="x.flatten(1) keeps one row a sample",
+        reason=reason,
     )
     weight: Any = None if linear is None else graph.argument(linear, "weight")
     sizes = graph.shape(weight) if hasattr(weight, "all_input_nodes") else None
@@ -157,14 +162,13 @@ def flatten_fixes(graph: Graph, edits: SourceEdits, node: Node) -> list[Fix]:
         return [flat]
     title = f"x.flatten(1), and in_features={sizes[1]} → {features} in {graph.label(linear)}"
     if len(graph.built_together(linear)) != 1:
-        return [Fix(title)]
+        obstacle = "the line that makes the layer makes others as well"
+        return [Fix(title, reason=reason, obstacle=obstacle)]
     wider = edits.argument(
         graph.constructed(linear), 0, "in_features", features,
         current=sizes[1], title=title, safety=Safety.UNSAFE,
     )  # fmt: skip
-    if not flat.edits or not wider.edits:
-        return [Fix(title)]
-    return [Fix(title, Safety.UNSAFE, [*flat.edits, *wider.edits])]
+    return [edits.together(flat, wider, title=title, safety=Safety.UNSAFE, reason=reason)]
 
 
 def _flattened(call: ast.Call, source: str) -> str | None:

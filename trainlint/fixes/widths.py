@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainlint.graph import Graph
 
 _OUTPUTS: Final = ("out_channels", "out_features")
+_WIDTHS: Final = (*_OUTPUTS, "embedding_dim", "hidden_size")
 
 
 def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str) -> list[Fix]:
@@ -63,7 +64,8 @@ def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str
 def _source_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, source: Node) -> list[Fix]:
     """The width of the layer that all others disagree with."""
     wants, site = mismatch.wants, graph.constructed(source)
-    out = "out_channels" if graph.name(source) in ops.CONVOLUTIONS else "out_features"
+    owner = graph.layer(source)
+    out = next((name for name in _WIDTHS if hasattr(owner, name)), "out_features")
     title = f"{out}={wants.received} → {wants.expected} in {graph.label(source)}"
     reason = f"all {len(mismatch.agreeing)} layers behind it expect {wants.expected}"
     layers: list[Any] = [*graph.built_together(source)] or [graph.layer(source)]
@@ -126,7 +128,11 @@ def _as_the_source(
     literal = isinstance(old, ast.Constant)
     if literal and agreed_width(graph, mismatch.node) == wants.received:
         return None  # the number that is right everywhere
-    title = f"{wants.layer}({ast.unparse(old)}) → {wants.layer}({ast.unparse(new)})"
+    before_and_after = ast.unparse(old), ast.unparse(new)
+    if graph.name(mismatch.node) in ops.NORMALIZATIONS or not graph.layer(mismatch.node):
+        title = " → ".join(f"{wants.layer}({value})" for value in before_and_after)
+    else:
+        title = f"{wants.argument}={' → '.join(before_and_after)} in {graph.label(mismatch.node)}"
     fix = edits.replaced_expression(
         text, old, ast.unparse(new), title=title, reason=reason, patches=patches
     )
