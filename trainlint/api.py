@@ -67,6 +67,7 @@ def check(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     scan: bool = False,
     verify: bool | None = None,
+    graphs: bool = False,
     progress: Progress | None = None,
     advance: Callable[[float, str], None] | None = None,
     debug: bool = False,
@@ -85,6 +86,8 @@ def check(
     `stages` are `static`, the graph alone; `signal`, one forward and backward on real weights; and `probe`,
     some steps of training, where there is something to train with.
 
+    With `graphs`, the results of the targets hold their graphs, which an HTML report draws.
+
     With `scan`, files that hold no model are passed over as in a directory, and are no error.
 
     With `verify` (None: as `config` has it), the fixes of errors and warnings are tried on copies, beside
@@ -96,7 +99,7 @@ def check(
     return verified_check(
         target, inputs, targets=targets, loss=loss, optimizer=optimizer, train_loader=train_loader,
         val_loader=val_loader, select=select, ignore=ignore, extend_select=extend_select,
-        stages=stages, config=config, options=options, scan=scan, verify=verify,
+        stages=stages, config=config, options=options, scan=scan, verify=verify, graphs=graphs,
         progress=progress, advance=advance, debug=debug,
     ).report  # fmt: skip
 
@@ -118,6 +121,7 @@ def verified_check(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     scan: bool = False,
     verify: bool | None = None,
+    graphs: bool = False,
     progress: Progress | None = None,
     advance: Callable[[float, str], None] | None = None,
     debug: bool = False,
@@ -131,7 +135,9 @@ def verified_check(
         rules, options = _selected(config, select, ignore, extend_select, options)
         setup = Setup(loss, optimizer, train_loader, val_loader)
         recipe = Recipe(loss=loss, targets=targets, explicit=True, setup=setup)
-        settings = Settings(rules, options, stages, config.probe_steps, config.probe_seconds)
+        settings = Settings(
+            rules, options, stages, config.probe_steps, config.probe_seconds, graphs
+        )
         model = instance_of(target)
         given = _given_inputs(model, inputs)
         collected = _check_live(model, given, settings, recipe, progress)
@@ -148,7 +154,7 @@ def verified_check(
         )
     files = file_check(
         target, inputs, select=select, ignore=ignore, extend_select=extend_select, stages=stages,
-        config=config, options=options, scan=scan, debug=debug,
+        config=config, options=options, scan=scan, graphs=graphs, debug=debug,
     )  # fmt: skip
     if not verify:
         return Verified(files.report(progress))
@@ -264,6 +270,7 @@ def file_check(
     config: Config | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     scan: bool = False,
+    graphs: bool = False,
     debug: bool = False,
 ) -> FileCheck:
     """What `check` does with files, as a value. Raises `UsageError` as it does."""
@@ -281,6 +288,7 @@ def file_check(
         memory_limit=config.memory_limit << 20 or int(_memory() * _SHARE_OF_MEMORY),
         probe_steps=config.probe_steps,
         probe_seconds=config.probe_seconds,
+        graphs=graphs,
         debug=debug,
     )
     jobs = _without_doubles(

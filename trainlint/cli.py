@@ -292,8 +292,9 @@ def check(
 
     checked = file_check(
         wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
-        stages=STAGES[:1] if static else STAGES, scan=scan, config=config,
-        debug=debug or bool(ctx.obj),
+        stages=STAGES[:1] if static else STAGES, scan=scan,
+        graphs="html" in (form, *(each for each, _ in outputs)),
+        config=config, debug=debug or bool(ctx.obj),
     )  # fmt: skip
     with _checking(is_shown=not interactive) as (progress, advance):
         look = partial(

@@ -22,8 +22,10 @@ __all__ = [
     "Figure",
     "Fix",
     "FoldResult",
+    "GraphNode",
     "LayerSeries",
     "Location",
+    "ModelGraph",
     "ModelSeries",
     "Repair",
     "Report",
@@ -67,11 +69,41 @@ class ReportedFinding(msgspec.Struct, frozen=True):
     fingerprint: str = ""
 
 
+class GraphNode(msgspec.Struct, frozen=True):
+    """An operation of a captured graph, or an input of the model.
+
+    `operation` is the class of its layer, else the canonical name of the call. `shape` is that of its
+    result with its dtype, `parameters` counts the elements of its weights, `fault` says why it fails.
+    `gradient` is the norm of the loss's gradient by its result, `zero` and `saturated` shares of it, in one
+    pass on real weights; None is what was not measured.
+    """
+
+    label: str
+    operation: str
+    module: str
+    shape: str = ""
+    parameters: int = 0
+    filename: str | None = None
+    row: int | None = None
+    fault: str = ""
+    gradient: float | None = None
+    zero: float | None = None
+    saturated: float | None = None
+
+
+class ModelGraph(msgspec.Struct, frozen=True):
+    """A captured graph, in order of execution; `edges` are pairs (from, to) of places in `nodes`."""
+
+    nodes: list[GraphNode] = []
+    edges: list[tuple[int, int]] = []
+
+
 class LayerSeries(msgspec.Struct, frozen=True):
     """A layer with weights, or an activation that ends in exact zeros, over the recorded steps.
 
     `gradient` is the norm of the loss's gradient by its result, `weight_gradient` that by its weight,
-    `update` the change of the weight in a step over the weight: medians. `dead` is the share of its units
+    `update` the change of the weight in a step over the weight: medians. `updates` are at most 50 points
+    (optimizer steps before, update). `dead` is the share of its units
     that are 0 for every sample of a window of recorded steps, of `samples` samples (positions): the
     lesser of the last two windows. None is what was not measured.
     """
@@ -83,6 +115,7 @@ class LayerSeries(msgspec.Struct, frozen=True):
     update: Figure | None = None
     dead: float | None = None
     samples: int | None = None
+    updates: list[tuple[int, Figure]] = []
 
 
 class ModelSeries(msgspec.Struct, frozen=True):
@@ -231,7 +264,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     `notes` are remarks, such as the line at which the run of a file stopped. `series` are the figures of a
     training that was watched, `cross_validation` what `--kfold` measured, `repair` what `--verify` found to
     help together, None where there was none.
-    `output` is what the target printed, kept for failures only.
+    `output` is what the target printed, kept for failures only. `graph` is there if it was asked for.
     """
 
     target: str
@@ -248,6 +281,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     cross_validation: CrossValidation | None = None
     repair: CombinedFixes | None = None
     output: str = ""
+    graph: ModelGraph | None = None
 
 
 class Repair(msgspec.Struct, frozen=True):
@@ -359,4 +393,6 @@ def _without_output(target: TargetResult) -> dict[str, Any]:
     data: dict[str, Any] = msgspec.to_builtins(target)
     if target.status == "ok":
         del data["output"]
+    if target.graph is None:
+        del data["graph"]
     return data

@@ -504,7 +504,7 @@ def rule(
 class Settings:
     """What a check needs to know besides the model: rules, their options by name or code, and stages.
 
-    `probe_steps` and `probe_seconds` limit the probe.
+    `probe_steps` and `probe_seconds` limit the probe; `graphs` asks for the models' graphs in the results.
     """
 
     rules: Sequence[Rule]
@@ -512,3 +512,4 @@ class Settings:
     stages: Sequence[str] = STAGES
     probe_steps: int = 50
     probe_seconds: float = 30.0
+    graphs: bool = False

@@ -29,7 +29,7 @@ from trainlint.fixes.source import SourceEdits
 from trainlint.graph import Graph
 from trainlint.loss.uses import Losses, Recipe, losses_of
 from trainlint.observe.series import series_of
-from trainlint.records import TargetResult
+from trainlint.records import ModelGraph, TargetResult
 from trainlint.rule import STAGES, Rule, Settings
 from trainlint.sites import owner_of
 
@@ -191,6 +191,11 @@ class _Check:
     def _run(self, rules: Sequence[Rule]) -> Outcome:
         return run_rules(rules, self.facts, target=self.target, options=self.settings.options)
 
+    def _outline(self) -> ModelGraph:
+        from trainlint.analysis.outline import outline
+
+        return outline(self.graph, self.facts.get("Signal") if self.facts.has("Signal") else None)
+
     def analysis(self) -> Analysis:
         """What is known so far."""
         outcomes = self.outcomes.values()
@@ -215,6 +220,7 @@ class _Check:
                 ),
             ],
             series=series_of(self.facts.get("Trace")) if "probe" in self.stages else None,
+            graph=self._outline() if self.settings.graphs else None,
         )
         return Analysis(diagnose([f for outcome in outcomes for f in outcome.findings]), result)
 

@@ -15,6 +15,7 @@ from trainlint.observe.trace import LossTrace, ModelTrace, ParameterTrace, SiteT
 from trainlint.records import Figure, LayerSeries, ModelSeries, Series
 
 MOST_POINTS: Final = 200
+_MOST_UPDATES: Final = 50
 _DIGITS: Final = 4
 
 Points = Sequence[tuple[int, float]]
@@ -90,7 +91,14 @@ def _layer(
         update=None if weight is None else _figure(_median(weight.update)),
         dead=None if dead is None else round(dead, _DIGITS),
         samples=samples,
+        updates=[] if weight is None else _few(weight.steps, weight.update),
     )
+
+
+def _few(steps: Sequence[int], values: Sequence[float | None]) -> list[tuple[int, Figure]]:
+    points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
+    apart = -(-len(points) // _MOST_UPDATES)
+    return [(step, plain(value)) for step, value in points[:: max(1, apart)]]
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -46,6 +46,7 @@ class Job(msgspec.Struct, frozen=True):
     memory_limit: int = 0
     probe_steps: int = 50
     probe_seconds: float = 30.0
+    graphs: bool = False
     debug: bool = False
     trials: TrialJob | None = None
     plan: Plan | None = None

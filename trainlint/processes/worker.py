@@ -128,7 +128,12 @@ def _check_file(job: Job, send: Send) -> None:
 
     path, text = _read(job)
     settings = Settings(
-        select_rules(job.rules), job.options, job.stages, job.probe_steps, job.probe_seconds
+        select_rules(job.rules),
+        job.options,
+        job.stages,
+        job.probe_steps,
+        job.probe_seconds,
+        job.graphs,
     )
     with recording(), single_node_functions():
         with _time_limit(job.timeout / 2, "half of --timeout"):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 # `text` is written to a console, see `trainlint.report.text`.
 FORMAT_NAMES: Final = (
-    "text", "concise", "json", "sarif", "github", "gitlab", "junit", "markdown",
+    "text", "concise", "json", "sarif", "github", "gitlab", "junit", "markdown", "html",
 )  # fmt: skip
 
 
@@ -42,4 +42,8 @@ def rendered(report: Report, form: str, *, show_info: bool = False, fail_on: str
         from trainlint.report import markdown
 
         return markdown.render(report, show_info=show_info)
+    if form == "html":
+        from trainlint.report import html
+
+        return html.render(report)
     raise ValueError(form)

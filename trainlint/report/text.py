@@ -195,14 +195,23 @@ def _others(finding: ReportedFinding) -> Iterator[str]:
 
 def evidence_of(finding: ReportedFinding) -> str:
     """The figures of a finding on one line, but for those that are drawn."""
-    return " · ".join(
-        f"{name.replace('_', ' ')} {_figure(value)}"
-        for name, value in finding.evidence.items()
-        if name != _MESSAGES
-        and not _is_profile(value)
-        and not _is_table(value)
-        and not _is_empty(value)
-    )
+    return " · ".join(f"{name} {value}" for name, value in evidence_items(finding))
+
+
+def evidence_items(finding: ReportedFinding) -> Iterator[tuple[str, str]]:
+    """The figures of a finding as words, but for those that are drawn."""
+    for name, value in finding.evidence.items():
+        if name != _MESSAGES and not (_is_profile(value) or _is_table(value) or _is_empty(value)):
+            yield name.replace("_", " "), _figure(value)
+
+
+def profile_of(finding: ReportedFinding) -> tuple[str, list[tuple[str, float | None]]] | None:
+    """The figures by layer that a finding carries, or else one of its symptoms, with their name."""
+    parts = (finding, *finding.symptoms)
+    for name, value in itertools.chain.from_iterable(part.evidence.items() for part in parts):
+        if _is_profile(value):
+            return name, [(label, number) for label, number in value]
+    return None
 
 
 def _is_empty(value: Any) -> bool:
@@ -271,11 +280,11 @@ class _Gallery:
             self._print(remedies.picture(tried, self._console.width, self._signs))
 
     def _print_cause(self, finding: ReportedFinding) -> None:
+        profile = profile_of(finding)
+        if profile is not None:
+            self._print(drawing.profile(*profile, self._console.width, self._signs))
+            return
         parts = (finding, *finding.symptoms)
-        for name, value in itertools.chain.from_iterable(part.evidence.items() for part in parts):
-            if _is_profile(value):
-                self._print(drawing.profile(name, value, self._console.width, self._signs))
-                return
         series = self._series.get(finding.target)
         kind = next((shows for part in parts if (shows := self._shows.get(part.code))), None)
         if series is None or kind is None or self._plots or (finding.target, kind) in self._drawn:
