@@ -66,6 +66,7 @@ from trainlint.analysis.variants import Variants
 from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights, zero_parameters
 from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
 from trainlint.fixes import Attempt, Edit, Fix, Location, Occurrence, Patch, Safety, SourceEdits
+from trainlint.fixes import depth as depth_fixes
 from trainlint.fixes import loops as loops
 from trainlint.fixes import numerics as numerics
 from trainlint.fixes import optimizers as optimizers
@@ -227,6 +228,7 @@ __all__ = [
     "construction_site",
     "dead_ends",
     "decades",
+    "depth_fixes",
     "depth_in_training",
     "describe_source",
     "disagreement",

@@ -12,14 +12,19 @@ from trainlint.rule import (
     Fix,
     Graph,
     ModelTrace,
+    Patch,
     Propagation,
     Severity,
     Signal,
+    SourceEdits,
     Trace,
     Trend,
     agreed_trend,
+    depth_fixes,
     depth_in_training,
+    explained,
     growth_through_time,
+    loops,
     ops,
     rule,
     steepest,
@@ -49,6 +54,7 @@ def exploding_gradient(
     signal: Signal | None,
     propagation: Propagation | None,
     trace: Trace | None,
+    edits: SourceEdits,
     *,
     forward: float = 2.0,
     backward: float = 3.0,
@@ -111,7 +117,7 @@ def exploding_gradient(
     When trained weights are loaded before it trains.
 
     ## Fix safety
-    Shown without an edit: each remedy changes the model. Clipping bounds the step and leaves the ratio
+    Unsafe: each remedy changes the model, or its steps. Clipping bounds the step and leaves the ratio
     between layers as it is.
 
     ## References
@@ -119,7 +125,7 @@ def exploding_gradient(
     arXiv:1901.09321 (residual branches scaled by 1/√L). Thresholds: `benchmarks/depth.py`.
     """
     if trace is not None:
-        found = list(_in_training(trace, trained, steps))
+        found = list(_in_training(trace, edits, trained, steps))
         if found:
             yield from found
             return
@@ -143,13 +149,13 @@ def exploding_gradient(
             "forward_decades": round(trend.forward, 2),
             "gradients": [list(pair) for pair in trend.profile],
         },
-        fixes=_remedies(graph),
+        fixes=_remedies(graph, edits, trend),
         confidence=Confidence.LIKELY,
         affects=trend.layers,
     )
 
 
-def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding]:
+def _in_training(trace: Trace, edits: SourceEdits, decades: float, steps: int) -> Iterator[Finding]:
     bad, stuck = _state(trace, steps, HIGH), _state(trace, steps, 0.0)
     for model in trace.trained:
         grown = _growth(model, decades) if bad else None
@@ -163,15 +169,7 @@ def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding]:
             f"{what}, and {state}",
             where=model.place_of(f"{layer}.weight"),
             evidence=evidence,
-            fixes=[
-                Fix(
-                    "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()"
-                ),
-                Fix("LayerNorm or BatchNorm before each layer: the scale no longer multiplies"),
-                Fix(
-                    "initial values that keep the scale: nn.init.kaiming_normal_, orthogonal_ for an RNN"
-                ),
-            ],
+            fixes=_shown(trace, edits, model),
             confidence=Confidence.LIKELY,
         )
 
@@ -249,16 +247,68 @@ def _growth(model: ModelTrace, decades: float) -> tuple[str, str, dict[str, Any]
     return first, f"results grow {figure}", {"measured": f"results {figure}", **evidence}
 
 
-def _remedies(graph: Graph) -> list[Fix]:
+CLIP = "Pascanu et al. 2013: g ← g·min(1, 1/‖g‖) keeps the direction and bounds the step"
+NORM = (
+    "Ioffe & Szegedy 2015: behind (z − μ)/σ a layer's scale no longer multiplies that of the next"
+)
+KEEP = "He et al. 2015: Var w = 2/n gives each layer the factor 1; Saxe et al. 2014: orthogonal, for an RNN"
+
+
+def _remedies(graph: Graph, edits: SourceEdits, trend: Trend) -> list[Fix]:
     blocks = sum(
         len(graph.varying_inputs(node)) > 1 and graph.feeds_weights(node)
         for node in graph.calls("add")
     )
-    fixes = [Fix("LayerNorm or BatchNorm before each layer: the scale no longer multiplies")]
+    layers = list(trend.layers)
+    fixes = [depth_fixes.normalised_layers(graph, edits, layers[:-1], NORM)]
     if blocks:
         scale = f"1/√{blocks} = {blocks**-0.5:.2g}"
-        fixes.append(Fix(f"each of the {blocks} residual branches scaled by {scale}"))
-    fixes.append(
-        Fix("torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()")
+        fixes.append(
+            Fix(
+                f"scale each of the {blocks} residual branches by {scale}",
+                reason=f"Zhang et al. 2019: Var(x + f(x)) doubles at each block, by 1 + 1/{blocks} then",
+                obstacle="where a branch ends is the model's own",
+            )
+        )
+    return [*fixes, _clipped(Fix(f"clip the gradient's norm to 1: {CALL}"))]
+
+
+CALL = "nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()"
+
+
+def _clipped(fix: Fix) -> Fix:
+    return explained(
+        fix,
+        reason=CLIP,
+        obstacle="no training loop of yours was seen",
+        patches=[Patch.training("clip", max_norm=1.0)],
     )
-    return fixes
+
+
+def _shown(trace: Trace, edits: SourceEdits, model: ModelTrace) -> list[Fix]:
+    """In a run: initial values and normalisation first, but for recurrent layers."""
+    recurrent = [s for s in model.sites if s.place.operation in ops.RECURRENT] or any(
+        "rnn" in s.place.operation for s in model.sites
+    )
+    through_time = bool(recurrent) or growth_through_time(model) is not None
+    patches = depth_fixes.of_model(model)
+    unseen = "a run shows no graph of the model: `trainlint check` of its file makes the edit"
+    orthogonal = [p.name for p in model.parameters if p.dimensions > 1 and "weight_hh" in p.name]
+    clipped = _clipped(loops.clipped(trace, edits, 1.0))
+    normed = Fix(
+        "put LayerNorm or BatchNorm behind each layer",
+        reason=NORM,
+        obstacle=unseen,
+        patches=patches["normalised"],
+    )
+    begun = Fix(
+        "start from values that keep the scale: nn.init.orthogonal_ for the recurrent matrix"
+        if through_time
+        else "start from values that keep the scale: nn.init.kaiming_normal_",
+        reason=KEEP,
+        obstacle=unseen,
+        patches=[Patch.initialise(orthogonal, "orthogonal")]
+        if orthogonal
+        else patches["initialised"],
+    )
+    return [clipped, begun, normed] if through_time else [begun, normed, clipped]

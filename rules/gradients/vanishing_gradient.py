@@ -9,13 +9,16 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    ModelTrace,
     NotMeasurable,
     Propagation,
     Severity,
     Signal,
+    SourceEdits,
     Trace,
     Trend,
     agreed_trend,
+    depth_fixes,
     depth_in_training,
     rule,
     steepest,
@@ -42,6 +45,7 @@ def vanishing_gradient(
     signal: Signal | None,
     propagation: Propagation | None,
     trace: Trace | None,
+    edits: SourceEdits,
     *,
     decades: float = 2.0,
     spread: float = 1.5,
@@ -118,7 +122,8 @@ def vanishing_gradient(
     When trained weights are loaded, or the first layers are to stay as they are.
 
     ## Fix safety
-    Shown without an edit: each remedy changes the model. The cause, where it is found, has its own fix.
+    Unsafe: each remedy changes the model. Edits are made where the model's graph is known, at activations
+    and layers that are not shared. The cause, where it is found, has its own fix.
 
     ## References
     Seed A, problem 3. Hochreiter 1991; Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852; Ioffe &
@@ -152,7 +157,7 @@ def vanishing_gradient(
             "forward_decades": round(trend.forward, 2),
             "gradients": [list(pair) for pair in trend.profile],
         },
-        fixes=_remedies(graph, trend),
+        fixes=_remedies(graph, edits, trend),
         severity=Severity.ERROR if trend.gradient < -ERROR_DECADES else Severity.WARNING,
         confidence=Confidence.LIKELY,
         affects=trend.layers,
@@ -191,13 +196,7 @@ def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding |
                 "learnt": None if learnt is None else round(learnt, 3),
                 "gradients": [list(pair) for pair in depth.layers],
             },
-            fixes=[
-                Fix(
-                    "ReLU in place of sigmoid or tanh, with nn.init.kaiming_normal_ for the weights"
-                ),
-                Fix("BatchNorm or LayerNorm between each layer and its activation"),
-                Fix("a residual connection around each layer, x + f(x): a path of factor 1"),
-            ],
+            fixes=_shown(model),
             severity=Severity.ERROR if depth.gradient < -ERROR_DECADES else Severity.WARNING,
             confidence=Confidence.LIKELY,
         )
@@ -210,13 +209,42 @@ def _learnt(trace: Trace, steps: int) -> float | None:
     return max(known) if known else None
 
 
-def _remedies(graph: Graph, trend: Trend) -> list[Fix]:
-    layers = len(trend.layers)
-    saturating = sum(1 for _ in graph.calls("sigmoid", "tanh", "softsign", "hardsigmoid"))
-    fixes = [
-        Fix("a residual connection around each layer, x + f(x): a path of factor 1"),
-        Fix(f"BatchNorm or LayerNorm between each of the {layers} layers and its activation"),
+RELU = "He et al. 2015: ReLU's slope is 1 where it is on, Var w = 2/n makes up for where it is off"
+NORM = "Ioffe & Szegedy 2015: (z − μ)/σ stays where the slope is large, and W's scale cancels"
+RESIDUAL = "He et al. 2016: x + f(x) has the slope 1 + f′, a path of factor 1 through any depth"
+
+
+def _remedies(graph: Graph, edits: SourceEdits, trend: Trend) -> list[Fix]:
+    layers = list(trend.layers)
+    rectified = depth_fixes.rectified(graph, edits, layers)
+    fixes = [] if rectified is None else [rectified]
+    return [
+        *fixes,
+        depth_fixes.normalised_layers(graph, edits, layers[:-1], NORM),
+        depth_fixes.bypassed(graph, edits, layers, RESIDUAL),
     ]
-    if saturating:
-        fixes.insert(0, Fix(f"ReLU in place of the {saturating} saturating activations: slope 1"))
-    return fixes
+
+
+def _shown(model: ModelTrace) -> list[Fix]:
+    """In a run, where the model's graph is not known."""
+    patches = depth_fixes.of_model(model)
+    titles = {
+        "rectified": (
+            "use ReLU in place of sigmoid or tanh, with nn.init.kaiming_normal_ for the weights",
+            RELU,
+        ),
+        "initialised": ("initialise the weights by nn.init.kaiming_normal_", RELU),
+        "normalised": ("put BatchNorm or LayerNorm between each layer and its activation", NORM),
+        "residual": ("add a residual connection around each layer, x + f(x)", RESIDUAL),
+    }
+    if patches["rectified"]:
+        del titles["initialised"]
+    else:
+        del titles["rectified"]
+    return [
+        Fix(title, reason=reason, obstacle=UNSEEN, patches=patches[kind])
+        for kind, (title, reason) in titles.items()
+    ]
+
+
+UNSEEN = "a run shows no graph of the model: `trainlint check` of its file makes the edit"
