@@ -68,6 +68,7 @@ from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, Sp
 from trainlint.fixes import Attempt, Edit, Fix, Location, Occurrence, Patch, Safety, SourceEdits
 from trainlint.fixes import depth as depth_fixes
 from trainlint.fixes import loops as loops
+from trainlint.fixes import losses as loss_fixes
 from trainlint.fixes import numerics as numerics
 from trainlint.fixes import optimizers as optimizers
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
@@ -253,6 +254,7 @@ __all__ = [
     "is_plain_chain",
     "keeps_statistics",
     "loops",
+    "loss_fixes",
     "measured_trend",
     "mismatches",
     "never_learning",

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loss_fixes,
+    rule,
+)
+
+# They may be one term of something else.
+MIXING = ("mul", "div", "add")
 
 
 @rule(
@@ -14,7 +26,7 @@ from trainlint.rule import Finding, Fix, Severity, Trace, rule
     explains=["loss-never-moves", "underfitting"],
     own=["loss", "data"],
 )
-def broadcast_loss(trace: Trace) -> Iterator[Finding]:
+def broadcast_loss(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:
     """Predictions (N, 1) meet targets (N,): the loss is taken over an N×N table of each with each.
 
     Elementwise operations line shapes up from the right, so (N, 1) and (N,) become (N, N): prediction i
@@ -58,7 +70,8 @@ def broadcast_loss(trace: Trace) -> Iterator[Finding]:
     When a table of all pairs is meant. `y[None, :]` in place of `y` then says so, to readers as well.
 
     ## Fix safety
-    Only shown: whether the prediction loses an axis or the target gains one is the author's choice.
+    Safe for a difference or a loss function: the axis of 1 is dropped where the two meet, which is plainly
+    what was meant. Unsafe for a product or a sum.
 
     ## References
     PyTorch documentation, "Broadcasting semantics". For a table the mean of (pᵢ − yⱼ)² is
@@ -69,14 +82,18 @@ def broadcast_loss(trace: Trace) -> Iterator[Finding]:
         prediction = shapes[incident.facts["prediction"]]
         other = shapes[1 - incident.facts["prediction"]]
         count = prediction[0]
+        which = incident.facts["prediction"]
         if len(prediction) > len(other):
-            title = "prediction.squeeze(1) gives the two one shape; or target.unsqueeze(1)"
+            title = "squeeze the prediction: prediction.squeeze(1), or target.unsqueeze(1)"
         else:
-            title = "target.squeeze(1) gives the two one shape; or prediction.unsqueeze(1)"
+            title, which = (
+                "squeeze the target: target.squeeze(1), or prediction.unsqueeze(1)",
+                1 - which,
+            )
         operation = incident.facts["operation"]
         cost = (
             "each sample's figure counts for all others as well"
-            if operation in ("mul", "div", "add")
+            if operation in MIXING
             else "each prediction is compared with the targets of all, and can only learn their mean"
         )
         yield Finding(
@@ -89,7 +106,16 @@ def broadcast_loss(trace: Trace) -> Iterator[Finding]:
                 "target": list(other),
                 "seen": incident.count,
             },
-            fixes=[Fix(title)],
+            fixes=[
+                explained(
+                    loss_fixes.with_operand(
+                        edits, incident.site, which, "{}.squeeze(1)", title=title
+                    ),
+                    reason=f"({count}, 1) with ({count},) broadcasts to {count} × {count}; one shape gives "
+                    f"{count} differences",
+                    safety=Safety.SAFE if operation not in MIXING else None,
+                )
+            ],
         )
 
 

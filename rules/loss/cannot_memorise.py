@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Confidence, Finding, Fix, Memorisation, Severity, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    Graph,
+    Losses,
+    Memorisation,
+    Patch,
+    Severity,
+    SourceEdits,
+    places,
+    rule,
+    without_activation,
+)
+
+BOUNDED = {"sigmoid": "0 to 1", "tanh": "−1 to 1", "relu": "0 and more", "softmax": "0 to 1"}
+REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
 @rule(
@@ -15,7 +31,13 @@ from trainlint.rule import Confidence, Finding, Fix, Memorisation, Severity, rul
     own=["loss"],
 )
 def cannot_memorise(
-    memory: Memorisation, *, left: float = 0.5, weights: int = 4
+    memory: Memorisation,
+    graph: Graph | None,
+    losses: Losses | None,
+    edits: SourceEdits | None,
+    *,
+    left: float = 0.5,
+    weights: int = 4,
 ) -> Iterator[Finding]:
     """Trained on 16 samples alone, the model does not learn them by heart.
 
@@ -55,7 +77,8 @@ def cannot_memorise(
     When the model is small on purpose, such as a linear baseline, or its output is random by design.
 
     ## Fix safety
-    Only shown: what is too narrow is its author's to say.
+    Unsafe where an activation behind the last layer is taken out, since answers lie elsewhere then. Else
+    only shown: what is too narrow is its author's to say.
 
     ## References
     Karpathy 2019, "A Recipe for Training Neural Networks" ("overfit one batch"); Zhang et al. 2017,
@@ -78,13 +101,40 @@ def cannot_memorise(
             "learning_rate": memory.rate,
             "parameters": memory.trainable,
         },
-        fixes=[
-            Fix("wider layers where the fewest numbers pass, or another nonlinear layer"),
-            Fix(
-                "no sigmoid, tanh or ReLU behind the last layer, where targets lie outside of its range"
-            ),
-            Fix("compare a sample's result in a batch with its result alone: they must be equal"),
-        ],
+        fixes=_fixes(memory, graph, losses, edits),
         severity=Severity.INFO if is_small else None,
         confidence=Confidence.LIKELY,
     )
+
+
+def _fixes(
+    memory: Memorisation, graph: Graph | None, losses: Losses | None, edits: SourceEdits | None
+) -> list[Fix]:
+    wider = Fix(
+        "widen the layers where the fewest numbers pass, or add a nonlinear one",
+        reason=f"Zhang et al. 2017: {memory.samples} samples need about as many units; {memory.outputs} "
+        f"targets meet {memory.trainable} weights",
+        obstacle="which layer is too narrow is its author's to say",
+    )
+    alone = Fix(
+        "compare a sample's result in a batch with its result alone: they must be equal",
+        reason="samples that are mixed up on the way cannot be told apart at its end",
+        obstacle="it is a test, and changes nothing",
+    )
+    call = None if losses is None else losses.sole
+    links = () if losses is None or call is None else losses.links(call)
+    if graph is None or edits is None or not links or links[0].name not in BOUNDED:
+        return [wider, alone]
+    if call is not None and call.kind not in REGRESSION:
+        return [wider, alone]
+    link = links[0]
+    named = None if link.node is None else places(graph, [link.node])
+    raw = without_activation(
+        graph,
+        edits,
+        link,
+        title=f"take out the {link.name} behind the last layer",
+        reason=f"a {link.name} gives {BOUNDED[link.name]}: targets outside of that cannot be met",
+        patches=[] if named is None else [Patch.without(modules=named[0], calls=named[1])],
+    )
+    return [raw, wider, alone]

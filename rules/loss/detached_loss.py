@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loss_fixes,
+    rule,
+)
 
 
 @rule(
@@ -14,7 +25,7 @@ from trainlint.rule import Finding, Fix, Severity, Trace, rule
     explains=["loss-never-moves", "underfitting", "no-gradient", "learning-rate-too-low"],
     own=["loss"],
 )
-def detached_loss(trace: Trace) -> Iterator[Finding]:
+def detached_loss(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:
     """The loss that `backward()` is called on has no graph behind it, so no weight gets a gradient.
 
     A loss knows the weights that it came from through its `grad_fn`. `.item()`, `.detach()`, `.data`,
@@ -57,7 +68,8 @@ def detached_loss(trace: Trace) -> Iterator[Finding]:
     When a single number is what is optimised, as in a demonstration of autograd.
 
     ## Fix safety
-    Only shown: where the graph was lost is not seen, only that it is.
+    Safe where a line before `backward()` makes a new tensor of the loss: it is taken out. Else only shown:
+    where the graph was lost is not seen.
 
     ## References
     PyTorch documentation, "Autograd mechanics" (leaf tensors; locally disabling gradient computation).
@@ -72,13 +84,32 @@ def detached_loss(trace: Trace) -> Iterator[Finding]:
         )
         if facts["frozen"]:
             why = "; all parameters of the model have requires_grad=False"
-            title = "requires_grad_() for the parameters that shall be trained"
+            fix = Fix(
+                "let parameters learn: requires_grad_() for those that shall be trained",
+                reason="a graph begins at what requires a gradient, and nothing does",
+                obstacle="the line that freezes them is not seen",
+                patches=[Patch.unfreeze([p.name for m in trace.models for p in m.parameters])],
+            )
         elif not facts["graph"]:
             why = "; the model was run without a graph"
-            title = "run the model outside of torch.no_grad() and inference_mode()"
+            fix = Fix(
+                "run the model outside of torch.no_grad() and inference_mode()",
+                reason="PyTorch documentation, autograd mechanics: no graph is recorded within",
+                obstacle="where it is switched off is not seen, only that it is",
+            )
         else:
             why = ", though the model ran with a graph: it was dropped in between"
-            title = "loss.backward() on the loss function's own result; .item() and .detach() for display"
+            fix = explained(
+                loss_fixes.reattached(
+                    trace,
+                    edits,
+                    title="call backward() on the loss function's own result; .item() and .detach() are "
+                    "for display",
+                ),
+                reason="∂loss/∂w goes along grad_fn, of which .item(), .detach() and torch.tensor() leave "
+                "nothing",
+                safety=Safety.SAFE,
+            )
         yield Finding(
             f"this loss is {what}{why}; {cost}",
             where=incident.site,
@@ -88,6 +119,6 @@ def detached_loss(trace: Trace) -> Iterator[Finding]:
                 "frozen": facts["frozen"],
                 "times": incident.count,
             },
-            fixes=[Fix(title)],
+            fixes=[fix],
             starved=1.0,
         )

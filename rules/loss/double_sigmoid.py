@@ -10,14 +10,19 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Incident,
     Link,
     LossCall,
     Losses,
+    Patch,
     Severity,
     SourceEdits,
     Trace,
+    explained,
+    loss_fixes,
     other_loss,
     past_clamps,
+    places,
     rule,
     without_activation,
 )
@@ -105,7 +110,7 @@ def double_sigmoid(
         found += _in_graph(graph, losses, edits)
     yield from found
     if trace is not None and not found:  # else it was seen to happen, too
-        yield from _watched(trace)
+        yield from _watched(trace, edits)
 
 
 def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
@@ -118,7 +123,7 @@ def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Find
             yield _finding(graph, edits, call, links[0], again)
 
 
-def _watched(trace: Trace) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
     for incident in trace.of("sigmoid-twice"):
         loss, gets = incident.facts["loss"], incident.facts["gets"]
         yield Finding(
@@ -127,8 +132,24 @@ def _watched(trace: Trace) -> Iterator[Finding]:
             where=incident.site,
             module=incident.facts["module"],
             evidence={"loss": loss, "gets": gets, "least_loss_negative": round(math.log(2), 4)},
-            fixes=[Fix(f"remove this {gets}; the loss has it")],
+            fixes=[_removed(trace, edits, incident)],
         )
+
+
+WHY = (
+    "the gradient by the score is σ(z) − t with one sigmoid; a second puts p(1 − p) ≤ 1/4 before it"
+)
+
+
+def _removed(trace: Trace, edits: SourceEdits | None, incident: Incident) -> Fix:
+    gets, module = incident.facts["gets"], incident.facts["module"]
+    title = f"remove this {gets}; the loss has it"
+    made = (
+        Fix(title)
+        if edits is None
+        else loss_fixes.without(trace, edits, incident.site, module, gets, title=title)
+    )
+    return explained(made, reason=WHY, obstacle="the source is not at hand")
 
 
 def _finding(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, again: str) -> Finding:
@@ -136,12 +157,30 @@ def _finding(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, again
     first = (
         "sigmoid runs twice: here, and" if link.name == "sigmoid" else f"{link.name} here, sigmoid"
     )
+    named = None if link.node is None else places(graph, [link.node])
     fixes = [
-        without_activation(graph, edits, link, title=f"remove this {link.name}; one is enough")
+        without_activation(
+            graph,
+            edits,
+            link,
+            title=f"remove this {link.name}; one is enough",
+            reason=WHY,
+            patches=[] if named is None else [Patch.without(modules=named[0], calls=named[1])],
+        )
     ]
     if link.name == "sigmoid" and call.kind != "binary_cross_entropy":
         title = "or keep it and take BCELoss, which rounds off near 0 and 1"
-        fixes.append(other_loss(graph, edits, call, "binary_cross_entropy", title=title))
+        fixes.append(
+            other_loss(
+                graph,
+                edits,
+                call,
+                "binary_cross_entropy",
+                title=title,
+                reason="the same function; log(1 − p) is cut at −100",
+                patches=[Patch.training("loss", to="binary_cross_entropy")],
+            )
+        )
     return Finding(
         f"{first} {again}: its probabilities stay within [0.5, 0.73], so that a "
         f"negative sample costs at least {negative:.2f} and a positive one {positive:.2f}",

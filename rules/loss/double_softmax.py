@@ -10,13 +10,18 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Incident,
     Link,
     LossCall,
     Losses,
+    Patch,
     Severity,
     SourceEdits,
     Trace,
+    explained,
+    loss_fixes,
     past_clamps,
+    places,
     rule,
     without_activation,
 )
@@ -112,7 +117,7 @@ def double_softmax(
         found += _in_graph(graph, losses, edits)
     yield from found
     if trace is not None and not found:  # else it was seen to happen, too
-        yield from _watched(trace)
+        yield from _watched(trace, edits)
 
 
 def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
@@ -130,7 +135,7 @@ def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Find
             yield _double(graph, losses, edits, call, links[1], "in the log_softmax behind it")
 
 
-def _watched(trace: Trace) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
     for incident in trace.of("softmax-twice"):
         classes = incident.facts["classes"]
         floor = math.log(1 + (classes - 1) / math.e)
@@ -140,8 +145,29 @@ def _watched(trace: Trace) -> Iterator[Finding]:
             where=incident.site,
             module=incident.facts["module"],
             evidence={"loss": "cross_entropy", "classes": classes, "least_loss": round(floor, 4)},
-            fixes=[Fix("remove this softmax; cross_entropy takes raw scores")],
+            fixes=[_removed(trace, edits, incident, floor)],
         )
+
+
+def _why(floor: float | None) -> str:
+    at = "" if floor is None else f", and the loss ≥ {floor:.2f}"
+    return f"the gradient by the scores is p − t with one softmax; with two p ≤ e/(e + C − 1){at}"
+
+
+def _patches(graph: Graph, link: Link) -> list[Patch]:
+    named = None if link.node is None else places(graph, [link.node])
+    return [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
+
+
+def _removed(trace: Trace, edits: SourceEdits | None, incident: Incident, floor: float) -> Fix:
+    title = "remove this softmax; cross_entropy takes raw scores"
+    module = incident.facts["module"]
+    made = (
+        Fix(title)
+        if edits is None
+        else loss_fixes.without(trace, edits, incident.site, module, "softmax", title=title)
+    )
+    return explained(made, reason=_why(floor), obstacle="the source is not at hand")
 
 
 def _double(
@@ -150,6 +176,7 @@ def _double(
     classes = losses.classes(call)
     cost = "the scores stay within [0, 1], and so the loss far from 0"
     evidence: dict[str, object] = {"loss": call.kind}
+    floor = 0.0
     if classes is not None and classes > 1:
         floor = math.log(1 + (classes - 1) / math.e)
         cost = (
@@ -168,9 +195,18 @@ def _double(
         evidence=evidence,
         fixes=[
             without_activation(
-                graph, edits, link, title="remove this softmax; the other one takes raw scores"
+                graph,
+                edits,
+                link,
+                title="remove this softmax; the other one takes raw scores",
+                reason=_why(None if classes is None or classes < 2 else floor),
+                patches=_patches(graph, link),
             ),
-            Fix("or log_softmax here, and NLLLoss on what it gives"),
+            Fix(
+                "or take log_softmax here, and NLLLoss on what it gives",
+                reason="−log softmax(z)_y is the same function, in two steps",
+                obstacle="two places would change for one",
+            ),
         ],
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),
@@ -188,7 +224,12 @@ def _redundant(
         evidence={"loss": call.kind},
         fixes=[
             without_activation(
-                graph, edits, link, title="remove it, or take NLLLoss, which expects it"
+                graph,
+                edits,
+                link,
+                title="remove it, or take NLLLoss, which expects it",
+                reason="log Σ exp of log-probabilities is 0: the second changes nothing",
+                patches=_patches(graph, link),
             )
         ],
         severity=Severity.INFO,

@@ -15,13 +15,25 @@ from trainlint.rule import (
     Losses,
     Severity,
     Signal,
+    SourceEdits,
+    Start,
+    initialised,
     rule,
 )
+
+# Small beside 1/√n of any usual width.
+STD = 0.01
 
 
 @rule("LOS010", severity=Severity.WARNING, since="0.1")
 def initial_loss_off(
-    graph: Graph, losses: Losses, signal: Signal, *, excess: float = 3.0, deficit: float = 0.5
+    graph: Graph,
+    losses: Losses,
+    signal: Signal,
+    edits: SourceEdits,
+    *,
+    excess: float = 3.0,
+    deficit: float = 0.5,
 ) -> Iterator[Finding]:
     """Before any training, the cross entropy is far from that of a guess.
 
@@ -104,7 +116,7 @@ def initial_loss_off(
         return
     expected = math.log(classes)
     if signal.value > expected + excess:
-        yield _too_high(graph, losses, signal, call, classes, head)
+        yield _too_high(graph, losses, edits, signal, call, classes, head)
     elif losses.targets is not None and signal.value < deficit * expected:
         yield _too_low(losses, signal, call, classes)
 
@@ -123,7 +135,13 @@ def _head(graph: Graph, losses: Losses, call: LossCall) -> Any:
 
 
 def _too_high(
-    graph: Graph, losses: Losses, signal: Signal, call: LossCall, classes: int, head: Any
+    graph: Graph,
+    losses: Losses,
+    edits: SourceEdits,
+    signal: Signal,
+    call: LossCall,
+    classes: int,
+    head: Any,
 ) -> Finding:
     expected = math.log(classes)
     spread = math.sqrt(2 * (signal.value - expected))
@@ -140,14 +158,35 @@ def _too_high(
             "inputs_given": signal.given,
         },
         fixes=[
+            _smaller(graph, edits, head, classes, spread),
             Fix(
-                f"make the first weights of {graph.label(head)} {spread:.0f} times smaller, or more"
+                "or normalise what goes into it",
+                reason="Ba et al. 2016: of inputs of deviation 1 scores are as large as the weights' rows",
+                obstacle="the first fix does it at the layer itself",
             ),
-            Fix("or normalise what goes into it"),
         ],
         confidence=Confidence.LIKELY if signal.given else Confidence.POSSIBLE,
         affects=[call.scores],
     )
+
+
+def _smaller(graph: Graph, edits: SourceEdits, head: Any, classes: int, spread: float) -> Fix:
+    """Small first weights of the head."""
+    title = (
+        f"make the first weights of {graph.label(head)} at least {spread:.0f} times smaller: "
+        f"nn.init.normal_(weight, std={STD:g})"
+    )
+    reason = (
+        f"the loss starts near log {classes} + s²/2, and s = {spread:.1f} goes with the weights"
+    )
+    weight = graph.argument(head, "weight")
+    tensor = graph.operation(weight).tensor if hasattr(weight, "all_input_nodes") else None
+    names = {id(p): name for name, p in graph.model.named_parameters()}
+    name = names.get(id(tensor))
+    if name is None or tensor is None:
+        return Fix(title, reason=reason, obstacle="the scores are made by no weight of a layer")
+    start = Start(name, tensor, head, "normal_", f", std={STD:g}")
+    return initialised(graph, edits, [start], title=title, reason=reason)
 
 
 def _too_low(losses: Losses, signal: Signal, call: LossCall, classes: int) -> Finding:

@@ -10,13 +10,18 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Incident,
     Link,
     LossCall,
     Losses,
+    Patch,
     Range,
     Severity,
     SourceEdits,
     Trace,
+    activation_patches,
+    explained,
+    loss_fixes,
     ops,
     other_activation,
     other_loss,
@@ -104,7 +109,7 @@ def logits_into_bce(
         found += _in_graph(graph, losses, edits)
     yield from found
     if trace is not None and not found:  # else it was seen to happen, too
-        yield from _watched(trace)
+        yield from _watched(trace, edits)
 
 
 def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
@@ -124,7 +129,7 @@ def _is_exact(links: tuple[Link, ...]) -> bool:
     return place < len(links) and links[place].kept is not None
 
 
-def _watched(trace: Trace) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
     for incident in trace.of("scores-refused"):
         least, largest = incident.facts["least"], incident.facts["largest"]
         if math.isnan(least) or math.isnan(largest):  # where they come from is another finding
@@ -139,11 +144,32 @@ def _watched(trace: Trace) -> Iterator[Finding]:
                 "high": largest,
                 "step": incident.step,
             },
-            fixes=[
-                Fix("BCEWithLogitsLoss in place of BCELoss: it takes the sigmoid itself"),
-                Fix("or torch.sigmoid as the model's last step"),
-            ],
+            fixes=[_swapped(edits, incident), ANOTHER],
         )
+
+
+TITLE = "use BCEWithLogitsLoss in place of BCELoss: it takes the sigmoid itself"
+WHY = "max(z, 0) − z·t + log(1 + e^−|z|) takes any z; log p has no value outside of [0, 1]"
+ANOTHER = Fix(
+    "or make torch.sigmoid the model's last step",
+    reason="BCELoss behind a sigmoid is the same function, but rounds log(1 − p) near p = 1",
+    obstacle="the first fix is the better of the two",
+)
+
+
+def _swapped(edits: SourceEdits | None, incident: Incident) -> Fix:
+    to = "binary_cross_entropy_with_logits"
+    made = (
+        Fix(TITLE)
+        if edits is None
+        else loss_fixes.swapped(edits, incident.site, "binary_cross_entropy", to, title=TITLE)
+    )
+    return explained(
+        made,
+        reason=WHY,
+        obstacle="the source is not at hand",
+        patches=[Patch.training("loss", to=to)],
+    )
 
 
 def _finding(
@@ -161,13 +187,39 @@ def _finding(
         given = f"{' of '.join(names[:2])}, within {_shown(bounds)}"
     else:
         given = f"the raw scores of {graph.label(layer)}" if layer is not None else link.name
-    title = "BCEWithLogitsLoss in place of BCELoss: it takes the sigmoid itself"
-    fixes = [other_loss(graph, edits, call, "binary_cross_entropy_with_logits", title=title)]
+    fixes = [
+        other_loss(
+            graph,
+            edits,
+            call,
+            "binary_cross_entropy_with_logits",
+            title=TITLE,
+            reason=WHY,
+            patches=[Patch.training("loss", to="binary_cross_entropy_with_logits")],
+        )
+    ]
     if bounds.within(0, math.inf) and link.name in SCALING:
-        fixes = [Fix("the probabilities themselves, without the factor")]
+        fixes = [
+            Fix(
+                "give the loss the probabilities themselves, without the factor",
+                reason="log(1 − p) has no value for p > 1",
+                obstacle="what the factor is for is not seen",
+            )
+        ]
     elif link.name in ("relu", "tanh"):
-        title = f"sigmoid in place of this {link.name}"
-        fixes = [other_activation(graph, edits, link, "sigmoid", title=title)]
+        fixes = [
+            other_activation(
+                graph,
+                edits,
+                link,
+                "sigmoid",
+                title=f"use a sigmoid in place of this {link.name}",
+                reason=f"log p and log(1 − p) need 0 ≤ p ≤ 1, and {link.name} gives {_shown(bounds)}",
+                patches=[]
+                if link.node is None
+                else activation_patches(graph, [link.node], "sigmoid"),
+            )
+        ]
     return Finding(
         f"{losses.place(call)} expects probabilities and gets {given}: it raises an error at the first "
         "value outside of [0, 1], on a GPU an assertion that ends the process",
@@ -179,7 +231,7 @@ def _finding(
             "low": None if math.isinf(bounds.low) else bounds.low,
             "high": None if math.isinf(bounds.high) else bounds.high,
         },
-        fixes=[*fixes, Fix("or torch.sigmoid as the model's last step")],
+        fixes=[*fixes, ANOTHER],
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
         fault=("before-loss", link.where),
         affects=[call.scores],

@@ -7,7 +7,16 @@ import statistics
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from trainlint.rule import Confidence, Finding, Fix, NotMeasurable, Severity, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    NotMeasurable,
+    Patch,
+    Severity,
+    Trace,
+    rule,
+)
 
 _MANY = 100
 # Of a guess's loss: less is no fall, more above it is another place than a guess.
@@ -135,9 +144,22 @@ def loss_never_moves(
             },
             fixes=[
                 Fix(
-                    "train on one batch of 16 samples: what cannot fit these has a fault in itself"
+                    "take the learning rate from a range test",
+                    reason="Smith 2017: steps that are too short or too long look alike in the loss, and a "
+                    "range test tells them apart",
+                    obstacle="it is known once it was measured",
+                    patches=[Patch.training("learning-rate", range_test=True)],
                 ),
-                Fix("compare a few inputs with their labels, as the loop sees them"),
+                Fix(
+                    "train on one batch of 16 samples: what cannot fit these has a fault in itself",
+                    reason="Karpathy 2019: overfit one batch; it rules out data, order and regularisation",
+                    obstacle="it is a test, and changes nothing",
+                ),
+                Fix(
+                    "compare a few inputs with their labels, as the loop sees them",
+                    reason="labels that were permuted apart from their inputs have nothing to be learnt",
+                    obstacle="it is a test, and changes nothing",
+                ),
             ],
             # Targets of a squared error may move away: returns that grow, an annealed second term.
             severity=Severity.INFO if loss.kind == "mse_loss" or len(values) < sure else None,

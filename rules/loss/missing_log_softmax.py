@@ -10,12 +10,18 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Incident,
     Link,
     LossCall,
     Losses,
+    LossTrace,
+    Patch,
     Severity,
     SourceEdits,
     Trace,
+    activation_patches,
+    explained,
+    loss_fixes,
     other_activation,
     other_loss,
     past_clamps,
@@ -109,7 +115,7 @@ def missing_log_softmax(
         found += _in_graph(graph, losses, edits)
     yield from found
     if trace is not None and not found:  # else it was seen to happen, too
-        yield from _watched(trace)
+        yield from _watched(trace, edits)
 
 
 def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Finding]:
@@ -122,7 +128,7 @@ def _in_graph(graph: Graph, losses: Losses, edits: SourceEdits) -> Iterator[Find
             yield _finding(graph, losses, edits, call, links)
 
 
-def _watched(trace: Trace) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
     for incident in trace.of("no-logarithm"):
         loss, gets = incident.facts["loss"], incident.facts["gets"]
         yield Finding(
@@ -131,7 +137,7 @@ def _watched(trace: Trace) -> Iterator[Finding]:
             where=incident.site,
             module=incident.facts["module"],
             evidence={"loss": loss, "gets": gets},
-            fixes=[Fix("log_softmax in place of softmax")],
+            fixes=[_renamed(trace, edits, incident)],
         )
     for loss in trace.objectives:
         # Logarithms of probabilities are at most 0, but for rounding.
@@ -144,8 +150,52 @@ def _watched(trace: Trace) -> Iterator[Finding]:
                 f"{largest:.3g}: the loss falls for ever and compares no classes",
                 where=loss.site,
                 evidence={"loss": loss.kind, "largest": round(largest, 4)},
-                fixes=[Fix(f"F.log_softmax(scores, dim=1) before {loss.kind}")],
+                fixes=_of_scores(edits, loss),
             )
+
+
+LOG = "use log_softmax in place of softmax"
+WHOLE = "use cross_entropy in place of nll_loss: it takes the log_softmax itself"
+WHY = "−log softmax(z)_y has the gradient p − t, which is largest where the answer is wrong"
+ANOTHER = Fix(
+    "or make F.log_softmax(scores, dim=1) the model's last step",
+    reason="NLLLoss behind a log_softmax is cross entropy",
+    obstacle="the first fix does the same in one place",
+)
+
+
+def _renamed(trace: Trace, edits: SourceEdits | None, incident: Incident) -> Fix:
+    gets, module = incident.facts["gets"], incident.facts["module"]
+    made = (
+        Fix(LOG)
+        if edits is None or gets != "softmax"
+        else loss_fixes.renamed(
+            trace, edits, incident.site, module, "softmax", "log_softmax", title=LOG
+        )
+    )
+    return explained(made, reason=WHY, obstacle=f"it is a {gets} that the loss is given")
+
+
+def _of_scores(edits: SourceEdits | None, loss: LossTrace) -> list[Fix]:
+    """For raw scores that a run was seen to give to a loss of logarithms."""
+    if loss.kind != "nll_loss":
+        title = f"give {loss.kind} logarithms: F.log_softmax(scores, dim=1)"
+        change = "{}.log_softmax(1)"
+        made = (
+            Fix(title)
+            if edits is None
+            else loss_fixes.with_operand(edits, loss.site, 0, change, title=title)
+        )
+        why = "Σ exp of a log_softmax is 1: only then is it a distribution that is compared"
+        return [explained(made, reason=why, obstacle="the source is not at hand")]
+    made = (
+        Fix(WHOLE)
+        if edits is None
+        else loss_fixes.swapped(edits, loss.site, "nll_loss", "cross_entropy", title=WHOLE)
+    )
+    patches = [Patch.training("loss", to="cross_entropy")]
+    whole = explained(made, reason=WHY, obstacle="the source is not at hand", patches=patches)
+    return [whole, ANOTHER]
 
 
 def _finding(
@@ -181,13 +231,44 @@ def _finding(
 
 def _fixes(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, *, raw: bool) -> list[Fix]:
     if link.name == "softmax":
-        title = "log_softmax in place of softmax"
-        return [other_activation(graph, edits, link, "log_softmax", title=title)]
-    if call.kind == "nll_loss" and raw:
-        title = "cross_entropy in place of nll_loss: it takes the log_softmax itself"
         return [
-            other_loss(graph, edits, call, "cross_entropy", title=title),
-            Fix("or F.log_softmax(scores, dim=1) as the model's last step"),
+            other_activation(
+                graph,
+                edits,
+                link,
+                "log_softmax",
+                title=LOG,
+                reason=WHY,
+                patches=[]
+                if link.node is None
+                else activation_patches(graph, [link.node], "log_softmax"),
+            )
+        ]
+    if call.kind == "nll_loss" and raw:
+        return [
+            other_loss(
+                graph,
+                edits,
+                call,
+                "cross_entropy",
+                title=WHOLE,
+                reason=WHY,
+                patches=[Patch.training("loss", to="cross_entropy")],
+            ),
+            ANOTHER,
         ]
     axis = 2 if call.kind == "ctc_loss" else 1
-    return [Fix(f"F.log_softmax(scores, dim={axis}) before {call.kind}")]
+    where = call.where
+    site = graph.place(where) if hasattr(where, "all_input_nodes") else where
+    return [
+        explained(
+            loss_fixes.with_operand(
+                edits,
+                site,
+                0,
+                f"{{}}.log_softmax({axis})",
+                title=f"give {call.kind} logarithms: F.log_softmax(scores, dim={axis})",
+            ),
+            reason="Σ exp of a log_softmax is 1: only then is it a distribution that is compared",
+        )
+    ]

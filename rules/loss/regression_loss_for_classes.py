@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from trainlint.rule import Confidence, Finding, Fix, LossTrace, Severity, Trace, rule
+from trainlint.rule import (
+    Confidence,
+    Finding,
+    Fix,
+    LossTrace,
+    Patch,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loss_fixes,
+    rule,
+)
 
 REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
@@ -18,7 +30,12 @@ REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     own=["loss", "data"],
 )
 def regression_loss_for_classes(
-    trace: Trace, *, steps: int = 5, least_targets: int = 100, evenness: float = 0.9
+    trace: Trace,
+    edits: SourceEdits,
+    *,
+    steps: int = 5,
+    least_targets: int = 100,
+    evenness: float = 0.9,
 ) -> Iterator[Finding]:
     """A squared or absolute error is taken for classes, behind a sigmoid or softmax or of class numbers.
 
@@ -68,7 +85,8 @@ def regression_loss_for_classes(
     learning. For numbers that have an order (ratings, counts), a regression is sound.
 
     ## Fix safety
-    Only shown: the sigmoid or softmax must go at the same time, and predictions are read otherwise.
+    Unsafe: the sigmoid or softmax goes at the same time, and predictions are read otherwise. No edit is
+    made where one of the two places cannot be edited.
 
     ## References
     Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2.2. Golik, Doetsch & Ney 2013,
@@ -83,15 +101,15 @@ def regression_loss_for_classes(
             continue
         bounded = loss.made_by in ("Sigmoid", "Softmax")
         if bounded and targets.one_hot:
-            yield _bounded(loss, "one-hot rows")
+            yield _bounded(trace, edits, loss, "one-hot rows")
         elif loss.made_by == "Sigmoid" and targets.columns == 1 and targets.mixed:
             if len(targets.counts) == 2:
-                yield _bounded(loss, "targets 0 and 1")
+                yield _bounded(trace, edits, loss, "targets 0 and 1")
         elif not bounded and targets.columns == 1 and _are_even(targets.counts, evenness):
             yield _numbers(loss, len(targets.counts))
 
 
-def _bounded(loss: LossTrace, what: str) -> Finding:
+def _bounded(trace: Trace, edits: SourceEdits, loss: LossTrace, what: str) -> Finding:
     made_by = loss.made_by.lower()
     several = made_by == "softmax" or what == "one-hot rows"
     better = "cross_entropy" if several else "binary_cross_entropy_with_logits"
@@ -100,8 +118,22 @@ def _bounded(loss: LossTrace, what: str) -> Finding:
         "where the answer is wrong and sure of itself",
         where=loss.site,
         evidence={"loss": loss.kind, "scores_from": made_by, "targets": what},
-        fixes=[Fix(f"F.{better}(scores, targets), with the raw scores before the {made_by}")],
+        fixes=[_swapped(trace, edits, loss, made_by, better)],
         confidence=Confidence.LIKELY,
+    )
+
+
+def _swapped(trace: Trace, edits: SourceEdits, loss: LossTrace, made_by: str, better: str) -> Fix:
+    """The loss, and the activation that it takes itself, in one transaction."""
+    title = f"use F.{better}(scores, targets), with the raw scores before the {made_by}"
+    end = loss_fixes.last_of(trace, made_by)
+    site, module = (None, None) if end is None else (end[1].site, end[1].place.path)
+    raw = loss_fixes.without(trace, edits, site, module, made_by, title=title)
+    other = loss_fixes.swapped(edits, loss.site, loss.kind, better, title=title)
+    return explained(
+        edits.together(raw, other, title=title),
+        reason="cross entropy's gradient by the score is p − t, the squared error's 2(p − t)·p(1 − p)",
+        patches=[*raw.patches, Patch.training("loss", to=better)],
     )
 
 
@@ -111,7 +143,13 @@ def _numbers(loss: LossTrace, classes: int) -> Finding:
         f"they are classes, it takes class {classes - 1} for {classes - 1} times as far from 0 as class 1",
         where=loss.site,
         evidence={"loss": loss.kind, "classes": classes},
-        fixes=[Fix(f"{classes} outputs and F.cross_entropy(scores, targets.long())")],
+        fixes=[
+            Fix(
+                f"give the model {classes} outputs, and take F.cross_entropy(scores, targets.long())",
+                reason="a class is no number: 9 for 0 is as wrong as 1 for 0",
+                obstacle="whether they are classes is its author's to say",
+            )
+        ],
         severity=Severity.INFO,
         confidence=Confidence.POSSIBLE,
     )

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Incident, LossTrace, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Incident,
+    LossTrace,
+    Severity,
+    Site,
+    SourceEdits,
+    Trace,
+    explained,
+    loss_fixes,
+    rule,
+)
 
 _INDEXED = ("cross_entropy", "nll_loss")
 
@@ -16,7 +28,9 @@ _INDEXED = ("cross_entropy", "nll_loss")
     explains=["loss-never-moves", "underfitting", "non-finite"],
     own=["loss", "data"],
 )
-def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Finding]:
+def target_out_of_range(
+    trace: Trace, edits: SourceEdits, *, margin: float = 0.25
+) -> Iterator[Finding]:
     """Targets are no classes of the model, no probabilities, or are all ignored.
 
     Cross entropy over C scores takes class numbers 0 … C − 1. Labels from 1 to C, a mask with 255 for
@@ -63,7 +77,8 @@ def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Findi
     Never where it raises. A loss that is meant to reward z without a bound is no cross entropy.
 
     ## Fix safety
-    Only shown: whether the labels or the number of outputs are wrong depends on the data.
+    Unsafe: whether the labels or the number of outputs are wrong depends on the data. Edits are made at the
+    loss for labels that count from 1, masks up to 255, -1 and 1, and `ignore_index`.
 
     ## References
     The documentation of torch.nn.CrossEntropyLoss (`ignore_index`, and "C = number of classes") and
@@ -71,9 +86,9 @@ def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Findi
     """
     for incident in trace.of("targets-refused"):
         if incident.facts["loss"] in _INDEXED:
-            yield _no_class(incident)
+            yield _no_class(edits, incident)
         else:
-            yield _refused(incident)
+            yield _refused(edits, incident)
     for loss in trace.objectives:
         targets = loss.targets
         if targets is None:
@@ -82,22 +97,30 @@ def target_out_of_range(trace: Trace, *, margin: float = 0.25) -> Iterator[Findi
             yield _all_ignored(loss, targets.ignored)
         is_outside = targets.least < -margin or targets.largest > 1 + margin
         if loss.kind == "binary_cross_entropy_with_logits" and loss.is_plain and is_outside:
-            yield _unbounded(loss, targets.least, targets.largest)
+            yield _unbounded(edits, loss, targets.least, targets.largest)
 
 
-def _no_class(incident: Incident) -> Finding:
+def _no_class(edits: SourceEdits, incident: Incident) -> Finding:
     facts = incident.facts
     classes, least, largest = facts["classes"], facts["least"], facts["largest"]
     others = facts["others"]
     names = ", ".join(map(str, others))
     if least >= 1 and largest == classes:
-        title = f"targets - 1: they count from 1 to {classes}, classes from 0 to {classes - 1}"
+        title = f"count from 0: targets - 1, as classes go from 0 to {classes - 1}, not from 1 to {classes}"
+        fix = loss_fixes.with_operand(edits, incident.site, 1, "{} - 1", title=title)
     elif len(others) == 1 and (others[0] < 0 or (others[0] == 255 and classes != 255)):
-        title = f"ignore_index={others[0]}, if it stands for samples without a class"
+        title = (
+            f"leave them out: ignore_index={others[0]}, if it stands for samples without a class"
+        )
+        fix = loss_fixes.with_argument(
+            edits, incident.site, facts["loss"], "ignore_index", str(others[0]), title=title
+        )
     elif least >= 0:
-        title = f"{largest + 1} outputs in the last layer, if {largest} is a class"
+        title = f"give the last layer {largest + 1} outputs, if {largest} is a class"
+        fix = Fix(title, obstacle="which layer makes the scores is not seen at the loss")
     else:
-        title = f"targets from 0 to {classes - 1}"
+        title = f"number the targets from 0 to {classes - 1}"
+        fix = Fix(title, obstacle="which class each number stands for is its author's to say")
     many = "s" if len(others) > 1 else ""
     return Finding(
         f"{facts['loss']} has {classes} scores a sample, classes 0 … {classes - 1}, and gets the "
@@ -112,11 +135,11 @@ def _no_class(incident: Incident) -> Finding:
             "outside": facts["outside"],
             "step": incident.step,
         },
-        fixes=[Fix(title)],
+        fixes=[explained(fix, reason=f"−log p_y has no entry y outside of 0 … {classes - 1}")],
     )
 
 
-def _refused(incident: Incident) -> Finding:
+def _refused(edits: SourceEdits, incident: Incident) -> Finding:
     facts = incident.facts
     return Finding(
         f"{facts['loss']} expects targets in [0, 1] and gets {facts['least']:g} … {facts['largest']:g} "
@@ -129,28 +152,32 @@ def _refused(incident: Incident) -> Finding:
             "outside": facts["outside"],
             "step": incident.step,
         },
-        fixes=[Fix(_into_bounds(facts["least"], facts["largest"]))],
+        fixes=[_into_bounds(edits, incident.site, facts["least"], facts["largest"])],
     )
 
 
-def _unbounded(loss: LossTrace, least: float, largest: float) -> Finding:
+def _unbounded(edits: SourceEdits, loss: LossTrace, least: float, largest: float) -> Finding:
     return Finding(
         f"{loss.kind} expects targets in [0, 1] and gets {least:g} … {largest:g}: the loss falls without a "
         "bound as the scores grow, and nothing raises",
         where=loss.site,
         evidence={"loss": loss.kind, "least": least, "largest": largest},
-        fixes=[Fix(_into_bounds(least, largest))],
+        fixes=[_into_bounds(edits, loss.site, least, largest)],
     )
 
 
-def _into_bounds(least: float, largest: float) -> str:
-    if least >= 0 and largest == 255:
-        return "targets / 255"
-    if (least, largest) == (-1, 1):
-        return "(targets + 1) / 2"
-    if (least, largest) == (1, 2):
-        return "targets - 1"
-    return "targets of 0 and 1, or probabilities between them"
+def _into_bounds(edits: SourceEdits, site: Site | None, least: float, largest: float) -> Fix:
+    reason = "−t·log σ(z) − (1 − t)·log(1 − σ(z)) has a least value for 0 ≤ t ≤ 1 alone"
+    changes = {(-1, 1): "({} + 1) / 2", (1, 2): "{} - 1"}
+    change = "{} / 255" if least >= 0 and largest == 255 else changes.get((least, largest))  # type: ignore[call-overload]
+    if change is None:
+        return Fix(
+            "bring the targets to 0 and 1, or to probabilities between them",
+            reason=reason,
+            obstacle=f"what {least:g} … {largest:g} stand for is its author's to say",
+        )
+    title = f"bring the targets into [0, 1]: {change.format('targets')}"
+    return explained(loss_fixes.with_operand(edits, site, 1, change, title=title), reason=reason)
 
 
 def _all_ignored(loss: LossTrace, steps: int) -> Finding:
@@ -160,6 +187,10 @@ def _all_ignored(loss: LossTrace, steps: int) -> Finding:
         where=loss.site,
         evidence={"loss": loss.kind, "batches": steps},
         fixes=[
-            Fix("leave such batches out, or reduction='sum' divided by max(1, number of targets)")
+            Fix(
+                "leave such batches out, or take reduction='sum' divided by max(1, number of targets)",
+                reason="a mean over n samples is Σ/n, and 0/0 = NaN for n = 0",
+                obstacle="where the batches are made is not seen at the loss",
+            )
         ],
     )

@@ -36,11 +36,17 @@ ACTIVATION_CLASSES: Final = {
     "hardsigmoid": "Hardsigmoid",
     "softsign": "Softsign",
 }
-_LOSS_CLASSES: Final = {
+LOSS_CLASSES: Final = {
     "cross_entropy": "CrossEntropyLoss",
     "nll_loss": "NLLLoss",
     "binary_cross_entropy": "BCELoss",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLoss",
+    "mse_loss": "MSELoss",
+    "l1_loss": "L1Loss",
+    "smooth_l1_loss": "SmoothL1Loss",
+    "huber_loss": "HuberLoss",
+    "kl_div": "KLDivLoss",
+    "ctc_loss": "CTCLoss",
 }
 _SHARED: Final = "the same line makes another of them"
 _NAMESPACES: Final = frozenset({"F", "torch", "nn", "functional"})
@@ -96,7 +102,7 @@ def other_loss(
     """Put the loss `new` in its place, whose first arguments are the same."""
     where = call.where
     site = graph.place(where) if hasattr(where, "all_input_nodes") else where
-    names = (_LOSS_CLASSES[call.kind], _LOSS_CLASSES[new]), (call.kind, new)
+    names = (LOSS_CLASSES[call.kind], LOSS_CLASSES[new]), (call.kind, new)
     for old, other in names:
         fix = edits.callee([site], old, other, title=title, reason=reason, patches=patches)
         if fix.edits:
