@@ -163,14 +163,14 @@ def _at_zero(
             "warm up from above 0: (step + 1) / warm_up, or call scheduler.step() after each batch",
             reason=f"step / warm_up is 0 at step 0, here for {at_zero} steps: lr·g = 0",
             obstacle="the warm-up is a function of the schedule's own",
-            patches=[Patch.training("schedule", constant=True)],
+            patches=[Patch.training("schedule", shape="constant")],
         )
     else:
         cure = Fix(
             f"make the schedule as long as the run, {steps} steps: count as scheduler.step() is called",
             reason=f"it reaches 0 at step {first} of {steps}, and w ← w − 0·g from there on",
             obstacle="its length is computed elsewhere",
-            patches=[Patch.training("schedule", constant=True)],
+            patches=[Patch.training("schedule", shape="constant")],
         )
     return Finding(
         f"the learning rate of {optimizer.kind} is 0 in {at_zero} of {steps} steps, from step {first} "
@@ -193,7 +193,7 @@ def _tail(
     reason = (
         f"a rate below 0.0001 of its largest from step {since} of {steps} on moves next to nothing"
     )
-    patch = Patch.training("schedule", constant=True)
+    patch = Patch.training("schedule", shape="constant")
     cure = (
         Fix(
             "let the rate decay more slowly",
@@ -274,7 +274,7 @@ def _rhythm(
                         ),
                         reason="Loshchilov & Hutter 2017: η falls as ½(1 + cos πt/T_max), and rises again "
                         f"behind t = {schedule.length}",
-                        patches=[Patch.training("schedule", constant=True)],
+                        patches=[Patch.training("schedule", shape="constant")],
                     )
                 ],
                 confidence=Confidence.LIKELY,
