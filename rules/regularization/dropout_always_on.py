@@ -13,6 +13,7 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Patch,
     Safety,
     Severity,
     Site,
@@ -20,6 +21,7 @@ from trainlint.rule import (
     Variants,
     construction_site,
     ops,
+    places,
     rule,
 )
 
@@ -235,7 +237,13 @@ def _finding(graph: Graph, edits: SourceEdits, node: Any, site: Site) -> Finding
     noun = "attention weights" if is_attention else "values"
     fixes = [_fix(graph, edits, node, site, is_explicit)]
     if not is_attention:
-        fixes.append(Fix("nn.Dropout, which asks by itself"))
+        fixes.append(
+            Fix(
+                "or make it an nn.Dropout, which asks by itself",
+                reason="a module knows its mode by train() and eval()",
+                obstacle="the first fix does the same in one place",
+            )
+        )
     return Finding(
         f"{what} {ignores}: in eval mode it still drops {100 * p:.4g}% of the {noun}, so that "
         "predictions are random and validation looks worse than the model is",
@@ -255,10 +263,15 @@ def _lost(graph: Graph, edits: SourceEdits, node: Any, layer: Any, site: Site) -
     why = "is made anew in each forward, in train mode" if is_fresh else "is no module of the model"
     inline = edits.replaced_calls(
         [(site, _as_function)],
-        title=f"F.{graph.name(node)}(…, {p:g}, self.training)",
+        title=f"call the function: F.{graph.name(node)}(…, {p:g}, self.training)",
         safety=Safety.SAFE,
+        reason=WHY,
     )
-    made_once = Fix(f"make nn.{kind}({p:g}) in __init__, as an attribute or in an nn.ModuleList")
+    made_once = Fix(
+        f"make nn.{kind}({p:g}) in __init__, as an attribute or in an nn.ModuleList",
+        reason="model.eval() goes through modules(): only what is registered is told",
+        obstacle="a line in __init__ and one in forward belong together",
+    )
     return Finding(
         f"nn.{kind}({p:g}) {why}, and model.eval() does not reach it: it still drops "
         f"{100 * p:.4g}% of the values, so that predictions are random and validation looks worse than "
@@ -293,7 +306,12 @@ def _fix(graph: Graph, edits: SourceEdits, node: Any, site: Site, is_explicit: b
     title = "dropout_p=… if self.training else 0.0" if is_attention else "training=self.training"
     code = site.code
     if code is None or not (code.co_varnames[:1] == ("self",) or "self" in code.co_freevars):
-        return Fix(f"{title}, handed on from the module")
+        return Fix(
+            f"hand the mode on from the module: {title}",
+            reason=WHY,
+            obstacle="the call stands in no method of a module",
+            patches=_patches(graph, node),
+        )
 
     def rewrite(call: ast.Call, source: str) -> str | None:
         tree = ast.parse(source, mode="eval").body
@@ -308,7 +326,23 @@ def _fix(graph: Graph, edits: SourceEdits, node: Any, site: Site, is_explicit: b
         return _replaced(source, argument, after)
 
     safety = Safety.UNSAFE if is_explicit else Safety.SAFE
-    return edits.replaced_calls([(site, rewrite)], title=title, safety=safety)
+    return edits.replaced_calls(
+        [(site, rewrite)],
+        title=f"ask for the mode: {title}",
+        safety=safety,
+        reason=WHY,
+        patches=_patches(graph, node),
+    )
+
+
+WHY = "Srivastava et al. 2014, section 4: the whole network answers in eval mode; x·m/(1 − p) has mean x"
+
+
+def _patches(graph: Graph, node: Any) -> list[Patch]:
+    named = places(graph, [node])
+    if named is None or not named[1] or graph.name(node) == ATTENTION:
+        return []
+    return [Patch("arguments", calls=named[1], values={"training": "self.training"})]
 
 
 def _replaced(source: str, node: ast.expr, content: str) -> str:

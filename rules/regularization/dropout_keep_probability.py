@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trainlint.rule import Finding, Fix, Graph, Safety, Severity, SourceEdits, ops, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Graph,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    ops,
+    places,
+    rule,
+)
 
 
 @rule("REG001", severity=Severity.WARNING, since="0.1")
@@ -125,7 +136,17 @@ def _finding(graph: Graph, edits: SourceEdits, node: Any, p: float) -> Finding:
 def _fix(graph: Graph, edits: SourceEdits, node: Any, p: float, keep: float) -> Fix:
     """Turn p into 1 − p where it stands in the call: dropout's own, or that of a larger layer."""
     is_layer = graph.layer(node) is not None
-    title = f"p={keep:g}: drop {100 * keep:.4g}%, keep {100 * p:.4g}%"
+    title = f"set p={keep:g}: drop {100 * keep:.4g}%, keep {100 * p:.4g}%"
+    reason = (
+        f"Srivastava et al. 2014: hidden units are kept with 0.5, inputs with 0.8; torch's p drops, and "
+        f"{p:g} to keep is 1 − {p:g} = {keep:g} to drop"
+    )
+    named = places(graph, [node])
+    patches = []
+    if named is not None and graph.name(node) in ops.DROPOUTS:
+        modules, calls = named
+        patches = [Patch.attribute(modules, p=keep)] if modules else []
+        patches += [Patch("arguments", calls=calls, values={"p": keep})] if calls else []
     anywhere = 1_000  # only by keyword
     for position, name in (
         (int(not is_layer), "p"),
@@ -134,8 +155,16 @@ def _fix(graph: Graph, edits: SourceEdits, node: Any, p: float, keep: float) -> 
     ):
         value = int(keep) if keep == 0 else keep
         fix = edits.argument(
-            graph.place(node), position, name, value, current=p, title=title, safety=Safety.UNSAFE
+            graph.place(node),
+            position,
+            name,
+            value,
+            current=p,
+            title=title,
+            safety=Safety.UNSAFE,
+            reason=reason,
+            patches=patches,
         )
         if fix.edits:
             return fix
-    return Fix(title)
+    return Fix(title, obstacle=fix.obstacle, reason=reason, patches=patches)

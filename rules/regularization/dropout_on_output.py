@@ -12,10 +12,13 @@ from trainlint.rule import (
     Fix,
     Graph,
     Losses,
+    Patch,
     Severity,
     SourceEdits,
+    explained,
     heads,
     ops,
+    places,
     rule,
 )
 
@@ -99,7 +102,14 @@ def dropout_on_output(graph: Graph, edits: SourceEdits, losses: Losses | None) -
             "is left to make up for it",
             where=node,
             evidence={"p": p, "output": list(graph.shape(output) or ())},
-            fixes=[_removed(graph, edits, node), Fix(f"move it in front of {behind}")],
+            fixes=[
+                _removed(graph, edits, node, p),
+                Fix(
+                    f"or move it in front of {behind}",
+                    reason="Srivastava et al. 2014, section 4: the mask is applied to a layer's input",
+                    obstacle="which layer it was meant for is its author's to say",
+                ),
+            ],
             confidence=Confidence.LIKELY,
             affects=[node],
         )
@@ -119,21 +129,32 @@ def _last(graph: Graph, output: Any) -> tuple[Any, bool]:
     return None, False
 
 
-def _removed(graph: Graph, edits: SourceEdits, node: Any) -> Fix:
+def _removed(graph: Graph, edits: SourceEdits, node: Any, p: float) -> Fix:
     """Identity for the layer, the argument for the call."""
     layer = graph.layer(node)
-    title = "remove it"
+    title = "remove the dropout behind the last layer"
+    reason = f"in training each answer is 0 with probability {p:g}, and no layer makes up for it"
+    named = places(graph, [node])
+    patches = [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
     site = graph.place(node)
     if layer is None:
         text = None if site is None else edits.text(site.filename)
         call = None if text is None or site is None else text.call_at(site)
         statement = None if text is None or call is None else text.statement_of(call)
         if isinstance(statement, ast.Assign) and statement.value is call:
-            return Fix("remove this line")
-        return edits.replaced_calls([(site, _first_argument)], title=title)
+            return explained(
+                edits.removed(site, title=title),
+                reason=reason,
+                obstacle="its line does nothing else",
+                patches=patches,
+            )
+        return edits.replaced_calls(
+            [(site, _first_argument)], title=title, reason=reason, patches=patches
+        )
     if len(graph.nodes_of_module.get(id(layer), ())) > 1 or len(graph.built_together(node)) > 1:
-        return Fix(title)  # it works elsewhere as well
-    return edits.replaced_calls([(site, _identity)], title=title)
+        why = "the layer works elsewhere as well"
+        return Fix(title, obstacle=why, reason=reason, patches=patches)
+    return edits.replaced_calls([(site, _identity)], title=title, reason=reason, patches=patches)
 
 
 def _first_argument(call: ast.Call, source: str) -> str | None:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Incident,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loops,
+    rule,
+)
 
 
 @rule("REG004", severity=Severity.ERROR, since="0.1")
-def eval_mode_in_training(trace: Trace, *, steps: int = 2) -> Iterator[Finding]:
+def eval_mode_in_training(trace: Trace, edits: SourceEdits, *, steps: int = 2) -> Iterator[Finding]:
     """The model is trained in eval mode from some step on, mostly since `train()` is missing after a test.
 
     `eval()` is a switch, not a scope. When a loop tests its model once an epoch and does not switch back,
@@ -59,7 +71,8 @@ def eval_mode_in_training(trace: Trace, *, steps: int = 2) -> Iterator[Finding]:
     When a last phase of training freezes dropout and statistics on purpose.
 
     ## Fix safety
-    Only shown: the call belongs at the start of each epoch, wherever that is.
+    Safe: `model.train()` before the loop over batches, or before the model is called where that loop
+    evaluates as well. No edit is made where several optimizers step, or the loop is in several functions.
 
     ## References
     PyTorch documentation, `torch.nn.Module.eval`; "Autograd mechanics", on evaluation mode.
@@ -76,5 +89,22 @@ def eval_mode_in_training(trace: Trace, *, steps: int = 2) -> Iterator[Finding]:
                     "first_step": incident.step,
                     "steps_in_train_mode": incident.facts["trained"],
                 },
-                fixes=[Fix("model.train() at the start of each epoch, or after the test")],
+                fixes=[_switched(trace, edits, incident)],
             )
+
+
+def _switched(trace: Trace, edits: SourceEdits, incident: Incident) -> Fix:
+    title = "switch back before training goes on: model.train() at the start of each epoch"
+    reason = (
+        "PyTorch documentation, Module.eval: it stays until train(), dropout off and running statistics "
+        "in place of the batch's"
+    )
+    model = next((m for m in trace.trained if m.name == incident.facts["model"]), None)
+    made = Fix(title) if model is None else loops.in_train_mode(trace, edits, model, title=title)
+    return explained(
+        made,
+        reason=reason,
+        obstacle="the model is not known any more",
+        patches=[Patch.training("train-mode")],
+        safety=Safety.SAFE,
+    )

@@ -12,6 +12,7 @@ from trainlint.rule import (
     Fix,
     Generalization,
     Graph,
+    Patch,
     Severity,
     SourceEdits,
     Trace,
@@ -143,12 +144,32 @@ def _cures(trace: Trace, measured: Generalization, data: Data | None) -> Iterato
     if 0 < best.step < last.step:
         yield Fix(
             f"keep the state of the least validation loss: {best.validation.mean:.3g} at step {best.step}, "
-            f"{last.validation.mean:.3g} at step {last.step}"
+            f"{last.validation.mean:.3g} at step {last.step}",
+            reason="Prechelt 1998: what is learnt behind the minimum is learnt by heart",
+            obstacle="the loop is to keep and restore a state",
         )
     if any(kind.startswith("Adam") for kind in kinds):
-        yield Fix("torch.optim.AdamW(..., weight_decay=0.01), up to 0.1")
+        yield Fix(
+            "decay the weights: torch.optim.AdamW(..., weight_decay=0.01), up to 0.1",
+            reason="Loshchilov & Hutter 2019: w ← (1 − lr·λ)·w beside the step",
+            obstacle="how much helps is to be measured",
+            patches=[Patch.training("weight-decay", value=0.01, apart=True)],
+        )
     else:
-        yield Fix("weight_decay=5e-4 in the optimizer, up to 5e-3")
-    yield Fix("nn.Dropout(0.5) behind wide hidden activations, 0.1 to 0.2 between convolutions")
+        yield Fix(
+            "decay the weights: weight_decay=5e-4 in the optimizer, up to 5e-3",
+            reason="Krogh & Hertz 1991: λ/2·‖w‖² keeps the function from bending for every sample",
+            obstacle="how much helps is to be measured",
+            patches=[Patch.training("weight-decay", value=5e-4)],
+        )
+    yield Fix(
+        "put nn.Dropout(0.5) behind wide hidden activations, 0.1 to 0.2 between convolutions",
+        reason="Srivastava et al. 2014: an average over sub-networks",
+        obstacle="where it belongs is its author's to say",
+    )
     if data is not None and any(given.kind == "image" for given in data.train.inputs):
-        yield Fix("random crops and, where they mean the same, mirror images of the training data")
+        yield Fix(
+            "train on random crops and, where they mean the same, mirror images",
+            reason="Krizhevsky et al. 2012: more samples of the same classes",
+            obstacle="what leaves the class as it is, is its author's to say",
+        )

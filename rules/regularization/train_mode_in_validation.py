@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.rule import Finding, Fix, Incident, Severity, Trace, rule
+from trainlint.rule import (
+    Finding,
+    Fix,
+    Incident,
+    Patch,
+    Safety,
+    Severity,
+    SourceEdits,
+    Trace,
+    explained,
+    loops,
+    rule,
+)
 
 
 @rule("REG005", severity=Severity.WARNING, since="0.1")
-def train_mode_in_validation(trace: Trace) -> Iterator[Finding]:
+def train_mode_in_validation(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:
     """A pass over data that nothing is trained by runs in train mode: the result is noisy and too low.
 
     In train mode dropout leaves out units, so that the score is that of a thinned model and differs from
@@ -61,7 +73,7 @@ def train_mode_in_validation(trace: Trace) -> Iterator[Finding]:
     When the scatter between passes is what is wanted, as in Monte Carlo dropout.
 
     ## Fix safety
-    Only shown: two calls, before and after the pass.
+    Safe: two calls, before and after the pass. No edit is made where the pass ends in a `return`.
 
     ## References
     PyTorch documentation, `torch.nn.Module.eval` and `torch.no_grad`. Gal & Ghahramani 2016,
@@ -74,7 +86,21 @@ def train_mode_in_validation(trace: Trace) -> Iterator[Finding]:
                 "mode: dropout leaves out units, BatchNorm takes the batch's statistics and moves its own",
                 where=incident.site,
                 evidence={"passes": incident.count, "first_step": incident.step},
-                fixes=[Fix("model.eval() before the pass, and model.train() after it")],
+                fixes=[
+                    explained(
+                        loops.evaluated(
+                            trace,
+                            edits,
+                            incident.site,
+                            title="evaluate in eval mode: model.eval() before the pass, and model.train() "
+                            "after it",
+                        ),
+                        reason="Ioffe & Szegedy 2015, algorithm 2; Srivastava et al. 2014, section 4: "
+                        "fixed statistics and the whole network answer",
+                        patches=[Patch.training("eval-mode-in-validation")],
+                        safety=Safety.SAFE,
+                    )
+                ],
             )
     for incident in trace.of("unused-graph"):
         if not _is_part_of_training(trace, incident):
@@ -83,7 +109,13 @@ def train_mode_in_validation(trace: Trace) -> Iterator[Finding]:
                 "used: they keep every activation in memory",
                 where=incident.site,
                 evidence={"passes": incident.count, "first_step": incident.step},
-                fixes=[Fix("with torch.no_grad(): around the pass")],
+                fixes=[
+                    Fix(
+                        "with torch.no_grad(): around the pass",
+                        reason="PyTorch documentation, torch.no_grad: no activation is kept within",
+                        obstacle="the whole pass would be indented",
+                    )
+                ],
                 severity=Severity.INFO,
             )
 
