@@ -14,7 +14,7 @@ import re
 import signal
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ _NAMES = {
     "loader": ("train_loader", "train_dl", "loader"),
     "loop": ("train", "fit", "train_one_epoch"),
 }
+_OF_DATA = ("normalise-inputs", "normalise-targets", "channels-first", "cast")
 
 
 @dataclass(frozen=True)
@@ -137,42 +138,49 @@ def _plain(model: Any, loss: Any, optimizer: Any, loader: Any, batch_size: int) 
             return
 
 
-def _is_regression(loss: Any) -> bool:
-    return isinstance(loss, (nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, nn.L1Loss))
-
-
 @torch.no_grad()
-def score(namespace: dict[str, Any], twin: dict[str, Any]) -> float:
+def score(
+    namespace: dict[str, Any], twin: dict[str, Any], patches: list[Patch] | None = None
+) -> float:
     """Mean loss over the training data. Targets of another scale than the twin's are standardised."""
     model, loss, judge = part(namespace, "model"), part(namespace, "loss"), part(twin, "loss")
-    data = part(namespace, "loader").dataset
     # Cross entropy of log-probabilities is their negative logarithm; only probabilities need their own.
     if not isinstance(loss, nn.BCELoss) or not isinstance(judge, nn.BCEWithLogitsLoss):
         loss = judge
     model.eval()
-    scaled: Callable[[Tensor], Tensor] = lambda values: values  # noqa: E731
-    if _is_regression(judge) and len(data):
-        own = torch.stack([torch.as_tensor(row[-1]) for row in data]).double()
-        same = torch.stack([torch.as_tensor(row[-1]) for row in part(twin, "loader").dataset])
-        ratio = float(own.std() / same.double().std())
-        if not 0.99 < ratio < 1.01 and own.shape == same.shape:
-            scaled = lambda values: ((values.double() - own.mean()) / own.std()).float()  # noqa: E731
-            loss = judge
+    batches = list(_evaluated(namespace, patches or []))
+    is_regression = isinstance(judge, (nn.MSELoss, nn.SmoothL1Loss))
+    one_shape = is_regression or isinstance(judge, (nn.BCELoss, nn.BCEWithLogitsLoss))
+    scale: tuple[float, float] | None = None
+    if is_regression:
+        own = torch.cat([target.double().flatten() for _, target in batches])
+        usual = torch.cat([t.double().flatten() for *_, t in part(twin, "loader")])
+        if not 0.98 < float(own.std() / usual.std()) < 1.02:
+            scale = (float(own.mean()), float(own.std()))
     total = count = 0.0
-    for batch in DataLoader(data, batch_size=100):
-        inputs, target = _split(batch)
+    for inputs, target in batches:
         output = model(*inputs)
-        if (
-            _is_regression(judge)
-            and isinstance(output, Tensor)
-            and output.numel() == target.numel()
-        ):
+        if one_shape and output.numel() == target.numel():
             output = output.reshape(target.shape)
-        if scaled(target) is not target:
-            output, target = scaled(output), scaled(target)
+        if scale is not None:
+            output, target = ((v.double() - scale[0]) / scale[1] for v in (output, target))
         total += float(loss(output, target)) * len(target)
         count += len(target)
     return total / count
+
+
+def _evaluated(namespace: dict[str, Any], patches: list[Patch]) -> Iterator[tuple[list[Any], Any]]:
+    """All training data once; where patches change it on its way to the model, as the model gets it."""
+    loader = part(namespace, "loader")
+    of_data = [patch for patch in patches if patch.kind in _OF_DATA]
+    if not of_data:
+        yield from map(_split, DataLoader(loader.dataset, batch_size=100))
+        return
+    model, loss = part(namespace, "model"), part(namespace, "loss")
+    setup = setup_of(namespace, model, loss, loops=False)
+    setup = patched(Copy(model, part(namespace, "optimizer"), setup), of_data).subject.setup
+    with setup.entered():
+        yield from map(_split, setup.train_loader)
 
 
 def outcome(text: str, twin: str, shift: int = 0, patches: list[Patch] | None = None) -> Outcome:
@@ -189,7 +197,7 @@ def outcome(text: str, twin: str, shift: int = 0, patches: list[Patch] | None = 
                 namespace = run(seeded(text, shift))
                 changed = patched_in(namespace, patches, shift) if patches else None
                 train(namespace, loader.batch_size, changed)
-                loss = score(namespace, judge)
+                loss = score(namespace, judge, patches)
         except (_Slow, Exception) as error:
             return Outcome(math.inf, f"{type(error).__name__}: {error}"[:200])
     return Outcome(loss) if math.isfinite(loss) else Outcome(math.inf, "the loss is not finite")

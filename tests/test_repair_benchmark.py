@@ -7,7 +7,16 @@ import math
 
 import pytest
 
-from benchmarks.repair import Store, detect, digest, is_accepted, reaches, repair, sound_texts, verdict
+from benchmarks.repair import (
+    Store,
+    detect,
+    digest,
+    is_accepted,
+    reaches,
+    repair,
+    sound_texts,
+    verdict,
+)
 from benchmarks.repair_faults import FAULTS, KINDS
 from benchmarks.repair_models import MODELS
 from benchmarks.repair_sound import SOUND
@@ -24,8 +33,9 @@ def test_there_are_as_many_as_the_page_says() -> None:
 @pytest.mark.parametrize("name", [*MODELS, *SOUND])
 def test_every_sound_file_is_python(name: str) -> None:
     tree = ast.parse(sound_texts()[name])
-    assert any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)) or "Sequential" in (
-        sound_texts()[name]
+    assert (
+        any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+        or "Sequential" in (sound_texts()[name])
     )
 
 
@@ -67,7 +77,9 @@ def test_the_twin_is_reached_by_share_or_by_ratio() -> None:
 def test_a_case_is_found_repaired_and_trains_as_its_twin_does() -> None:
     faults = [FAULTS["zero init/digits_mlp"], FAULTS["softmax before cross entropy/digits_mlp"]]
     store = Store(None)
-    detect({"digits_mlp": MODELS["digits_mlp"].text}, store.parts["twin findings"], store.save, 1, "")
+    detect(
+        {"digits_mlp": MODELS["digits_mlp"].text}, store.parts["twin findings"], store.save, 1, ""
+    )
     detect({f.name: f.text for f in faults}, store.parts["detection"], store.save, 1, "")
     repair(faults, store, 1)
     for fault in faults:
