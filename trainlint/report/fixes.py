@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from trainlint.fixes import source
 from trainlint.fixes.edit import Attempt, Edit, Fix
 from trainlint.fixes.source import SourceText
+from trainlint.records import CombinedFixes
 
 
 def label_of(fix: Fix, *, is_first: bool = True) -> str:
@@ -55,12 +56,7 @@ def _failed(attempt: Attempt) -> str:
 
 
 def _figures(attempt: Attempt) -> str:
-    parts = []
-    if attempt.after is not None:
-        steps = f" after {attempt.steps} steps" if attempt.steps else ""
-        # What did not run before has no loss.
-        before = "did not run" if attempt.before is None else f"{attempt.before:.3g}"
-        parts.append(f"{attempt.measure}{steps} {before} → {attempt.after:.3g}{_spread(attempt)}")
+    parts = [] if attempt.after is None else [_change(attempt)]
     if attempt.cleared is not None:
         parts.append("the finding is gone" if attempt.cleared else "the finding stays")
     if attempt.parameters:
@@ -73,7 +69,24 @@ def _figures(attempt: Attempt) -> str:
 _WORTH_SAYING = 1.2
 
 
-def _spread(attempt: Attempt) -> str:
+def combination_of(repair: CombinedFixes) -> str:
+    """Which fixes help together, in their order, what they do, and what is left."""
+    fixes = "; then ".join(f"{fix.title} ({fix.code})" for fix in repair.fixes)
+    change = "" if repair.after is None else f": {_change(repair)}"
+    left = f"; left: {', '.join(repair.left)}" if repair.left else ""
+    return f"together: {fixes}{change}{left}"
+
+
+def _change(attempt: Attempt | CombinedFixes) -> str:
+    """`training loss after 50 steps 2.3 → 0.41 ± 0.03`."""
+    assert attempt.after is not None
+    steps = f" after {attempt.steps} steps" if attempt.steps else ""
+    if attempt.before is None:
+        return f"it did not run, now {attempt.measure}{steps} {attempt.after:.3g}"
+    return f"{attempt.measure}{steps} {attempt.before:.3g} → {attempt.after:.3g}{_spread(attempt)}"
+
+
+def _spread(attempt: Attempt | CombinedFixes) -> str:
     """The error in the loss's own unit: that of the gain is in units of a constant answer's loss."""
     if attempt.before is None or attempt.after is None or not attempt.gain or attempt.error is None:
         return ""

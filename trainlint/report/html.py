@@ -29,7 +29,7 @@ from trainlint.records import (
 )
 from trainlint.registry import all_rules
 from trainlint.report.explanation import Lesson
-from trainlint.report.fixes import diff_of, label_of, outcome_of, reasons, title_of
+from trainlint.report.fixes import combination_of, diff_of, label_of, outcome_of, reasons, title_of
 from trainlint.report.svg import Curve, bars, curves
 from trainlint.report.text import evidence_items, place_of, profile_of
 
@@ -233,6 +233,8 @@ def _target(target: TargetResult, findings: Sequence[ReportedFinding]) -> str:
     if target.status != "ok":
         parts.append(f"<p>{escape(target.status)}: {escape(target.reason or '')}</p>")
     parts += [f'<p class="soft">{escape(note)}</p>' for note in target.notes]
+    if target.repair is not None and len(target.repair.fixes) > 1:
+        parts.append(f'<p class="proof">{escape(combination_of(target.repair))}</p>')
     own = [finding for finding in findings if finding.target == target.target]
     if target.series is not None:
         parts += _series(target.series, own)

@@ -23,7 +23,7 @@ from trainlint.records import Report, ReportedFinding, Series, TargetResult
 from trainlint.registry import all_rules
 from trainlint.report import plots as drawing
 from trainlint.report import remedies
-from trainlint.report.fixes import diff_of, label_of, outcome_of, reasons, title_of
+from trainlint.report.fixes import combination_of, diff_of, label_of, outcome_of, reasons, title_of
 from trainlint.rule import PICTURES
 
 _STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -57,6 +57,9 @@ def print_report(
         console.print()
     for target in report.targets:
         if target.status == "ok":
+            _print_repair(target, console)
+    for target in report.targets:
+        if target.status == "ok":
             _print_target(target, console, drawn=plots is not False)
     for target in report.targets:
         if target.status == "skipped":
@@ -69,6 +72,14 @@ def print_report(
     if status is None:
         status = report.exit_status(fail_on)
     _print_summary(report, shown, console, show_info=show_info, status=status)
+
+
+def _print_repair(target: TargetResult, console: Console) -> None:
+    """Which fixes help together; a single one stands with its finding."""
+    if target.repair is not None and len(target.repair.fixes) > 1:
+        text = combination_of(target.repair)
+        console.print(_wrapped(text, 0, console.width), style="green")
+        console.print()
 
 
 def _print_target(target: TargetResult, console: Console, *, drawn: bool = True) -> None:
