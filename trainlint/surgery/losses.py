@@ -220,25 +220,3 @@ def _replaced_functions(
         for name in sources:
             stack.enter_context(replaced(functional, name, other(name, originals[name])))
         yield
-
-
-def scaled_loss(case: Case, patch: Patch) -> None:
-    """Each loss times `factor` before its backward pass: for k micro-batches of mean losses, 1/k."""
-    factor = patch.values.get("factor")
-    if not isinstance(factor, (int, float)) or not 0 < factor < float("inf"):
-        raise PatchProblem(f"a loss cannot be scaled by {factor!r}")
-    original = torch.autograd.backward
-
-    @contextlib.contextmanager
-    def seam() -> Iterator[None]:
-        inner = torch.autograd.backward
-
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-            return inner([loss * factor for loss in given], *args, **kwargs)
-
-        backward.__name__ = original.__name__
-        with replaced(torch.autograd, "backward", backward):
-            yield
-
-    case.conduct.seams.append(seam)

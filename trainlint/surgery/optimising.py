@@ -1,4 +1,4 @@
-"""The optimizer of the copy, and what is done to gradients and rates around its steps."""
+"""The optimizer of the copy: its rates, its other options, and what it holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainlint.generalization.applying import decay_is_apart, shrinking, weight_matrices
 from trainlint.surgery.case import Case, PatchProblem
@@ -29,35 +29,6 @@ def _number(patch: Patch, name: str) -> float:
 def on_each_optimizer(case: Case, change: Callable[[Optimizer], None]) -> None:
     """To that of the copy when all patches are made, and to each that the training makes."""
     case.conduct.on_optimizer.append(change)
-
-
-# ---------------------------------------------------------------------- around steps
-
-
-def clip(case: Case, patch: Patch) -> None:
-    """`clip_grad_norm_` before each step, or `clip_grad_value_` where `value` is given."""
-    name = "value" if "value" in patch.values else "max_norm"
-    limit = _number(patch, name)
-    if limit <= 0:
-        raise PatchProblem(f"gradients cannot be clipped to {limit:g}")
-
-    def act(optimizer: Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # By their names: an observer stands there.
-        if name == "value":
-            nn.utils.clip_grad_value_(parameters, limit)
-        else:
-            nn.utils.clip_grad_norm_(parameters, limit)
-
-    case.conduct.before_step.append(act)
-
-
-def zero_grad(case: Case, _: Patch) -> None:
-    """No gradient is left after a step."""
-    case.conduct.after_step.append(lambda optimizer: optimizer.zero_grad())
-
-
-# ---------------------------------------------------------------------- options
 
 
 def learning_rate(case: Case, patch: Patch) -> None:

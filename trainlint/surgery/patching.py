@@ -21,7 +21,7 @@ from torch import nn
 from trainlint.generalization.trials import Copy
 from trainlint.measure.pulse import seed_generators
 from trainlint.preserve import is_lazy, random_states
-from trainlint.surgery import calls, layers, loading, losses, modes, optimising, weights
+from trainlint.surgery import calls, gradients, layers, loading, losses, modes, optimising, weights
 from trainlint.surgery.case import Case, PatchProblem
 from trainlint.surgery.conduct import Conduct
 
@@ -85,13 +85,16 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Lets parameters be trained, by the optimizer that trains their neighbours.",
     ),
     "clip": Kind(
-        optimising.clip,
-        "Clips the gradients' norm to `max_norm`, or each of them to `value`, before each step.",
+        gradients.clip,
+        "Clips the gradients' norm to `max_norm` before each step, in place of what the loop does itself, "
+        "or each of them to `value`.",
         "Pascanu et al. 2013",
         of_training=True,
     ),
     "zero-grad": Kind(
-        optimising.zero_grad, "Leaves no gradient behind after a step.", of_training=True
+        gradients.zero_grad,
+        "Leaves no gradient behind after a step, and lets none be cleared before it.",
+        of_training=True,
     ),
     "learning-rate": Kind(
         optimising.learning_rate,
@@ -144,7 +147,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         of_training=True,
     ),
     "loss-scaled": Kind(
-        losses.scaled_loss,
+        gradients.scaled_loss,
         "Multiplies each loss by `factor` before its backward pass.",
         of_training=True,
     ),
