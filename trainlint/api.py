@@ -19,12 +19,13 @@ from trainlint.fixes.source import SourceText
 from trainlint.loss.uses import Recipe
 from trainlint.overlay import overlaid
 from trainlint.probe.setup import Setup
-from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told
+from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told, encode
 from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
 from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
 from trainlint.suppression import Suppressions
 from trainlint.targets.discovery import holds_models, python_files
+from trainlint.targets.imports import imported_files
 from trainlint.targets.specs import parse_spec
 from trainlint.verification.verifying import Verified
 
@@ -187,6 +188,7 @@ class FileCheck:
     jobs: Sequence[Job]
     rules: Sequence[Rule]
     config: Config
+    _known: dict[bytes, _Collected] = field(default_factory=dict, repr=False)
 
     def report(
         self,
@@ -198,6 +200,7 @@ class FileCheck:
     ) -> Report:
         """Check in fresh processes. `overlay` holds texts, by file name, that stand in for the files.
 
+        Files that none of these texts concerns are not checked once more, where they were without them.
         With `verify` the fixes of what is found are tried, and `advance` told of how much of that is done.
         """
         if verify:
@@ -237,11 +240,11 @@ class FileCheck:
         self, progress: Progress | None, overlay: Mapping[str, str] | None
     ) -> tuple[Report, list[ReportedFinding]]:
         """The report, and all findings, also those that comments silence."""
-        jobs = self.jobs
-        if overlay:
-            texts = _by_real_name(overlay)
-            jobs = [msgspec.structs.replace(job, overlay=texts) for job in jobs]
-        collected, files = _check_files(jobs, self.config, progress)
+        texts = _by_real_name(overlay)
+        jobs = [_with_overlay(job, texts) for job in self.jobs]
+        if not texts:
+            self._known.clear()
+        collected, files = _check_files(jobs, self.config, progress, self._known)
         collected.results += _directories_without_models(self.targets, jobs)
         with overlaid(overlay or {}):
             report = _report(collected, self.rules, files)
@@ -250,6 +253,13 @@ class FileCheck:
 
 def _by_real_name(overlay: Mapping[str, str] | None) -> dict[str, str]:
     return {os.path.realpath(name): text for name, text in (overlay or {}).items()}
+
+
+def _with_overlay(job: Job, texts: Mapping[str, str]) -> Job:
+    """With those of the texts that may concern it."""
+    files = imported_files(job.path) if texts and job.path else None
+    own = {name: text for name, text in texts.items() if files is None or name in files}
+    return msgspec.structs.replace(job, overlay=own)
 
 
 def recheck(
@@ -462,13 +472,18 @@ def _memory() -> int:
 
 
 def _check_files(
-    jobs: Sequence[Job], config: Config, progress: Progress | None
+    jobs: Sequence[Job],
+    config: Config,
+    progress: Progress | None,
+    known: dict[bytes, _Collected],
 ) -> tuple[_Collected, list[str]]:
+    """What the jobs find, each in a process of its own; `known` are answers of earlier ones."""
     from trainlint.processes.supervisor import run_jobs
 
     workers = config.jobs or min(len(jobs), os.cpu_count() or 1)
-    by_job: dict[int, _Collected] = {number: _Collected() for number in range(len(jobs))}
-    pending = dict(enumerate(jobs))
+    keys = [encode(job) for job in jobs]
+    by_job = {number: known.get(key, _Collected()) for number, key in enumerate(keys)}
+    pending = {number: job for number, job in enumerate(jobs) if keys[number] not in known}
     while pending:
         numbers = list(pending)
         again: dict[int, Job] = {}
@@ -479,12 +494,13 @@ def _check_files(
             if repeated is not None:
                 again[number] = repeated
         pending = again
+    known.update({key: by_job[number] for number, key in enumerate(keys)})
     collected = _Collected()
     for number in range(len(jobs)):
-        known = {result.target for result in collected.results}  # `net.py net.py::Net`
+        before = {result.target for result in collected.results}  # `net.py net.py::Net`
         own = by_job[number]
-        collected.findings += [pair for pair in own.findings if pair[0].target not in known]
-        collected.results += [result for result in own.results if result.target not in known]
+        collected.findings += [pair for pair in own.findings if pair[0].target not in before]
+        collected.results += [result for result in own.results if result.target not in before]
     return collected, [job.path for job in jobs if job.path]
 
 

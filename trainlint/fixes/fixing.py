@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trainlint.fixes.composing import Composition, Proposal, compose
+from trainlint.fixes.choosing import Trial, choose, connected
+from trainlint.fixes.composing import Proposal, compose
 from trainlint.fixes.edit import Fix, Safety
-from trainlint.fixes.matching import Edited, Verdict, judge
+from trainlint.fixes.matching import Edited, judge
 from trainlint.fixes.source import SourceText
 from trainlint.fixes.writing import (
     NotWritable,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 ROUNDS: Final = 4
 Ask = Callable[[Proposal, Sequence["Changed"]], bool]
-_WAITING: Final = "waiting"
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,6 @@ def _more(report: Report, wish: Wish) -> int:
     )
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Some fixes made together, and what the check says of it."""
-
-    composition: Composition
-    report: Report
-    verdict: Verdict
-
-
 class _Work:
     """The files as they are to become, and what was done so far."""
 
@@ -178,7 +169,7 @@ class _Work:
         self._settled: set[tuple[str, ...]] = set()
         self._titles: dict[tuple[str, ...], str] = {}
         self.repairs: list[Repair] = []
-        self._files: list[list[str]] = []
+        self._applied: list[Proposal] = []
 
     # ------------------------------------------------------------------ one round
 
@@ -191,15 +182,17 @@ class _Work:
         made = [proposal for proposal in composition.made if self._is_agreed(number, proposal)]
         if not made:
             return None
-        trial = self._largest_good(number, made, report)
-        if trial is None:
+        choice = choose(made, lambda some: self._tried(some, report))
+        for proposal, reason in choice.rejected:
+            self._settle(number, proposal, "rolled-back", reason)
+        if choice.best is None:
             # What had to wait for these may still be good.
             return report if composition.waiting else None
-        for proposal in trial.composition.made:
+        for proposal in choice.kept:
             self._settle(number, proposal, "applied")
-            self._files.append(proposal.filenames)
-        self._texts.update(trial.composition.texts)
-        return trial.report
+        self._applied += choice.kept
+        self._texts.update(choice.best.composition.texts)
+        return choice.best.report
 
     def _proposals(self, number: int, report: Report) -> Iterator[Proposal]:
         for finding in self._wish.findings(report):
@@ -251,33 +244,7 @@ class _Work:
         self._settle(number, proposal, "declined")
         return False
 
-    def _largest_good(
-        self, number: int, proposals: Sequence[Proposal], report: Report
-    ) -> _Trial | None:
-        """Those of the fixes that are good together, found by halving; the others are rolled back."""
-        best: _Trial | None = None
-        kept: list[Proposal] = []
-        groups = [list(proposals)]
-        while groups:
-            group = groups.pop(0)
-            trial = self._tried([*kept, *group], report)
-            if trial.verdict.is_good:
-                best, kept = trial, [*kept, *group]
-                continue
-            stuck = [each for each in group if each.finding in trial.verdict.still_there]
-            if len(group) == 1:
-                self._settle(number, group[0], "rolled-back", _reason(trial.verdict, group[0]))
-            elif stuck and len(stuck) < len(group):
-                for proposal in stuck:
-                    reason = _reason(trial.verdict, proposal)
-                    self._settle(number, proposal, "rolled-back", reason)
-                groups.insert(0, [each for each in group if each not in stuck])
-            else:
-                middle = len(group) // 2
-                groups[:0] = [group[:middle], group[middle:]]
-        return best
-
-    def _tried(self, proposals: Sequence[Proposal], report: Report) -> _Trial:
+    def _tried(self, proposals: Sequence[Proposal], report: Report) -> Trial:
         composition = compose(proposals, self._source)
         after = self._check.report(self._progress, {**self._texts, **composition.texts})
         edited = {
@@ -285,7 +252,7 @@ class _Work:
             for name, text in composition.texts.items()
         }
         targets = [proposal.finding for proposal in proposals]
-        return _Trial(composition, after, judge(report, after, edited, targets))
+        return Trial(composition, after, judge(report, after, edited, targets))
 
     def _settle(self, number: int, proposal: Proposal, status: str, reason: str = "") -> None:
         finding, fix = proposal.finding, proposal.fix
@@ -326,7 +293,8 @@ class _Work:
     def write(self) -> bool:
         """Write all files, those that share a fix together. Whether that went well for all of them."""
         failed: dict[str, str] = {}
-        for names in _connected(self._files):
+        for group in connected(self._applied, lambda each: set(each.filenames)):
+            names = sorted({name for each in group for name in each.filenames})
             pairs = [(self._originals[name], self._texts[name]) for name in names]
             try:
                 write_together(pairs)
@@ -345,27 +313,10 @@ def _not_written(repair: Repair, failed: Mapping[str, str]) -> Repair:
     return msgspec.structs.replace(repair, status="refused", reason=next(filter(None, reasons)))
 
 
-def _connected(groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The names, together that are so in any group, directly or by way of others."""
-    joined: list[set[str]] = []
-    for group in groups:
-        near = [names for names in joined if names & set(group)]
-        joined = [names for names in joined if names not in near]
-        joined.append(set(group).union(*near))
-    return [sorted(names) for names in joined]
-
-
 def _key(finding: ReportedFinding, fix: Fix | None = None) -> tuple[str, ...]:
     """What is tried once."""
     key = (finding.code, finding.target, finding.module)
     return key if fix is None else (*key, fix.title)
-
-
-def _reason(verdict: Verdict, proposal: Proposal) -> str:
-    if proposal.finding in verdict.still_there:
-        return "the finding is still there"
-    back = [f"{finding.code} {finding.name} is there again" for finding in verdict.still_there]
-    return "; ".join([*verdict.problems, *back])
 
 
 def _display(name: str) -> str:

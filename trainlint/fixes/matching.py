@@ -35,11 +35,23 @@ class Edited:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Something that an edit made worse, and the target in which it shows."""
+
+    target: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What came of an edit: targets that are `still_there`, and the `problems` that it made."""
+    """What came of an edit: targets that are `still_there`, and the `problems` that it made.
+
+    `revealed` tells that there are new findings which count as hidden before.
+    """
 
     still_there: list[ReportedFinding] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    revealed: bool = False
 
     @property
     def is_good(self) -> bool:
@@ -62,14 +74,20 @@ def judge(
     fixed = [target for target in targets if target not in still_there]
     problems = [*_broken(before, after)]
     known = list(every_finding(before))
+    revealed = False
     for finding in now:
         if Severity(finding.severity).rank > _WARNING:
             continue
         same = [other for other in known if places.are_same(other, finding)]
         counted = max((_count(other) for other in same), default=0)
-        if counted < _count(finding) and not _is_revealed(finding, before, fixed):
-            problems.append(f"{finding.code} {finding.name} appeared{_where(finding)}")
-    return Verdict(still_there, list(dict.fromkeys(problems)))
+        if counted >= _count(finding):
+            continue
+        if _is_revealed(finding, before, fixed):
+            revealed = True
+        else:
+            text = f"{finding.code} {finding.name} appeared{_where(finding)}"
+            problems.append(Problem(finding.target, text))
+    return Verdict(still_there, list(dict.fromkeys(problems)), revealed)
 
 
 def _is_revealed(
@@ -85,7 +103,7 @@ def _is_revealed(
     )
 
 
-def _broken(before: Report, after: Report) -> Iterator[str]:
+def _broken(before: Report, after: Report) -> Iterator[Problem]:
     """What could be built, or run, before and cannot now."""
     now = {result.target: result for result in after.targets}
     for result in before.targets:
@@ -93,16 +111,17 @@ def _broken(before: Report, after: Report) -> Iterator[str]:
             continue
         other = now.get(result.target)
         if other is None:
-            yield f"{result.target} is not found any more"
+            yield Problem(result.target, f"{result.target} is not found any more")
         elif other.status != "ok":
-            yield f"{result.target}: {other.reason}"
+            yield Problem(result.target, f"{result.target}: {other.reason}")
         elif "signal" in result.stages and "signal" not in other.stages:
-            yield f"{result.target} does not run any more"
+            yield Problem(result.target, f"{result.target} does not run any more")
         else:
-            yield from sorted(_stops(other) - _stops(result))
+            stops = _stops(other) - _stops(result)
+            yield from (Problem(result.target, text) for text in sorted(stops))
     for name, other in now.items():
         if other.status == "error" and not any(each.target == name for each in before.targets):
-            yield f"{name}: {other.reason}"
+            yield Problem(name, f"{name}: {other.reason}")
 
 
 def _stops(result: TargetResult) -> set[str]:
