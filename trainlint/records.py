@@ -230,12 +230,16 @@ class CrossValidation(msgspec.Struct, frozen=True):
 
 
 class AppliedFix(msgspec.Struct, frozen=True):
-    """A fix of a combination: the finding that it remedies, and its title."""
+    """A fix of a combination: the finding that it remedies, and its title.
+
+    `edited` tells that the source is changed by it; else it was made on a copy of the model.
+    """
 
     code: str
     name: str
     module: str
     title: str
+    edited: bool = False
 
 
 class CombinedFixes(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,7 +124,8 @@ class Training(msgspec.Struct, frozen=True):
 
     `train` is the loss of training samples, `validation` that of others. `watched` tells that `train` is
     what the user's own loop showed while it ran: `series` is then the loss at each step. `seconds` are
-    those of a step, `parameters` how many the model has, `memory` the bytes that the process grew by.
+    those of the processor in a step, `parameters` how many the model has, `memory` the bytes that the
+    process grew by.
     """
 
     seed: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainlint.errors import TrainlintError
-from trainlint.fixes.edit import Fix
+from trainlint.fixes.edit import Fix, Safety
 from trainlint.records import AppliedFix, CombinedFixes, ReportedFinding
 from trainlint.rule import Severity
 from trainlint.verification.candidates import Candidate, candidates, ranked, with_attempt
@@ -65,7 +65,7 @@ def combined(
     tries = first
     left: Sequence[ReportedFinding] = ()
     while True:
-        failed |= {_key(each) for each in tries if not each.verdict.helps}
+        failed |= {_key(each) for each in tries if each.verdict.attempt.cleared is False}
         best = _best(tries)
         if best is None:
             break
@@ -132,11 +132,22 @@ def _key(each: Try) -> tuple[str, str, str]:
     return (each.finding.code, each.finding.module, each.fix.title)
 
 
+def _may_be_applied(each: Try) -> bool:
+    """Whether it clears its finding and brings no other, and either costs nothing or has to be.
+
+    A fault may lower the loss of the first steps: gradients that are never cleared, say, are a momentum.
+    What is plainly meant, or an error, is mended all the same, as long as the model then learns.
+    """
+    verdict = each.verdict
+    has_to_be = each.fix.safety == Safety.SAFE or each.finding.severity == Severity.ERROR
+    return verdict.clears and (not verdict.costs or (has_to_be and verdict.trains))
+
+
 def _best(tries: Sequence[Try]) -> Try | None:
     """Of the most severe finding with a verified fix, or else one that is cleared, the first in rank."""
     groups: dict[int, list[Try]] = {}
     for each in tries:
-        if each.verdict.helps:
+        if _may_be_applied(each):
             groups.setdefault(id(each.finding), []).append(each)
     if not groups:
         return None
@@ -144,9 +155,12 @@ def _best(tries: Sequence[Try]) -> Try | None:
     def order(group: Sequence[Try]) -> tuple[float, ...]:
         gains = [e.verdict.attempt.gain or 0.0 for e in group if not e.verdict.attempt.reason]
         rank = Severity(group[0].finding.severity).rank
-        return (not gains, rank, -max(gains, default=0.0), group[0].turn)
+        costs = all(e.verdict.costs for e in group)
+        return (costs, not gains, rank, -max(gains, default=0.0), group[0].turn)
 
     chosen = min(groups.values(), key=order)
+    if not all(each.verdict.costs for each in chosen):
+        chosen = [each for each in chosen if not each.verdict.costs]
     fixes = [with_attempt(each.fix, each.verdict.attempt) for each in chosen]
     first = ranked(fixes)[0]
     return next(each for each, fix in zip(chosen, fixes, strict=True) if fix is first)
@@ -154,4 +168,6 @@ def _best(tries: Sequence[Try]) -> Try | None:
 
 def _record(each: Try) -> AppliedFix:
     finding = each.finding
-    return AppliedFix(finding.code, finding.name, finding.module, each.fix.title)
+    return AppliedFix(
+        finding.code, finding.name, finding.module, each.fix.title, edited=bool(each.fix.edits)
+    )

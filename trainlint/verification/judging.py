@@ -50,18 +50,14 @@ class Checked:
 class Verdict:
     """What came of a change that is to remedy a finding; verified if the `attempt` has no reason.
 
-    `clears` tells that the finding is gone and no other has come, `costs` that it does not train, or to a
-    higher loss.
+    `clears` tells that the finding is gone and no other has come, `trains` that the loss falls, `costs`
+    that it falls less than it did. Where there is no training both are as for one that goes well.
     """
 
     attempt: Attempt
     clears: bool
+    trains: bool
     costs: bool
-
-    @property
-    def helps(self) -> bool:
-        """Whether it may be applied with others, verified or not."""
-        return self.clears and not self.costs
 
 
 def judged(
@@ -77,8 +73,13 @@ def judged(
     attempt = _measured(pairs, control, outcome, cleared)
     of_findings = _objection(before, outcome, edits, cleared=bool(cleared))
     reason = of_findings or _doubt(outcome, attempt, pairs)
+    is_untold = pairs.problem in (NO_TRAINING, UNKNOWN_UNIT)
+    gain = attempt.gain
     return Verdict(
-        msgspec.structs.replace(attempt, reason=reason), not of_findings, _costs(attempt, pairs)
+        msgspec.structs.replace(attempt, reason=reason),
+        clears=not of_findings,
+        trains=is_untold or (gain is not None and pairs.learns),
+        costs=not is_untold and (gain is None or gain < -_COST),
     )
 
 
@@ -119,12 +120,6 @@ def _doubt(outcome: Outcome, attempt: Attempt, pairs: _Pairs) -> str:
     if attempt.gain <= attempt.error or min(pairs.gains) <= 0:
         return "the loss is not lower with each seed"
     return ""
-
-
-def _costs(attempt: Attempt, pairs: _Pairs) -> bool:
-    if pairs.problem in (NO_TRAINING, UNKNOWN_UNIT):
-        return False
-    return attempt.gain is None or attempt.gain < -_COST
 
 
 # ---------------------------------------------------------------------- the loss
@@ -171,8 +166,9 @@ def _pairs(control: Outcome, outcome: Outcome, *, about_validation: bool) -> _Pa
             gains.append(((end if start is None else start) - end) / unit)
         else:
             gains.append(was / old_unit - end / unit)
-        if began is not None:
-            learns = learns and end / unit < began / old_unit - _LEAST_LEARNT
+        reference = start if began is None else began * unit / old_unit
+        if reference is not None:
+            learns = learns and end < reference - _LEAST_LEARNT * unit
     steps = min((min(a.steps or b.steps, b.steps) for a, b in pairs), default=0)
     return _Pairs(measure, before, after, gains, learns, steps)
 

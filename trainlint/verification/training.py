@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from trainlint.probe.probing import Guard
 
 _SAMPLES_AT_ONCE: Final = 128
+# The loss is the median at these shares of the steps and at the end: it goes up and down with each step.
+_LOOKS: Final = (0.8, 0.9)
 
 
 def training(
@@ -90,6 +92,8 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
     if setup.val_loader is not None:
         others = _Samples(subject, setup.val_loader, setup.names.get("val_loader", "val_loader"))
     start, start_of_others = samples.score(), _optional(others)
+    ends: list[tuple[float, float | None]] = []
+    looks = {round(share * empty.asked) for share in _LOOKS}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     began = time.monotonic()
     done = 0
@@ -98,17 +102,21 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
     for raw in _in_order(setup.train_loader, name, empty.seed):
         if done >= empty.asked or time.monotonic() - began > seconds:
             break
+        if done in looks:
+            ends.append((samples.score(), _optional(others)))
         batch = split(raw, model, setup.loss, name)
-        started = time.perf_counter()
+        started = time.process_time()
         step_of(model, setup, optimizer, batch, done, device)
-        spent += time.perf_counter() - started
+        spent += time.process_time() - started
         done += 1
     if done < empty.asked:
         raise ProbeProblem(f"{done} of {empty.asked} steps in {seconds:g} s")
-    end, end_of_others = samples.score(), _optional(others)
+    ends.append((samples.score(), _optional(others)))
+    end = at_end([value for value, _ in ends])
+    of_others = [value for _, value in ends if value is not None]
     validation = None
-    if others is not None and start_of_others is not None and end_of_others is not None:
-        validation = Loss(figure(start_of_others), figure(end_of_others),
+    if others is not None and start_of_others is not None and len(of_others) == len(ends):
+        validation = Loss(figure(start_of_others), figure(at_end(of_others)),
                           _figure(others.guess(samples)))  # fmt: skip
     return Training(
         empty.seed,
@@ -218,9 +226,9 @@ def _optional(samples: _Samples | None) -> float | None:
 def _watched(subject: Copy, empty: Training, limits: Limits) -> Training:
     """Run it for so many steps, and read its losses from what was seen."""
     assert subject.setup.train is not None
-    started = time.perf_counter()
+    started = time.process_time()
     ran = run_loop(subject.setup.train, limits)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     trace = ran.trace
     if ran.failed or not trace.steps:
         why = "no step was made" if ran.ended is None else f"the training raised {ran.ended}"
