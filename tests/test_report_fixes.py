@@ -1,4 +1,4 @@
-"""Fixes in words: what came of trying one, what several do together, and where that stands in the report."""
+"""Fixes in words: what came of trying one, what several do together, and where the report has it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ CASES = {
     ),
     "it did not run": (
         Fix("x", verified=Attempt(after=0.5, gain=0.2, steps=50, seeds=2, cleared=True, parameters=64)),
-        "verified: it did not run, now training loss after 50 steps 0.5, the finding is gone, +64 parameters",
+        "verified: it did not run, now training loss after 50 steps 0.5, the finding is gone, "
+        "+64 parameters",
     ),
     "it costs time": (
         Fix("x", verified=Attempt(before=2.0, after=1.0, steps=9, cleared=True, slowdown=2.71)),
         "verified: training loss after 9 steps 2 → 1, the finding is gone, 2.7 times the time of a step",
     ),
     "no proof": (
-        Fix("x", attempt=Attempt(before=2.3, after=2.3, gain=0.0, cleared=False, reason="the finding stays")),
+        Fix("x", attempt=Attempt(before=2.3, after=2.3, cleared=False, reason="the finding stays")),
         "tried, not proved to help: the finding stays (training loss 2.3 → 2.3, the finding stays)",
     ),
     "not tried": (
