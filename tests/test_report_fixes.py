@@ -20,8 +20,10 @@ CASES = {
     ),
     "it did not run": (
         Fix("x", verified=Attempt(after=0.5, gain=0.2, steps=50, seeds=2, cleared=True, parameters=64)),
-        "verified: it did not run, now training loss after 50 steps 0.5, the finding is gone, "
-        "+64 parameters",
+        (
+            "verified: it did not run, now training loss after 50 steps 0.5, the finding is gone, "
+            "+64 parameters"
+        ),
     ),
     "it costs time": (
         Fix("x", verified=Attempt(before=2.0, after=1.0, steps=9, cleared=True, slowdown=2.71)),
