@@ -255,9 +255,7 @@ def test_calls_are_taken_out_and_given_other_arguments() -> None:
     softmax = Occurrence("", "softmax")
     without = change(model, Patch.without(calls=[softmax]), inputs=DATA).subject.model
     assert torch.allclose(functional.softmax(without(DATA), dim=0), model(DATA))
-    other = change(
-        model, Patch("arguments", calls=[softmax], values={"dim": 1}), inputs=DATA
-    ).subject.model
+    other = change(model, Patch.arguments([softmax], dim=1), inputs=DATA).subject.model
     assert torch.allclose(other(DATA), functional.softmax(without(DATA), dim=1))
 
 
@@ -271,9 +269,7 @@ class AlwaysDropping(nn.Module):
 
 
 def test_a_call_can_be_given_the_mode_of_its_module() -> None:
-    patch = Patch(
-        "arguments", calls=[Occurrence("", "dropout")], values={"training": "self.training"}
-    )
+    patch = Patch.arguments([Occurrence("", "dropout")], training="self.training")
     made = change(AlwaysDropping(), patch, inputs=DATA).subject.model
     assert torch.equal(made.eval()(DATA), made(DATA))
     assert not torch.equal(made.train()(DATA), made(DATA))
@@ -646,3 +642,83 @@ def test_a_copied_optimizer_steps_itself_also_with_a_scheduler() -> None:
     subject.optimizer.step()
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
     assert not torch.equal(before["fc2.bias"], subject.model.get_parameter("fc2.bias"))
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1.0 * x
+        functional.relu(x, True)
+        x.tanh_()
+        functional.elu(x, inplace=True)
+        return x
+
+
+def test_calls_that_write_in_place_go_on_writing() -> None:
+    calls = [Occurrence("", operation) for operation in ("relu", "tanh", "elu")]
+    patch = Patch.activation("sigmoid", calls=calls)
+    made = patched(copied(InPlace(), Setup(), None), [patch]).subject.model
+    assert torch.allclose(made(DATA), DATA.sigmoid().sigmoid().sigmoid())
+
+
+def test_places_keep_the_order_of_the_mode_in_which_they_were_counted() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                x = self.fc(x).sigmoid()
+            return x.sigmoid()
+
+    patch = Patch.activation("relu", calls=[Occurrence("", "sigmoid", 0)])
+    made = change(Auxiliary(), patch, inputs=DATA).subject.model
+    assert torch.equal(made.eval()(DATA), DATA.sigmoid())
+    assert torch.equal(made.train()(DATA), made.get_submodule("fc")(DATA).relu().sigmoid())
+
+
+def test_a_single_sample_is_enough_to_see_that_the_changed_model_runs() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.Sigmoid())
+    patches = [Patch.rebuilt("1", num_features=6), Patch.activation("relu", modules=["2"])]
+    made = change(model, *patches, inputs=DATA[:1]).subject.model
+    assert made.training
+    assert made(DATA).shape == (16, 6)
+
+
+def test_what_was_taken_out_may_have_had_several_arguments() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = self.Inner()
+
+        class Inner(nn.Module):
+            def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+                return x * mask
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, mask=torch.zeros_like(x))
+
+    made = patched(copied(Masked(), Setup(), None), [Patch.without(modules=["inner"])])
+    assert torch.equal(made.subject.model(DATA), DATA)
+
+
+def test_a_checkpoint_runs_changed_calls_again() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+            return result
+
+    torch.manual_seed(0)
+    model = Checkpointed().eval()
+    patch = Patch.activation("relu", calls=[Occurrence("inner", "sigmoid")])
+    made: Any = change(model, patch, inputs=DATA).subject.model
+    made(DATA).sum().backward()
+    inner = model.inner
+    inner.fc2(inner.body(inner.act(inner.fc1(DATA))).relu()).sum().backward()
+    assert torch.allclose(made.inner.fc1.weight.grad, inner.fc1.weight.grad)

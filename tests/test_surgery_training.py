@@ -605,3 +605,40 @@ def test_a_range_test_finds_a_rate_that_trains(rate: float) -> None:
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
     now = change.subject.model.state_dict()
     assert all(torch.equal(before[name], now[name]) for name in before)
+
+
+def test_layers_of_the_model_itself_are_put_back_around_the_users_loop() -> None:
+    patches = [
+        Patch.norm("layer", after=["0"]),
+        Patch.residual(["1"]),
+        Patch.activation("gelu", modules=["2"]),
+        Patch.training("train-mode"),
+    ]
+    ran, trained = in_own_loop(plain, *patches)
+    assert ran.trace.steps == 8
+    assert isinstance(trained[2], nn.GELU)  # type: ignore[index]
+    assert "0.norm.weight" in trained.state_dict()
+
+
+def test_an_optimizer_of_fixed_size_takes_new_parameters() -> None:
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1)
+    setup = Setup(criterion, optimizer, train_loader)
+    subject = copied(model, setup, optimizer)
+    x, y = data().tensors
+
+    def step(subject: Copy) -> float:
+        def closure() -> Tensor:
+            subject.optimizer.zero_grad()
+            loss = criterion(subject.model(x), y)
+            loss.backward()
+            return loss
+
+        return subject.optimizer.step(closure).item()
+
+    step(subject)
+    subject.optimizer.state.clear()
+    change = patched(subject, [Patch.norm("layer", after=["0"])])
+    losses = [step(change.subject) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    assert change.subject.model.get_parameter("0.norm.weight").grad is not None

@@ -55,6 +55,11 @@ class Patch(msgspec.Struct, frozen=True):
         return cls("without", list(modules), calls=list(calls))
 
     @classmethod
+    def arguments(cls, calls: Iterable[Occurrence], **values: Any) -> Patch:
+        """Other arguments for calls: `dim=1`, `training="self.training"` for the mode of their module."""
+        return cls("arguments", calls=list(calls), values=values)
+
+    @classmethod
     def norm(cls, kind: str, after: Iterable[str], **values: Any) -> Patch:
         """A normalisation behind each of these layers: `batch`, `layer` or `group`."""
         return cls("norm", list(after), values={"norm": kind, **values})

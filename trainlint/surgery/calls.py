@@ -10,8 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +35,7 @@ def changed_calls(case: Case, calls: Collection[Occurrence], change: CallChange)
         seen = _calls_of(module)
         key = (call.operation, call.ordinal)
         seen.changes[key] = change
-        what = f"{call.operation} number {call.ordinal + 1}"
-        problem = f"{call.module or 'the model'} makes no call of {what} in its own code"
-        case.awaited.append((partial(_is_made, seen, key), problem))
-
-
-def _is_made(calls: _Calls, key: tuple[str, int]) -> bool:
-    return key in calls.made
+        case.awaited.append(_Awaited(seen, call))
 
 
 @dataclass
@@ -82,6 +75,28 @@ class _Calls:
         return places.index(key)
 
 
+@dataclass
+class _Awaited:
+    """That a change is made at least once. The order of places is then that of this forward for good."""
+
+    calls: _Calls
+    call: Occurrence
+    _places: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        call = self.call
+        what = f"{call.operation} number {call.ordinal + 1}"
+        return f"{call.module or 'the model'} makes no call of {what} in its own code"
+
+    def came(self) -> bool:
+        self._places = {name: list(places) for name, places in self.calls.places.items()}
+        return (self.call.operation, self.call.ordinal) in self.calls.made
+
+    def settle(self) -> None:
+        self.calls.places = self._places
+
+
 class _Mode(TorchFunctionMode):
     def __init__(self, calls: _Calls, module: nn.Module) -> None:
         super().__init__()
@@ -102,7 +117,7 @@ class _Mode(TorchFunctionMode):
         if change is None:
             return func(*args, **given)
         self.calls.made.add(key)
-        in_place = writes_in_place(func) or given.pop("inplace", False)
+        in_place = _is_in_place(func, args, given)
         result = change(self.module, func, args, given)
         operand = operand_of(args, given)
         if in_place and result is not operand:
@@ -110,7 +125,22 @@ class _Mode(TorchFunctionMode):
         return result
 
 
-_ATTRIBUTE = "_trainlint_calls"
+def _is_in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """`x.relu_()`, `F.relu(x, inplace=True)`, `F.relu(x, True)`."""
+    if writes_in_place(func):
+        return True
+    if "inplace" in kwargs:
+        return bool(kwargs.pop("inplace"))
+    if not any(value is True for value in args[1:]):
+        return False
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return False
+    return bool(dict(zip(names, args, strict=False)).get("inplace"))
+
+
+_ATTRIBUTE: Final = "_trainlint_calls"
 
 
 def _calls_of(module: nn.Module) -> _Calls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import nn
@@ -30,6 +30,20 @@ class PatchProblem(ProbeProblem):
     """Why a change cannot be made; the text is for the report."""
 
 
+class Awaited(Protocol):
+    """What has to come in a forward of the changed model, or there is a `problem`."""
+
+    @property
+    def problem(self) -> str:
+        """A sentence on what does not come."""
+
+    def came(self) -> bool:
+        """Asked when the forward is over."""
+
+    def settle(self) -> None:
+        """All that the forward has left is gone: keep what is to be known of it."""
+
+
 @dataclass
 class Case:
     """A model with optimizer and setup, changed in place, and what its training does besides.
@@ -46,7 +60,7 @@ class Case:
     given: Inputs | None = None
     seed: int = 0
     called: list[tuple[nn.Module, str]] = field(default_factory=list)
-    awaited: list[tuple[Callable[[], bool], str]] = field(default_factory=list)
+    awaited: list[Awaited] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
     has_other_data: bool = False
 
@@ -121,6 +135,7 @@ class Case:
                 group["params"][:] = [p for p in group["params"] if id(p) not in gone]
             for parameter in [p for p in optimizer.state if id(p) in gone]:
                 del optimizer.state[parameter]
+            _forget_size(optimizer)
 
     def joins(self, parameters: Iterable[nn.Parameter], beside: Iterable[nn.Parameter]) -> None:
         """New parameters get into the group of those `beside`, else into the model's first."""
@@ -135,6 +150,7 @@ class Case:
             ]
             if groups:
                 groups[0]["params"].extend(new)
+                _forget_size(optimizer)
 
     # ------------------------------------------------------------------ a real forward
 
@@ -155,39 +171,55 @@ class Case:
             return None
 
     def forward(self, then: Callable[[], None] = lambda: None) -> bool:
-        """Run the model on them, and `then` look at it; all is as before. False where there are none."""
+        """Run the model on them, and `then` look at it; all is as before. False where there are none.
+
+        In the mode that it has; in the other one where it fails so, as a BatchNorm may on one sample.
+        """
         inputs = self.inputs()
         if inputs is None:
             return False
         here = on_device_of(self.model, inputs)
-        with random_states(), unchanged_weights(self.model), preserved_evaluation(self.model):
-            self.model.eval()
-            with torch.no_grad():
-                self.model(*here.args, **here.kwargs)
-            then()
-        return True
+        training = self.model.training
+        failure: Exception | None = None
+        for mode in (training, not training):
+            with random_states(), unchanged_weights(self.model), preserved_evaluation(self.model):
+                if mode is not training:
+                    self.model.train(mode)
+                try:
+                    with torch.no_grad():
+                        self.model(*here.args, **here.kwargs)
+                except ProbeProblem:
+                    raise
+                except Exception as error:
+                    failure = failure or error
+                    continue
+                then()
+                return True
+        assert failure is not None
+        raise PatchProblem(f"the changed model raised {described(failure)}") from failure
 
     def check(self) -> None:
         """Run the changed model once. Raises `PatchProblem` where it fails or shows no change."""
         calls: set[int] = set()
 
         def look() -> None:
-            for module, problem in self.called:
-                if id(module) not in calls:
-                    raise PatchProblem(problem)
-            for is_there, problem in self.awaited:
-                if not is_there():
-                    raise PatchProblem(problem)
+            problems = [problem for module, problem in self.called if id(module) not in calls]
+            problems += [awaited.problem for awaited in self.awaited if not awaited.came()]
+            if problems:
+                raise PatchProblem(problems[0])
 
         with contextlib.ExitStack() as stack:
             for module, _ in self.called:
                 stack.enter_context(module.register_forward_hook(_noting(calls)))
-            try:
-                self.forward(look)
-            except ProbeProblem:
-                raise
-            except Exception as error:
-                raise PatchProblem(f"the changed model raised {described(error)}") from error
+            if self.forward(look):
+                for awaited in self.awaited:
+                    awaited.settle()
+
+
+def _forget_size(optimizer: Any) -> None:
+    """LBFGS keeps the number of its elements."""
+    if hasattr(optimizer, "_numel_cache"):
+        optimizer._numel_cache = None
 
 
 def _noting(calls: set[int]) -> Callable[..., None]:

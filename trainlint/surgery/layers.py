@@ -69,12 +69,19 @@ def _activation(to: str, values: dict[str, Any]) -> nn.Module:
     return made
 
 
+class _Passing(nn.Identity):
+    """Gives back the first of its arguments."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else next(iter(kwargs.values()))
+
+
 def without(case: Case, patch: Patch) -> None:
     """Layers and calls give back what goes into them."""
     if not patch.modules and not patch.calls:
         raise PatchProblem("nothing is named to be taken out")
     for _, module in case.modules(patch.modules) if patch.modules else []:
-        case.put(module, nn.Identity())
+        case.put(module, _Passing())
         case.leaves(module.parameters())
     if patch.calls:
         changed_calls(case, patch.calls, lambda _, __, args, kwargs: operand_of(args, kwargs))

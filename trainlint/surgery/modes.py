@@ -86,7 +86,8 @@ def schedule(case: Case, patch: Patch) -> None:
         rates = [group["lr"] for group in optimizer.param_groups]
         # A schedule of the training's own may have changed the rate before the first step.
         initial = first.setdefault(
-            optimizer, [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+            optimizer,
+            [_kept(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
         )
         current[optimizer] = rates
         for group, rate in zip(optimizer.param_groups, initial, strict=True):
@@ -99,3 +100,8 @@ def schedule(case: Case, patch: Patch) -> None:
 
     case.conduct.before_step.append(before)
     case.conduct.after_step.append(after)
+
+
+def _kept(rate: Any) -> Any:
+    """A rate that is a tensor may be changed in place."""
+    return rate.clone() if isinstance(rate, torch.Tensor) else rate

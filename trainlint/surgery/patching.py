@@ -200,7 +200,7 @@ def patched(
 
     `inputs` are for one forward where no loader is known, which shows that the changed model runs; `seed`
     decides new weights. Random states stay. Raises `PatchProblem` where a change cannot be made, also in
-    the training, where only that shows it.
+    the training, where only that shows it; the copy is then of no further use.
 
     For the user's own loop, which holds the model itself, `subject` may be that model: then only
     `preserve.preserved_training` around all of this puts it back.
