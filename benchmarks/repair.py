@@ -34,7 +34,7 @@ SEEDS = (0, 1)
 SHARE = 0.8
 RATIO = 1.2
 ROUNDS = 4
-PARTS = ["harm", "detection", "repair", "rivals", "sound"]
+PARTS = ["harm", "detection", "repair", "verified", "rivals", "sound"]
 AT_ONCE = 12
 Results = dict[str, dict[str, Any]]
 
@@ -91,10 +91,15 @@ def _harm(name: str) -> dict[str, Any]:
     }
 
 
+def twin_text(name: str) -> str:
+    """The twin of this name: a model's, or that of a case with its own."""
+    return MODELS[name].text if name in MODELS else FAULTS[name].twin
+
+
 def _twin(name: str) -> dict[str, Any]:
     from benchmarks.repair_training import constant, outcome
 
-    text = MODELS[name].text
+    text = twin_text(name)
     return {
         "of": digest(text),
         "losses": [outcome(text, text, seed).loss for seed in SEEDS],
@@ -301,6 +306,36 @@ def _trained(job: str) -> dict[str, Any]:
     return {"name": name, "losses": [r.loss for r in results], "error": results[0].error}
 
 
+def verified(cases: Sequence[Fault], store: Store, jobs: int) -> None:
+    """`trainlint.verification.repair` on the drawn cases: each fix tried, the best combination made."""
+    from trainlint.config import Config
+    from trainlint.verification import repair as repair_file
+
+    results, twins = store.parts["verified"], store.parts["twin findings"]
+    left = [f for f in cases if is_drawn(f) and not _is_of(results.get(f.name), f.text)]
+    for number, fault in enumerate(left, 1):
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "case.py"
+            path.write_text(fault.text)
+            config = Config(jobs=jobs, probe_seconds=60, verify_seconds=300)
+            repaired = repair_file(path, config=config)
+            text = next(iter(repaired.texts.values()), fault.text)
+            version = repaired.version
+            patches = [] if version is None else msgspec.to_builtins(list(version.patches))
+            found = [_finding(f, path, fault.text) for f in repaired.report.findings]
+        result = {"of": digest(fault.text), "findings": found, "targets": []}
+        result["proved"] = [bool(f.verified) for f in repaired.fixes]
+        result["fixes"] = [fix.title for fix in repaired.fixes]
+        result["clears"] = [f.code for f in repaired.findings]
+        new = _new(fault, result, twins)
+        result["cleared"] = bool(new) and new[0]["code"] in result["clears"]
+        if repaired.fixes:
+            result.update(_trained(json.dumps([fault.name, text, patches])))
+        results[fault.name] = result
+        store.save()
+        print(f"verified: {number} of {len(left)}", flush=True)
+
+
 # ---------------------------------------------------------------------- rivals
 
 
@@ -461,7 +496,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = [] if options.report else options.part or PARTS
     if "harm" in wanted:
         twins, harm = store.parts["twins"], store.parts["harm"]
-        stale = [n for n in models if not _is_of(twins.get(n), MODELS[n].text)]
+        names = dict.fromkeys(fault.twin_name for fault in cases)
+        stale = [name for name in names if not _is_of(twins.get(name), twin_text(name))]
         in_processes(_twin, stale, twins, store, options.jobs)
         stale = [f.name for f in cases if not _is_of(harm.get(f.name), f.text)]
         in_processes(_harm, stale, harm, store, options.jobs)
@@ -472,6 +508,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         detect(texts, store.parts["detection"], store.save, options.jobs, "detection")
     if "repair" in wanted:
         repair(cases, store, options.jobs)
+    if "verified" in wanted:
+        verified(cases, store, options.jobs)
     if "rivals" in wanted:
         rivals(cases, store, options.jobs)
     if "sound" in wanted:
@@ -487,7 +525,10 @@ def harmful(cases: Sequence[Fault], store: Store) -> list[Fault]:
         fault
         for fault in cases
         if fault.kind.unseen
-        or (fault.name in harm and not reaches(harm[fault.name]["losses"], twins[fault.model])[0])
+        or (
+            fault.name in harm
+            and not reaches(harm[fault.name]["losses"], twins[fault.twin_name])[0]
+        )
     ]
 
 
@@ -531,6 +572,8 @@ def report_half(half: str, cases: Sequence[Fault], store: Store) -> None:
             )
     if parts["repair"]:
         _report_repair(found, store)
+    if parts["verified"]:
+        _report_verified(seen, store)
     if parts["rivals"]:
         _report_rivals([f for f in seen if f.name in parts["rivals"]], verdicts, store)
 
@@ -543,7 +586,7 @@ def _report_repair(found: dict[str, Any], store: Store) -> None:
         if case is None:
             continue
         clear = any(outcome in ("cleared", "patched") for *_, outcome in case["rounds"])
-        twin = parts["twins"][FAULTS[name].model]
+        twin = parts["twins"][FAULTS[name].twin_name]
         reached = reaches(case["losses"], twin) if "losses" in case else (False, False)
         cleared += clear
         by_share += clear and reached[0]
@@ -554,12 +597,40 @@ def _report_repair(found: dict[str, Any], store: Store) -> None:
     print(f"  a fix was made and its finding cleared: {share(cleared, len(found))}")
     print(f"  repaired, by share of the twin's improvement: {share(by_share, len(found))}")
     print(f"  repaired, by ratio to the twin's loss: {share(by_ratio, len(found))}")
-    twins = [parts["twins"][FAULTS[name].model] for name in found]
+    twins = [parts["twins"][FAULTS[name].twin_name] for name in found]
     again = [reaches(twin["others"], twin) for twin in twins]
     print(
         f"  the twin itself on other seeds: {share(sum(a for a, _ in again), len(again))} by share, "
         f"{share(sum(b for _, b in again), len(again))} by ratio"
     )
+
+
+def _report_verified(cases: Sequence[Fault], store: Store) -> None:
+    parts = store.parts
+    results = {f.name: parts["verified"][f.name] for f in cases if f.name in parts["verified"]}
+    found = {n: x for n, x in results.items() if _new(FAULTS[n], x, parts["twin findings"])}
+    first = {n: verdict(FAULTS[n], results, parts["twin findings"])["accepted"] for n in found}
+    reached = {
+        n: reaches(x["losses"], parts["twins"][FAULTS[n].twin_name])
+        if "losses" in x
+        else (False, False)
+        for n, x in found.items()
+    }
+    total = len(found)
+    print(f"  with --verify, on {total} of the detected:")
+    print(f"    first fix accepted: {share(sum(first.values()), total)}")
+    print(f"    proved: {share(sum(any(x['proved']) for x in found.values()), total)}")
+    print(f"    its finding cleared: {share(sum(x['cleared'] for x in found.values()), total)}")
+    good = [n for n, x in found.items() if x["cleared"] and reached[n][0]]
+    print(f"    repaired, by share: {share(len(good), total)}")
+    by_ratio = sum(x["cleared"] and reached[n][1] for n, x in found.items())
+    print(f"    repaired, by ratio: {share(by_ratio, total)}")
+    for name, x in found.items():
+        if name not in good or not first[name]:
+            losses = [round(loss, 4) for loss in x.get("losses", [])]
+            print(
+                f"      {name}: {x['fixes']} accepted {first[name]} {losses} {x.get('error', '')}"
+            )
 
 
 def _report_rivals(cases: Sequence[Fault], verdicts: dict[str, Any], store: Store) -> None:
@@ -570,7 +641,7 @@ def _report_rivals(cases: Sequence[Fault], verdicts: dict[str, Any], store: Stor
         tried = parts["rivals"][fault.name]["candidates"]
         if not verdicts[fault.name]["detected"] or not tried:
             continue
-        twin = parts["twins"][fault.model]
+        twin = parts["twins"][fault.twin_name]
         first = {"losses": twin["losses"][:1], "constants": twin["constants"][:1]}
         reached = [reaches([c["loss"]], first)[0] for c in tried]
         accepted.append(mean(c["accepted"] for c in tried))
