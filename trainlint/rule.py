@@ -67,6 +67,7 @@ from trainlint.analysis.zero_flow import ZeroFlow, never_learning, stuck_weights
 from trainlint.data.facts import ColumnData, Data, FieldData, Overlap, Shift, SplitData
 from trainlint.fixes import Attempt, Edit, Fix, Location, Occurrence, Patch, Safety, SourceEdits
 from trainlint.fixes import depth as depth_fixes
+from trainlint.fixes import loading as loading_fixes
 from trainlint.fixes import loops as loops
 from trainlint.fixes import losses as loss_fixes
 from trainlint.fixes import numerics as numerics
@@ -253,6 +254,7 @@ __all__ = [
     "is_map",
     "is_plain_chain",
     "keeps_statistics",
+    "loading_fixes",
     "loops",
     "loss_fixes",
     "measured_trend",

@@ -10,6 +10,7 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Patch,
     Severity,
     expectation,
     images_of,
@@ -94,7 +95,10 @@ def channels_last_input(graph: Graph, *, smallest: int = 8) -> Iterator[Finding]
             evidence={"shape": f"(N, {height}, {width}, {colours})", "in_channels": wants.expected},
             fixes=[
                 Fix(
-                    "images.permute(0, 3, 1, 2), where they are read, or (2, 0, 1) for a single one"
+                    "put the channels first where images are read: images.permute(0, 3, 1, 2)",
+                    reason=f"conv2d takes (N, C, H, W): {wants.expected} channels first",
+                    obstacle="where the images are read is not seen from the layer",
+                    patches=[Patch.training("channels-first")],
                 )
             ],
             severity=Severity.ERROR if raises else Severity.WARNING,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from trainlint.rule import (
     Confidence,
@@ -11,8 +11,12 @@ from trainlint.rule import (
     Fix,
     Generalization,
     LossTrace,
+    Patch,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    loss_fixes,
     rule,
 )
 
@@ -23,6 +27,7 @@ _PLAIN = ("cross_entropy", "nll_loss")
 def class_imbalance(
     data: Data,
     trace: Trace | None,
+    edits: SourceEdits | None,
     *,
     ratio: float = 10.0,
     beta: float = 0.999,
@@ -113,7 +118,7 @@ def class_imbalance(
             },
             **({"never_predicted": [int(c) for c in missed]} if hurts else {}),
         },
-        fixes=_cures(counts, beta),
+        fixes=_cures(counts, beta, trace, edits),
         severity=Severity.WARNING if hurts else Severity.INFO,
         confidence=Confidence.POSSIBLE if hurts else Confidence.CERTAIN,
     )
@@ -176,23 +181,86 @@ def _effective(number: int, beta: float) -> float:
     return (1 - beta**number) / (1 - beta)
 
 
-def _cures(counts: Mapping[int, int], beta: float) -> list[Fix]:
+def _cures(
+    counts: Mapping[int, int], beta: float, trace: Trace | None, edits: SourceEdits | None
+) -> list[Fix]:
     if sorted(counts) != list(range(len(counts))):
         return [
-            Fix("class weights of 1 / effective number in the loss, or a WeightedRandomSampler")
+            Fix(
+                "weigh the classes in the loss by 1 / effective number, or take a WeightedRandomSampler",
+                reason=WEIGHED,
+                obstacle="the numbers of the classes have gaps: which score is whose is not seen",
+            )
         ]
     inverse = [1 / _effective(n, beta) for n in counts.values()]
     mean = sum(inverse) / len(inverse)
+    values = [float(f"{w / mean:.3g}") for w in inverse]
     if len(counts) > 10:
         weights = f"(1 - {beta:g}) / (1 - {beta:g} ** counts), over their mean"
     else:
-        weights = f"torch.tensor([{', '.join(f'{w / mean:.3g}' for w in inverse)}])"
+        weights = f"torch.tensor([{', '.join(f'{value:g}' for value in values)}])"
     cures = [
-        Fix(f"nn.CrossEntropyLoss(weight={weights}): 1 / effective number, of mean 1"),
-        Fix("or WeightedRandomSampler(weights[labels], len(labels)) in place of shuffle=True"),
-        Fix("and judge by the recall of each class or the F1, not by accuracy"),
+        explained(
+            _weighed(
+                trace,
+                edits,
+                ("cross_entropy", "nll_loss"),
+                "weight",
+                weights if len(counts) <= 10 else None,
+                f"weigh the classes: nn.CrossEntropyLoss(weight={weights}), 1 / effective number of mean 1",
+            ),
+            reason=WEIGHED,
+            patches=[Patch.training("class-weights", weights=values)],
+        ),
+        Fix(
+            "or draw them alike: WeightedRandomSampler(weights[labels], len(labels)) for shuffle=True",
+            reason="each class is then met as often, the rare ones' samples several times",
+            obstacle="where the labels are, is the data set's own",
+        ),
+        Fix(
+            "and judge by the recall of each class or the F1, not by accuracy",
+            reason="an answer that is always the common class has its share for an accuracy",
+            obstacle="it is a figure, and changes nothing",
+        ),
     ]
     if len(counts) == 2:
-        positive = f"torch.tensor({counts[0] / counts[1]:.3g})"
-        cures.insert(1, Fix(f"with one output: nn.BCEWithLogitsLoss(pos_weight={positive})"))
+        times = float(f"{counts[0] / counts[1]:.3g}")
+        positive = f"torch.tensor({times:g})"
+        cures.insert(
+            1,
+            explained(
+                _weighed(
+                    trace,
+                    edits,
+                    ("binary_cross_entropy_with_logits",),
+                    "pos_weight",
+                    positive,
+                    f"with one output: nn.BCEWithLogitsLoss(pos_weight={positive})",
+                ),
+                reason=f"{counts[1]} positives then weigh as much as {counts[0]} negatives",
+                patches=[Patch.training("class-weights", weights=[times])],
+            ),
+        )
+        kinds = {loss.kind for loss in trace.objectives} if trace is not None else set()
+        if kinds == {"binary_cross_entropy_with_logits"}:
+            cures[:2] = cures[1::-1]
     return cures
+
+
+WEIGHED = "Cui et al. 2019: n samples are worth (1 − βⁿ)/(1 − β), and their class its inverse"
+
+
+def _weighed(
+    trace: Trace | None,
+    edits: SourceEdits | None,
+    kinds: Sequence[str],
+    name: str,
+    value: str | None,
+    title: str,
+) -> Fix:
+    """The weights in the one loss that there is."""
+    losses = [] if trace is None else [loss for loss in trace.objectives if loss.kind in kinds]
+    if edits is None or len(losses) != 1 or value is None:
+        return Fix(title, obstacle="the loss that they belong to is not seen in the source")
+    (loss,) = losses
+    return loss_fixes.with_argument(edits, loss.site, loss.kind, name, value, title=title)

@@ -94,7 +94,13 @@ def constant_or_duplicate_input(
             f"{train.duplicates} of {train.read} samples of {train.name} are copies of earlier ones",
             where=train.site,
             evidence={"copies": train.duplicates, "read": train.read},
-            fixes=[Fix("leave the copies out; weights in the loss make samples count more")],
+            fixes=[
+                Fix(
+                    "leave the copies out; weights in the loss make samples count more",
+                    reason="a sample that is there k times has k times its weight in every mean",
+                    obstacle="which copies are meant is known where the data are made",
+                )
+            ],
             severity=Severity.INFO,
             confidence=Confidence.LIKELY,
         )
@@ -115,8 +121,10 @@ def _equal(train: SplitData, which: str) -> Finding:
         evidence={"equal": train.commonest, "read": train.read},
         fixes=[
             Fix(
-                "see what the dataset returns for two numbers: dataset[0] and dataset[1]; an index that is "
-                "not used, or files that could not be read"
+                "use the index in __getitem__: see what dataset[0] and dataset[1] return; an index that is "
+                "not used, or files that could not be read",
+                reason="equal inputs have one answer: with different labels the best is their mean",
+                obstacle="what the data set does with its index is its own code",
             )
         ],
         confidence=Confidence.LIKELY,
@@ -146,6 +154,12 @@ def _new_in_validation(data: Data) -> Iterator[Finding]:
                 f"{first[1].std:.2g}: no training has moved the weights of it",
                 where=data.train.site,
                 evidence={"features": found[:_MOST_NAMED], "count": len(found)},
-                fixes=[Fix("leave these features out, or prepare both sets in the same way")],
+                fixes=[
+                    Fix(
+                        "leave these features out, or prepare both sets in the same way",
+                        reason="of a constant x ∂loss/∂w = δ·x is that of a bias: nothing fitted its weight",
+                        obstacle="how the two sets are prepared is not seen",
+                    )
+                ],
                 confidence=Confidence.LIKELY,
             )

@@ -14,8 +14,12 @@ from trainlint.rule import (
     Graph,
     LossCall,
     Losses,
+    Patch,
+    Safety,
     Severity,
     SourceEdits,
+    explained,
+    loading_fixes,
     rule,
 )
 
@@ -104,7 +108,16 @@ def _inputs(graph: Graph, edits: SourceEdits, data: Data | None) -> Iterator[Fin
             where=node if data is None or data.train.site is None else data.train.site,
             module=graph.operation(node).module,
             evidence={"input": got, "weights": weight},
-            fixes=[Fix(f"x{cast}, where the data set is made")],
+            fixes=[
+                _cast(
+                    edits,
+                    data,
+                    0,
+                    cast,
+                    f"cast the inputs where the data set is made: x{cast}",
+                    f"{graph.name(node)} multiplies {got} by {weight}: layers promote no operand",
+                )
+            ],
             starved=1.0,
             affects=[node],
         )
@@ -120,16 +133,41 @@ def _targets(
     wanted = _wanted(graph, call, target)
     if wanted is None or _casts(edits, data, call.where):
         return
+    cast = ".long()" if wanted.startswith("int64") else ".float()"
+    why = f"documentation of {call.kind}: targets are {wanted}"
     yield Finding(
         f"{losses.place(call)} gets targets of {target.dtype}, and needs {wanted}: it raises",
         where=data.train.site or call.where,
         evidence={"target": target.dtype, "loss": call.kind},
         fixes=[
-            Fix(
-                f"y{'.long()' if wanted.startswith('int64') else '.float()'}, where the data set is made"
+            _cast(
+                edits, data, -1, cast, f"cast the targets where the data set is made: y{cast}", why
             )
         ],
         starved=1.0,
+    )
+
+
+def _cast(
+    edits: SourceEdits, data: Data | None, place: int, cast: str, title: str, reason: str
+) -> Fix:
+    """The cast at the tensors of both data sets."""
+    sites = [] if data is None else [data.train.site]
+    if data is not None and data.validation is not None and data.validation.site is not None:
+        sites.append(data.validation.site)
+    made = (
+        loading_fixes.with_tensor(edits, sites, place, f"{{}}{cast}", title=title)
+        if sites
+        else Fix(title)
+    )
+    dtype = "int64" if cast.startswith(".long") else "float32"
+    patch = Patch.training("cast", **{"targets" if place else "inputs": dtype})
+    return explained(
+        made,
+        reason=reason,
+        obstacle="the data are no loader's",
+        patches=[patch],
+        safety=Safety.SAFE,
     )
 
 

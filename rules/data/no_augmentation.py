@@ -75,9 +75,16 @@ def no_augmentation(
             "steps": measured.last.step,
         },
         fixes=[
-            Fix(_shift(image)),
-            Fix("transforms.RandomHorizontalFlip(), where a mirror image means the same"),
-            Fix("for the training data alone: validation is judged on images as they are"),
+            Fix(
+                f"shift the training images at random: {_shift(image)}",
+                reason="He et al. 2016, section 4.2: crops of images padded by an eighth",
+                obstacle="the data set's transforms are its own code",
+            ),
+            Fix(
+                "and mirror them, where a mirror image means the same: transforms.RandomHorizontalFlip()",
+                reason="Krizhevsky et al. 2012: twice as many samples of the same classes",
+                obstacle="whether it means the same is its author's to say",
+            ),
         ],
         confidence=Confidence.LIKELY,
     )

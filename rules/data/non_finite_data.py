@@ -93,25 +93,47 @@ def _finding(split: SplitData, field: FieldData) -> Finding:
     )
 
 
+NAN = "0·NaN = NaN: one in a batch is one in the loss, and in every weight after the step"
+MEANT = "what a missing value stands for is known where the data are made"
+
+
 def _fixes(split: SplitData, field: FieldData) -> list[Fix]:
     whole = [column for column, count in field.broken_columns.items() if count == split.read]
     if whole:
         return [
             Fix(
-                f"column {whole[0]} has no finite value at all: leave it out, or, where it was divided by "
-                "a deviation of 0, divide by x.std(0).clamp(min=1e-6)"
+                f"leave column {whole[0]} out, which has no finite value, or, where it was divided by "
+                "a deviation of 0, divide by x.std(0).clamp(min=1e-6)",
+                reason=NAN,
+                obstacle=MEANT,
             )
         ]
     if field.name == "target":
-        return [Fix("leave these samples out: keep = torch.isfinite(y); x, y = x[keep], y[keep]")]
+        return [
+            Fix(
+                "leave these samples out: keep = torch.isfinite(y); x, y = x[keep], y[keep]",
+                reason=NAN,
+                obstacle=MEANT,
+            )
+        ]
     if field.kind == "table":
         return [
             Fix(
                 "put the feature's mean over the training data in their place: "
-                "torch.where(torch.isfinite(x), x, mean)"
+                "torch.where(torch.isfinite(x), x, mean)",
+                reason=NAN,
+                obstacle=MEANT,
             ),
-            Fix("or leave these samples out: keep = torch.isfinite(x).all(1)"),
+            Fix(
+                "or leave these samples out: keep = torch.isfinite(x).all(1)",
+                reason=NAN,
+                obstacle=MEANT,
+            ),
         ]
     return [
-        Fix("see what these samples are made of, and leave them out: they may be damaged files")
+        Fix(
+            "leave these samples out, and see what they are made of: they may be damaged files",
+            reason=NAN,
+            obstacle=MEANT,
+        )
     ]

@@ -15,9 +15,13 @@ from trainlint.rule import (
     Fix,
     InputTrace,
     ModelTrace,
+    Patch,
     Severity,
+    SourceEdits,
     SplitData,
     Trace,
+    explained,
+    loading_fixes,
     rule,
 )
 
@@ -44,6 +48,7 @@ _MOST_SHOWN = 16
 def unnormalized_input(
     trace: Trace | None,
     data: Data | None,
+    edits: SourceEdits | None,
     *,
     scale: float = 20.0,
     offset: float = 10.0,
@@ -109,7 +114,7 @@ def unnormalized_input(
     arXiv:1502.03167 (why normalised layers do not mind).
     """
     for model in () if trace is None else trace.trained:
-        yield from _unscaled(model, data, scale, offset, orders)
+        yield from _unscaled(model, data, edits, scale, offset, orders)
     if data is not None and data.validation is not None:
         for train, validation in zip(data.train.inputs, data.validation.inputs, strict=False):
             said = _differ(data.train, data.validation, train, validation, apart)
@@ -119,24 +124,29 @@ def unnormalized_input(
 
 
 def _unscaled(
-    model: ModelTrace, data: Data | None, scale: float, offset: float, orders: float
+    model: ModelTrace,
+    data: Data | None,
+    edits: SourceEdits | None,
+    scale: float,
+    offset: float,
+    orders: float,
 ) -> Iterator[Finding]:
     for given in model.inputs:
         if given.normalized or not given.std > 0:  # also where it is NaN
             continue
         if given.rms > scale:
-            yield _finding(model, given, _scale(given), data)
+            yield _finding(model, given, _scale(given), data, edits)
             return
         if abs(given.mean) > offset * given.std:
             said = f"values of mean {given.mean:.3g} and deviation {given.std:.3g}, all alike beside it"
-            yield _finding(model, given, said, data)
+            yield _finding(model, given, said, data, edits)
             return
         sizes = [
             _size(mean, std) for mean, std in given.columns if std > 0 and not _is_flag(mean, std)
         ]
         if len(sizes) > 1 and max(sizes) > orders * min(sizes):
             said = f"columns of scales {min(sizes):.2g} … {max(sizes):.2g}"
-            yield _finding(model, given, said, data, Severity.INFO)
+            yield _finding(model, given, said, data, edits, Severity.INFO)
             return
 
 
@@ -164,6 +174,7 @@ def _finding(
     given: InputTrace,
     said: str,
     data: Data | None,
+    edits: SourceEdits | None,
     severity: Severity = Severity.WARNING,
 ) -> Finding:
     layer = f"layer {given.layer}" if given.layer.isdigit() else given.layer or model.name
@@ -178,11 +189,50 @@ def _finding(
             "least": round(given.least, 6),
             "largest": round(given.largest, 6),
         },
-        fixes=[Fix(_cure(given, data))],
+        fixes=[_cured(given, data, edits)],
         severity=severity,
         confidence=Confidence.LIKELY,
         affects=[path for path in model.layers if path],
     )
+
+
+def _cured(given: InputTrace, data: Data | None, edits: SourceEdits | None) -> Fix:
+    """The transform, at the tensors of both data sets where it can be written there."""
+    title = f"normalise the inputs: {_cure(given, data)}"
+    made, change = Fix(title), _change(given, data)
+    if data is not None and edits is not None and change is not None:
+        sites = [data.train.site]
+        if data.validation is not None and data.validation.site is not None:
+            sites.append(data.validation.site)
+        made = loading_fixes.with_tensor(edits, sites, 0, change, title=title)
+    return explained(
+        made,
+        reason="LeCun et al. 1998, section 4.3: inputs of mean 0 and deviation 1 give all weights steps of "
+        f"one size; these have a root mean square of {given.rms:.3g}",
+        obstacle="where the data are prepared is not seen",
+        patches=[Patch.training("normalise-inputs")],
+    )
+
+
+def _change(given: InputTrace, data: Data | None) -> str | None:
+    """What is written at a tensor, by the figures of the training data; None where these are many."""
+    read = _as_read(given, data)
+    if read is None or data is None or len(data.train.inputs) != 1:
+        return None
+    columns = read.columns
+    if read.kind == "image" or not columns or len(columns) > _MOST_SHOWN:
+        mean, std = read.mean, read.std
+        is_byte = read.least >= 0 and 128 < read.largest <= 255
+        if read.kind != "image":
+            return None
+        if is_byte:
+            return f"({{}} / 255 - {mean / 255:.3g}) / {std / 255:.3g}"
+        return f"({{}} - {mean:.4g}) / {std:.4g}"
+    if len(columns) == 1:
+        return f"({{}} - {columns[0].mean:.4g}) / {columns[0].std or 1.0:.4g}"
+    means = ", ".join(f"{column.mean:.4g}" for column in columns)
+    deviations = ", ".join(f"{column.std or 1.0:.4g}" for column in columns)
+    return f"({{}} - torch.tensor([{means}])) / torch.tensor([{deviations}])"
 
 
 def _cure(given: InputTrace, data: Data | None) -> str:
@@ -306,8 +356,11 @@ def _scaled_otherwise(
         },
         fixes=[
             Fix(
-                "the same transform for both, with the mean and deviation of the training data (a scaler "
-                "is fitted on these, and only applied to validation)"
+                "prepare both in the same way, with the mean and deviation of the training data (a scaler "
+                "is fitted on these, and only applied to validation)",
+                reason="weights fitted to x/σ answer otherwise to x: the figures belong to the model",
+                obstacle="how the two sets are prepared is not seen",
+                patches=[Patch.training("normalise-inputs")],
             )
         ],
         confidence=Confidence.LIKELY,

@@ -14,8 +14,12 @@ from trainlint.rule import (
     Fix,
     Losses,
     LossTrace,
+    Patch,
     Severity,
+    SourceEdits,
     Trace,
+    explained,
+    loading_fixes,
     rule,
 )
 
@@ -39,6 +43,7 @@ def unscaled_target(
     data: Data,
     trace: Trace,
     losses: Losses | None,
+    edits: SourceEdits | None,
     *,
     large: float = 10.0,
     small: float = 0.1,
@@ -85,7 +90,7 @@ def unscaled_target(
     When the model scales its own output, as by a last layer whose bias starts at the mean of the targets.
 
     ## Fix safety
-    Only shown: the answers are then in other units, and have to be scaled back, with the same figures,
+    Unsafe: the answers are then in other units, and have to be scaled back, with the same figures,
     where they are used.
 
     ## References
@@ -100,7 +105,7 @@ def unscaled_target(
         return
     for loss in trace.objectives:
         if loss.kind == "mse_loss" and _judges(loss, target):
-            yield _finding(data, target, trace, loss, size, steps)
+            yield _finding(data, edits, target, trace, loss, size, steps)
             return
 
 
@@ -117,7 +122,13 @@ def _judges(loss: LossTrace, target: FieldData) -> bool:
 
 
 def _finding(
-    data: Data, target: FieldData, trace: Trace, loss: LossTrace, size: float, steps: int
+    data: Data,
+    edits: SourceEdits | None,
+    target: FieldData,
+    trace: Trace,
+    loss: LossTrace,
+    size: float,
+    steps: int,
 ) -> Finding:
     assert loss.guess is not None
     values = trace.values_of(loss) or list(loss.values)
@@ -142,15 +153,45 @@ def _finding(
             "last_loss": round(last, 6) if math.isfinite(last) else None,
         },
         fixes=[
+            _scaled(edits, data, target),
             Fix(
-                f"y = (y - {target.mean:.4g}) / {target.std:.4g} for all sets, and back where it is used"
-            ),
-            Fix(f"or start the last layer's bias at {target.mean:.4g}")
+                f"or start the last layer's bias at {target.mean:.4g}",
+                reason="its bias alone is what a constant answer needs",
+                obstacle="the first fix sets the deviation right as well",
+            )
             if abs(target.mean) > 3 * target.std
-            else Fix("and give errors in the old units: deviations times " + f"{target.std:.4g}"),
+            else Fix(
+                f"and give errors in the old units: deviations times {target.std:.4g}",
+                reason="(ŷ − y)·σ is the error before the scaling",
+                obstacle="where answers are used is not seen",
+            ),
         ],
         severity=Severity.WARNING if hurts else Severity.INFO,
         confidence=Confidence.POSSIBLE if hurts else Confidence.CERTAIN,
+    )
+
+
+def _scaled(edits: SourceEdits | None, data: Data, target: FieldData) -> Fix:
+    """Mean 0 and deviation 1, at the targets of both data sets."""
+    title = (
+        f"scale the targets: y = (y - {target.mean:.4g}) / {target.std:.4g} for all sets, and "
+        "back where it is used"
+    )
+    sites = [data.train.site]
+    if data.validation is not None and data.validation.site is not None:
+        sites.append(data.validation.site)
+    change = f"({{}} - {target.mean:.4g}) / {target.std:.4g}"
+    made = (
+        Fix(title)
+        if edits is None or any(size != 1 for size in target.shape)
+        else loading_fixes.with_tensor(edits, sites, -1, change, title=title)
+    )
+    return explained(
+        made,
+        reason="LeCun et al. 1998, section 4.5: the loss starts at mean² + std² = "
+        f"{target.mean**2 + target.std**2:.3g}, and then at 1",
+        obstacle="each column has its own figures",
+        patches=[Patch.training("normalise-targets")],
     )
 
 

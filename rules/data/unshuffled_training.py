@@ -14,10 +14,14 @@ from trainlint.rule import (
     LoaderTrace,
     LossTrace,
     NotMeasurable,
+    Patch,
     Severity,
     Site,
+    SourceEdits,
     SplitData,
     Trace,
+    explained,
+    loading_fixes,
     rule,
 )
 
@@ -40,6 +44,7 @@ _MOST_DEALT = 20_000
 def unshuffled_training(
     trace: Trace | None,
     data: Data | None,
+    edits: SourceEdits | None,
     *,
     share: float = 0.25,
     batches: int = 5,
@@ -91,14 +96,14 @@ def unshuffled_training(
     When the order is what is studied: continual learning, task after task.
 
     ## Fix safety
-    Only shown: a shuffled loader draws other batches, and a stream or a sampler of one's own is shuffled
-    elsewhere.
+    Unsafe: a shuffled loader draws other batches. No edit is made where a sampler gives the order, or
+    batches are made by hand.
 
     ## References
     Bottou 2012, "Stochastic Gradient Descent Tricks", section 4.1. Bengio 2012, arXiv:1206.5533, section
     2.1 (order of the examples). Wald & Wolfowitz 1940, Ann. Math. Statist. 11 (runs).
     """
-    order = None if data is None else _order(data.train, share)
+    order = None if data is None else _order(data.train, share, edits)
     told = False
     for loss in trace.objectives if trace is not None else ():
         assert trace is not None
@@ -121,12 +126,12 @@ def unshuffled_training(
         entropy, dealt = _entropy(drawn), _entropy(_dealt(drawn))
         if entropy < share * dealt and dealt > 0.1 and not _takes_turns(steps, drawn):
             made = None if data is None else data.train.site
-            yield _finding(trace, loss, drawn, entropy, dealt, least, made)
+            yield _finding(trace, edits, loss, drawn, entropy, dealt, least, made)
     if order is not None and not told:
         yield order
 
 
-def _order(train: SplitData, share: float) -> Finding | None:
+def _order(train: SplitData, share: float, edits: SourceEdits | None) -> Finding | None:
     """The finding on data that are sorted by class, and a loader that leaves them so."""
     counts = {} if train.target is None else train.target.counts
     total = sum(counts.values())
@@ -149,13 +154,14 @@ def _order(train: SplitData, share: float) -> Finding | None:
             "samples_in_a_row": round(length),
             "batch_size": train.batch_size,
         },
-        fixes=[Fix("shuffle=True in this DataLoader")],
+        fixes=[_shuffled(edits, train.site)],
         confidence=Confidence.LIKELY,
     )
 
 
 def _finding(
     trace: Trace,
+    edits: SourceEdits | None,
     loss: LossTrace,
     drawn: Sequence[Mapping[int, int]],
     entropy: float,
@@ -168,9 +174,14 @@ def _finding(
     loader = _loader(trace, loss)
     sequential = _is_sequential(trace, loss)
     cure = (
-        "shuffle=True in this DataLoader"
+        _shuffled(edits, (loader.site if loader is not None else None) or made)
         if sequential
-        else "order = torch.randperm(len(x)) before each epoch, and batches of x[order], y[order]"
+        else Fix(
+            "shuffle before each epoch: order = torch.randperm(len(x)), and batches of x[order], y[order]",
+            reason=WHY,
+            obstacle="the batches are made by hand",
+            patches=[Patch.training("shuffle")],
+        )
     )
     return Finding(
         f"{pure} of {len(drawn)} recorded batches hold one class only, and {classes} classes come in all: "
@@ -184,8 +195,28 @@ def _finding(
             "entropy": round(entropy, 4),
             "entropy_if_shuffled": round(dealt, 4),
         },
-        fixes=[Fix(cure)],
+        fixes=[cure],
         confidence=Confidence.LIKELY,
+    )
+
+
+WHY = (
+    "Bottou 2012, section 4.1: a step's gradient stands for all samples if they are drawn at random"
+)
+
+
+def _shuffled(edits: SourceEdits | None, site: Site | None) -> Fix:
+    title = "shuffle the training data: shuffle=True in this DataLoader"
+    made = (
+        Fix(title)
+        if edits is None
+        else loading_fixes.with_option(edits, site, "shuffle", "True", title=title)
+    )
+    return explained(
+        made,
+        reason=WHY,
+        obstacle="the source is not at hand",
+        patches=[Patch.training("shuffle")],
     )
 
 

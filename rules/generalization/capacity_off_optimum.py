@@ -93,11 +93,21 @@ def capacity_off_optimum(
         f"validation loss is {own.validation:.3g} at {sweep.named(here)} and {least.validation:.3g} at "
         f"{sweep.named(best)}, {own.above:.2g} ± {own.above_error:.2g} less over {sweep.folds} folds"
     )
-    fixes = [Fix(f"the width at the minimum: {sizes_of(sweep, best)}")]
+    fixes = [
+        Fix(
+            f"take the width at the minimum: {sizes_of(sweep, best)}",
+            reason=f"Geman et al. 1992: bias² + variance is least there, over {sweep.folds} folds",
+            obstacle="weights that were trained do not fit another width",
+        )
+    ]
     if chosen is not None and chosen != best:
         message += f"; within one standard error of that is {sweep.named(chosen)}"
         fixes.append(
-            Fix(f"the smallest width within one standard error: {sizes_of(sweep, chosen)}")
+            Fix(
+                f"take the smallest width within one standard error: {sizes_of(sweep, chosen)}",
+                reason="Breiman et al. 1984, section 3.4.3: the simplest that cannot be told from the best",
+                obstacle="weights that were trained do not fit another width",
+            )
         )
     yield Finding(
         message,

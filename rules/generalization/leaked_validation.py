@@ -104,12 +104,18 @@ def _said(data: Data, overlap: Overlap) -> str:
     return said
 
 
+WHY = "Kaufman et al. 2012: a sample that was learnt by heart judges the memory, not the model"
+MEANT = "which of the two sets is to lose the samples is a decision, and scores change"
+
+
 def _fixes(overlap: Overlap) -> list[Fix]:
     if overlap.same:
         return [
             Fix(
                 "split once, and take both sets of it: train_set, val_set = torch.utils.data.random_split("
-                "dataset, [0.8, 0.2], generator=torch.Generator().manual_seed(0))"
+                "dataset, [0.8, 0.2], generator=torch.Generator().manual_seed(0))",
+                reason=WHY,
+                obstacle=MEANT,
             )
         ]
     first = ", ".join(str(pair[0]) for pair in overlap.pairs)
@@ -119,7 +125,13 @@ def _fixes(overlap: Overlap) -> list[Fix]:
             "split first, then copy, oversample or augment the training part only; of copies that come "
             "with the data each is to go with the others: "
             "copy_of = torch.unique(x.flatten(1), dim=0, return_inverse=True)[1], then "
-            "sklearn.model_selection.GroupShuffleSplit(test_size=0.2).split(x, groups=copy_of)"
+            "sklearn.model_selection.GroupShuffleSplit(test_size=0.2).split(x, groups=copy_of)",
+            reason=WHY,
+            obstacle=MEANT,
         ),
-        Fix(f"or leave these out of the validation data: {first}{more}"),
+        Fix(
+            f"or leave these out of the validation data: {first}{more}",
+            reason=WHY,
+            obstacle="where the validation data are read is their own code",
+        ),
     ]

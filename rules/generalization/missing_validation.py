@@ -119,8 +119,16 @@ def missing_validation(
             where=site,
             evidence={"samples": data.train.size},
             fixes=[
-                Fix("train_set, val_set = torch.utils.data.random_split(dataset, [0.8, 0.2])"),
-                Fix("or, for few samples, trainlint check --kfold 5"),
+                Fix(
+                    "split: train_set, val_set = torch.utils.data.random_split(dataset, [0.8, 0.2])",
+                    reason="Hastie et al. 2009, section 7.2: training error tells nothing of new samples",
+                    obstacle="how to split (by person, by time, by class) depends on what the samples are",
+                ),
+                Fix(
+                    "or, for few samples, take k folds: trainlint check --kfold 5",
+                    reason="Hastie et al. 2009, section 7.10: each sample judges once, trains k − 1 times",
+                    obstacle="it is a command",
+                ),
             ],
         )
 
@@ -266,7 +274,9 @@ def _finding(filename: str, node: ast.expr, tests: set[str], what: str) -> Findi
         evidence={"chosen_by": figure},
         fixes=[
             Fix(
-                "split validation data off the training data, choose by these, and test once at the end"
+                "split validation data off the training data, choose by these, and test once at the end",
+                reason="Cawley & Talbot 2010: the best of n figures is better than it will be again",
+                obstacle="how to split depends on what the samples are",
             ),
         ],
         confidence=Confidence.LIKELY,

@@ -77,7 +77,15 @@ def more_parameters_than_samples(
             "gap": None if gap is None else round(gap.mean, 4),
         },
         fixes=[
-            Fix("trainlint check --kfold 5: the error with its deviation between folds"),
-            Fix("trainlint sweep: whether a narrower model does as well"),
+            Fix(
+                "measure the error with its deviation between folds: trainlint check --kfold 5",
+                reason="Hastie et al. 2009, section 7.10: one split of few samples is one draw",
+                obstacle="it is a command",
+            ),
+            Fix(
+                "see whether a narrower model does as well: trainlint sweep",
+                reason="Geman et al. 1992: fewer weights, less variance",
+                obstacle="it is a command",
+            ),
         ],
     )

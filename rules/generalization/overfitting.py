@@ -12,10 +12,12 @@ from trainlint.rule import (
     Fix,
     Generalization,
     NotMeasurable,
+    Patch,
     Remedies,
     Severity,
     Trace,
     as_share,
+    explained,
     rule,
 )
 
@@ -173,7 +175,7 @@ def _finding(
         f"{measured.guess:.3g}{beside}",
         where=measured.site,
         evidence=evidence | ({} if remedies is None else remedies.evidence()),
-        fixes=_fixes(measured) if remedies is None else remedies.fixes(),
+        fixes=_fixes(measured) if remedies is None else _tried(measured, remedies),
         confidence=Confidence.LIKELY,
         severity=None if hurts else Severity.INFO,
     )
@@ -186,12 +188,40 @@ def _fixes(measured: Generalization) -> list[Fix]:
     if best is not measured.last and best.step:
         fixes.append(
             Fix(
-                f"stop early: validation loss was least, {best.validation.mean:.3g}, at step {best.step}"
+                f"stop early: validation loss was least, {best.validation.mean:.3g}, at step {best.step}",
+                reason="Prechelt 1998: what is learnt behind the minimum is learnt by heart",
+                obstacle="the loop is to keep and restore a state",
             )
         )
     return [
         *fixes,
-        Fix("weight decay (AdamW, weight_decay=0.01 to 0.1), dropout behind hidden layers"),
-        Fix("more data, or augmentation: other views of the samples that there are"),
-        Fix("a smaller model"),
+        Fix(
+            "decay the weights: AdamW with weight_decay=0.01 to 0.1; or dropout behind hidden layers",
+            reason="Krogh & Hertz 1991, Srivastava et al. 2014: it bends less for single samples",
+            obstacle="how much helps is to be measured: `trainlint check` tries it",
+            patches=[Patch.training("weight-decay", value=0.01, apart=True)],
+        ),
+        Fix(
+            "train on more data, or on other views of the samples that there are",
+            reason="the gap falls as 1/√n with the number of samples",
+            obstacle="they are to be had",
+        ),
+        Fix(
+            "take a smaller model",
+            reason="Geman et al. 1992: fewer weights, less variance; `trainlint sweep` finds the width",
+            obstacle="which width is to be measured",
+        ),
     ]
+
+
+def _tried(measured: Generalization, remedies: Remedies) -> list[Fix]:
+    """What was measured to help, then what remains where nothing did."""
+    told = [
+        explained(
+            fix,
+            reason=f"measured beside an unchanged training, on {remedies.samples} validation samples",
+            obstacle="where it stands in the source is its author's to choose",
+        )
+        for fix in remedies.fixes()
+    ]
+    return told if remedies.helpful or remedies.more else [*told, *_fixes(measured)[-2:]]

@@ -114,16 +114,24 @@ def _finding(draw: Draw, shift: float, severity: Severity) -> Finding:
     spot = draw.spot
     if draw.kind == "noise":
         what = f"{spot.label} draws noise in eval mode"
-        cure = "if self.training: sample, else the mean"
+        cure = "sample in training alone, and take the mean else: if self.training:"
+        reason = "Kingma & Welling 2014: E z = μ, which answers alike each time"
     else:
         what = f"{spot.label} draws a mask in eval mode, whatever self.training says"
-        cure = "if self.training:, or nn.Dropout, which looks at the mode"
+        cure = "draw the mask in training alone: if self.training:, or nn.Dropout, which looks at the mode"
+        reason = "Srivastava et al. 2014, section 4: the whole network answers in eval mode"
     return Finding(
         f"{what}: two passes over one input differ by {shift:.1%} of the outputs' size",
         where=spot.where,
         module=spot.module,
         evidence={"shift": shift, "operation": spot.name, "kind": draw.kind},
-        fixes=[Fix(cure)],
+        fixes=[
+            Fix(
+                cure,
+                reason=reason,
+                obstacle="what is computed instead in eval mode is the forward's own",
+            )
+        ],
         severity=severity,
         confidence=Confidence.CERTAIN if severity is Severity.WARNING else Confidence.POSSIBLE,
         affects=[] if spot.node is None else [spot.node],

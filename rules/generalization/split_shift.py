@@ -171,9 +171,15 @@ def _finding(
         evidence={**evidence, "constant_answer": round(measured.guess or 0.0, 6)},
         fixes=[
             Fix(
-                "shuffle before splitting, stratified by class; keep together what belongs together"
+                "shuffle before splitting, stratified by class; keep together what belongs together",
+                reason="on samples of another distribution the error is another, however many there are",
+                obstacle="what belongs together is known where the data are made",
             ),
-            Fix("prepare both sets with the same transform, fitted to training data"),
+            Fix(
+                "prepare both sets with the same transform, fitted to training data",
+                reason="weights fitted to x/σ answer otherwise to x: the figures belong to the model",
+                obstacle="how the two sets are prepared is not seen",
+            ),
         ],
         confidence=Confidence.LIKELY,
     )

@@ -10,6 +10,7 @@ from trainlint.rule import (
     Fix,
     Generalization,
     Memorisation,
+    Patch,
     Severity,
     Trace,
     rule,
@@ -121,9 +122,23 @@ def underfitting(
         where=measured.site,
         evidence=evidence,
         fixes=[
-            Fix("more units in the narrowest layer, or another nonlinear layer"),
-            Fix("less weight decay and dropout, while training loss is what is high"),
-            Fix("a learning rate ten times as high, and one ten times as low"),
+            Fix(
+                "give the narrowest layer more units, or add a nonlinear layer",
+                reason="Goodfellow et al. 2016, section 5.2: where it cannot be expressed, both errors are high",
+                obstacle="which layer is too narrow is its author's to say; `trainlint sweep` tries widths",
+            ),
+            Fix(
+                "weaken decay and dropout, while training loss is what is high",
+                reason="both keep the function flat, which is what it is already",
+                obstacle="how much of them is needed is to be measured",
+                patches=[Patch.training("weight-decay", value=0.0)],
+            ),
+            Fix(
+                "take the learning rate from a range test",
+                reason="Smith 2017: steps that are too short or too long end on a plateau as well",
+                obstacle="it is known once it was measured",
+                patches=[Patch.training("learning-rate", range_test=True)],
+            ),
         ],
         confidence=Confidence.POSSIBLE,
     )

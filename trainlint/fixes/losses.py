@@ -87,7 +87,7 @@ def made(edits: SourceEdits, site: Site | None, kind: str) -> tuple[SourceText, 
     """The call that decides on the loss at `site`: itself where it is a function, else its module's."""
     text, called = call(edits, site, "the loss")
     name, layer = last_name(called.func), LOSS_CLASSES.get(kind, "")
-    if name == kind:
+    if name == kind or (layer and name == layer):
         return text, called
     if not is_path(called.func) or not layer:
         raise Refusal("the loss is called in another way than by its name")
