@@ -157,7 +157,7 @@ def _new_in_validation(data: Data) -> Iterator[Finding]:
                 fixes=[
                     Fix(
                         "leave these features out, or prepare both sets in the same way",
-                        reason="of a constant x ∂loss/∂w = δ·x is that of a bias: nothing fitted its weight",
+                        reason="for a constant x ∂loss/∂w = δ·x is a bias's: nothing fitted the weight",
                         obstacle="how the two sets are prepared is not seen",
                     )
                 ],

@@ -124,7 +124,7 @@ def underfitting(
         fixes=[
             Fix(
                 "give the narrowest layer more units, or add a nonlinear layer",
-                reason="Goodfellow et al. 2016, section 5.2: where it cannot be expressed, both errors are high",
+                reason="Goodfellow et al. 2016, section 5.2: too small a model has both errors high",
                 obstacle="which layer is too narrow is its author's to say; `trainlint sweep` tries widths",
             ),
             Fix(
