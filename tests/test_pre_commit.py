@@ -21,13 +21,17 @@ TRAINS = "import torch\n\nbatch = torch.zeros(2, 3)\n"
 
 def git(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     named = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    return call("git", *named, *arguments, cwd=cwd)
+
+
+def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PRE_COMMIT_HOME": str(cwd / ".cache"),
     }  # fmt: skip
     return subprocess.run(
-        ["git", *named, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True,
-        text=True, timeout=120, check=False,
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -69,6 +73,23 @@ def test_a_broken_model_stops_the_commit(repository: Path) -> None:
     assert "plain.py" not in said
     mended = commit(repository, net=BROKEN.replace("BatchNorm2d(4)", "BatchNorm2d(8)"))
     assert mended.returncode == 0, mended.stdout + mended.stderr
+
+
+def test_the_fixing_hook_mends_the_file_and_stops_the_commit(repository: Path) -> None:
+    known = (repository / ".pre-commit-config.yaml").read_text()
+    (repository / "fixing.yaml").write_text(known.replace("id: trainlint", "id: trainlint-fix"))
+    (repository / "mended.py").write_text(BROKEN)
+    git("add", "-A", cwd=repository)
+    hook = [sys.executable, "-m", "pre_commit", "run", "-c", "fixing.yaml", "--files", "mended.py"]
+    stopped = call(*hook, cwd=repository)
+    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
+    assert "files were modified by this hook" in stopped.stdout
+    assert "fixed 1 finding (norm-features-mismatch)" in stopped.stdout
+    text = (repository / "mended.py").read_text()
+    assert text == BROKEN.replace("BatchNorm2d(4)", "BatchNorm2d(8)")
+    git("add", "-A", cwd=repository)
+    passed = call(*hook, cwd=repository)
+    assert passed.returncode == 0, passed.stdout + passed.stderr
 
 
 @pytest.mark.parametrize("content", ["x = 1\n", TRAINS, "", "x = (\n"])
