@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainlint.fixes.composing import Change, Proposal, Rows, compose, spliced
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
@@ -487,3 +489,46 @@ def test_the_json_tells_what_was_applied(folder: Path) -> None:
         }
     ]  # fmt: skip
     assert "repairs" not in json.loads(Report().to_json())
+
+
+@st.composite
+def edits_of(draw: st.DrawFn) -> tuple[str, list[Change]]:
+    """A text, and changes of it that do not clash."""
+    text = draw(st.text("ab\r\n", max_size=30))
+    changes: list[Change] = []
+    for _ in range(draw(st.integers(0, 5))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(len(text), start + 4)))
+        change = Change(start, end, draw(st.text("XY\n", max_size=4)))
+        if not any(change.clashes_with(other) for other in changes):
+            changes.append(change)
+    return text, sorted(set(changes))
+
+
+@given(edits_of(), st.integers(0, 30), st.integers(0, 30))
+def test_what_no_change_touches_is_found_again(
+    edited: tuple[str, list[Change]], start: int, length: int
+) -> None:
+    text, changes = edited
+    start = min(start, len(text))
+    end = min(start + length, len(text))
+    after = spliced(text, changes)
+    new_start, new_end, is_touched = mapped(start, end, changes)
+    assert 0 <= new_start <= new_end <= len(after)
+    if start < end and not is_touched:
+        assert after[new_start:new_end] == text[start:end]
+    kept = "".join(text[one.end : two.start] for one, two in itertools.pairwise(
+        [Change(0, 0, ""), *changes, Change(len(text), len(text), "")]
+    ))  # fmt: skip
+    assert len(after) == len(kept) + sum(len(change.content) for change in changes)
+
+
+@given(edits_of())
+def test_a_place_by_row_and_column_is_the_place_by_characters(
+    edited: tuple[str, list[Change]],
+) -> None:
+    text, _ = edited
+    rows = Rows(text)
+    for offset in range(len(text) + 1):
+        if text[offset - 1 : offset + 1] != "\r\n":  # between the two nothing stands
+            assert rows.offset(place(text, offset)) == offset
