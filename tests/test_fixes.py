@@ -123,7 +123,7 @@ def test_encodings_and_line_ends(encoding: str, prefix: str, newline: str, tmp_p
 @pytest.mark.parametrize(
     "source",
     [
-        "width = 4\nlayer = nn.Linear(width, 2)",
+        "width = 4\nlayer = nn.Linear(width, 2); print(width)",
         "width = 4\nlayer = nn.Linear(width * 2 // 2, 2)",
         "layer = nn.Linear(int('4'), 2)",
         "layer = nn.Linear(**{'in_features': 4, 'out_features': 2})",
@@ -202,7 +202,8 @@ def test_the_tree_decides_and_not_the_text(tmp_path: Path) -> None:
     def rebuilt(content: str) -> Fix:
         return edits.replaced_calls([(site, lambda call, source: content)], title="x")
 
-    assert rebuilt("1 if 2 else 3").edits == []  # binds otherwise inside the conditional
+    # Bare it would bind otherwise inside the conditional.
+    assert rebuilt("1 if 2 else 3").edits[0].content == "(1 if 2 else 3)"
     assert rebuilt("nn.Linear(").edits == []
     assert rebuilt("nn.Bilinear(1, 2, 3)").edits[0].content == "nn.Bilinear(1, 2, 3)"
 
@@ -220,7 +221,8 @@ def test_callees_are_renamed_with_their_prefix(tmp_path: Path) -> None:
     assert len(fix.edits) == 2
     after = edited(path, fix)
     assert "a = nn.ReLU()\nb = torch.nn.ReLU()\nc = Sigmoid()\n" in after
-    assert edits.callee([sites["a"], sites["c"]], "Sigmoid", "ReLU", title="x").edits == []
+    fix = edits.callee([sites["a"], sites["c"]], "Sigmoid", "ReLU", title="x")
+    assert "a = nn.ReLU()\nb = torch.nn.Sigmoid()\nc = nn.ReLU()\n" in edited(path, fix)
     assert edits.callee([sites["a"], None], "Sigmoid", "ReLU", title="x").edits == []
 
 
@@ -263,25 +265,66 @@ def once() -> Any:
 
 @pytest.mark.xdist_group("fixed")
 def test_after_the_edits_the_findings_are_gone(once: Any, tmp_path: Path) -> None:
-    """Every finding with an edit: apply the first edit of each, check again, and it does not come back."""
-    mended: dict[Path, list[Any]] = {}
-    for finding in once.findings:
-        fixes = [fix for fix in finding.fixes if fix.edits]
-        if fixes and finding.filename is not None:
-            path = (Path.cwd() / finding.filename).resolve()
-            mended.setdefault(path, []).append((finding, fixes[0]))
+    """Every finding with an edit: apply the first edit of each, check again, and it does not come back.
+
+    What is edited once may show again at the next line: there are two rounds, as `--fix` has several.
+    """
+    mended = by_file(once.findings)
     assert len(mended) >= 15
     for path, pairs in mended.items():
-        text = SourceText.read(str(path))
-        assert text is not None
-        edits = {edit for _, fix in pairs for edit in fix.edits}
-        (tmp_path / path.name).write_text(apply(text.text, list(edits)), encoding="utf-8")
+        mend(path, pairs, tmp_path / path.name)
     after = trainlint.check([tmp_path / path.name for path in mended])
     assert [target.reason for target in after.targets if target.status == "error"] == []
-    left = {
-        (Path(finding.filename or "").name, finding.code, finding.module)
-        for finding in after.findings
-    }
-    for path, pairs in mended.items():
+    again: dict[Path, list[Any]] = {}
+    for path, pairs in by_file(after.findings).items():
+        wanted = {key_of(finding) for finding, _ in mended_as(path, mended)}
+        own = [pair for pair in pairs if key_of(pair[0]) in wanted]
+        if own:
+            again[path] = own
+    for path, pairs in again.items():
+        mend(path, pairs, path)
+    left = {key_of(finding) for finding in after.findings if path_of(finding) not in again}
+    if again:
+        left |= {key_of(finding) for finding in trainlint.check(list(again)).findings}
+    for pairs in mended.values():
         for finding, fix in pairs:
-            assert (path.name, finding.code, finding.module) not in left, (path.name, fix.title)
+            assert key_of(finding) not in left, fix.title
+
+
+def path_of(finding: Any) -> Path:
+    return (Path.cwd() / (finding.filename or "")).resolve()
+
+
+def key_of(finding: Any) -> tuple[str, str, str | None]:
+    return path_of(finding).name, finding.code, finding.module
+
+
+def mended_as(path: Path, mended: dict[Path, list[Any]]) -> list[Any]:
+    return next((pairs for other, pairs in mended.items() if other.name == path.name), [])
+
+
+def by_file(findings: Any) -> dict[Path, list[Any]]:
+    """The findings that have an edit, each with its first fix that has."""
+    found: dict[Path, list[Any]] = {}
+    for finding in findings:
+        fixes = [fix for fix in finding.fixes if fix.edits]
+        if fixes and finding.filename is not None:
+            found.setdefault(path_of(finding), []).append((finding, fixes[0]))
+    return found
+
+
+def mend(path: Path, pairs: list[Any], target: Path) -> None:
+    """Write the file with the edits of these findings; those that overlap with others are taken out."""
+    text = SourceText.read(str(path))
+    assert text is not None
+    edits: list[Edit] = []
+    for pair in list(pairs):
+        more = [edit for edit in pair[1].edits if edit not in edits]
+        try:
+            apply(text.text, [*edits, *more])
+        except ValueError:
+            pairs.remove(pair)
+        else:
+            edits += more
+    assert edits
+    target.write_bytes(text.encoded(apply(text.text, edits)))

@@ -252,9 +252,17 @@ def test_a_relu_and_a_softmax_before_cross_entropy_are_two_faults(tmp_path: Path
     assert [finding.code for finding in report.findings] == ["LOS001", "ACT004"]
 
 
-@pytest.mark.parametrize("source", ["if x: f(x)\n", "f(x); g(x)\n"])
-def test_no_line_is_put_beside_a_statement_that_shares_its_row(source: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "after"),
+    [("if x: f(x)\n", "if x: f(x); g()\n"), ("f(x); h(x)\n", "f(x); g(); h(x)\n")],
+)
+def test_a_line_beside_a_statement_that_shares_its_row_stays_on_it(source: str, after: str) -> None:
     text = SourceText("x.py", source)
     assert text.tree is not None
     call = next(node for node in ast.walk(text.tree) if isinstance(node, ast.Expr))
-    assert SourceEdits().beside(text, call, after="g()", title="t").edits == []
+    fix = SourceEdits().beside(text, call, after="g()", title="t")
+    assert apply(source, fix.edits) == after
+    again = SourceText("x.py", after)
+    assert again.tree is not None
+    call = next(node for node in ast.walk(again.tree) if isinstance(node, ast.Expr))
+    assert SourceEdits().beside(again, call, after="g()", title="t").edits == []
