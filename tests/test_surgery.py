@@ -366,6 +366,13 @@ def test_a_tied_weight_stays_tied() -> None:
     assert made[1].bias is None
 
 
+def test_one_of_several_faults_can_be_repaired_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.Linear(7, 2))
+    made = change(model, Patch.rebuilt("1", num_features=6), inputs=DATA).subject
+    other = patched(made, [Patch.rebuilt("2", in_features=6)]).subject.model
+    assert other(DATA).shape == (16, 2)
+
+
 def test_what_cannot_be_made_anew_is_said() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.raises(PatchProblem, match="parametrised"):
@@ -485,7 +492,7 @@ def test_a_normalisation_of_features_of_sequences() -> None:
         (Patch.norm("batch", after=["unused"]), "unused is never called"),
         (Patch.norm("spectral", after=["conv"]), "no normalisation 'spectral'"),
         (Patch.norm("group", after=["conv"], groups=4), "6 channels do not make 4 groups"),
-        (Patch.residual(["conv"]), r"which takes \(5, 3, 8, 8\) and gives \(5, 6, 8, 8\)"),
+        (Patch.residual(["conv"]), r"goes in, \(5, 3, 8, 8\), and what comes out, \(5, 6, 8, 8\)"),
         (Patch.residual([""]), "around the whole model"),
         (Patch.attribute(["conv"], p=0.5), "conv is Conv2d, which has no p"),
         (Patch.attribute(["conv"], weight=0.5), "conv.weight is no plain value"),
@@ -517,6 +524,30 @@ def test_a_residual_connection() -> None:
     made: Any = change(model, Patch.residual(["same"]), inputs=IMAGES).subject.model
     x = model.conv(IMAGES).relu()
     assert torch.allclose(made(IMAGES), model.fc((x + model.same(x)).mean((2, 3))), atol=1e-6)
+
+
+def test_residual_connections_around_layers_with_their_activations() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Sigmoid())
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for layer in self.layers:
+                x = torch.sigmoid(layer(x))
+            return torch.tanh(x)
+
+    model = Deep()
+    layers = ["first.0", *(f"layers.{i}" for i in range(3))]
+    patch = Patch.residual(layers, until=["first.2"], calls=[Occurrence("", "sigmoid")])
+    made = change(model, patch, inputs=DATA).subject.model
+    x = DATA + model.first(DATA)
+    for layer in model.layers:
+        x = x + layer(x).sigmoid()
+    assert torch.allclose(made(DATA), x.tanh())
+    assert torch.allclose(copy.deepcopy(made)(DATA), x.tanh())
 
 
 # ---------------------------------------------------------------------- attributes, unfreezing

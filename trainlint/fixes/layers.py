@@ -166,7 +166,10 @@ def residual(
         why = "none of them has as many outputs as inputs: it would need a projection"
         return Fix(title, obstacle=why, reason=reason)
     names = [graph.operation(layer).module for layer, _ in suited if graph.layer(layer) is not None]
-    patches = [Patch.residual(dict.fromkeys(names))] if all(names) and names else []
+    ends = places(graph, [activation for _, activation in suited])
+    patches = []
+    if all(names) and len(names) == len(suited) and ends is not None:
+        patches = [Patch.residual(dict.fromkeys(names), until=ends[0], calls=ends[1])]
     changes: dict[Any, tuple[Site | None, Any]] = {}
     for layer, activation in suited:
         site = graph.operation(activation).site

@@ -65,9 +65,18 @@ class Patch(msgspec.Struct, frozen=True):
         return cls("norm", list(after), values={"norm": kind, **values})
 
     @classmethod
-    def residual(cls, around: Iterable[str]) -> Patch:
-        """Add its input to what each of these modules gives, where the shapes agree."""
-        return cls("residual", list(around))
+    def residual(
+        cls,
+        around: Iterable[str],
+        *,
+        until: Iterable[str] = (),
+        calls: Iterable[Occurrence] = (),
+    ) -> Patch:
+        """Add its input to what each of these modules gives, where the shapes agree.
+
+        Or to what its activation gives, `until` which the block lasts: modules, or calls.
+        """
+        return cls("residual", list(around), calls=list(calls), values={"until": list(until)})
 
     @classmethod
     def rebuilt(cls, module: str, **arguments: Any) -> Patch:

@@ -63,6 +63,7 @@ class Case:
     awaited: list[Awaited] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
     has_other_data: bool = False
+    fails: bool = False
 
     @property
     def root(self) -> nn.Module:
@@ -198,6 +199,15 @@ class Case:
         assert failure is not None
         raise PatchProblem(f"the changed model raised {described(failure)}") from failure
 
+    def look_before(self) -> None:
+        """Run the model as it is: where it fails, a change that leaves it so may yet be one of several."""
+        try:
+            self.forward()
+        except PatchProblem:
+            self.fails = True
+        except ProbeProblem:  # there are no such data
+            pass
+
     def check(self) -> None:
         """Run the changed model once. Raises `PatchProblem` where it fails or shows no change."""
         calls: set[int] = set()
@@ -208,6 +218,8 @@ class Case:
             if problems:
                 raise PatchProblem(problems[0])
 
+        if self.fails:  # for other reasons, that are left
+            return
         with contextlib.ExitStack() as stack:
             for module, _ in self.called:
                 stack.enter_context(module.register_forward_hook(_noting(calls)))

@@ -1,13 +1,9 @@
-"""Layers of the copy: another in their place, or something behind or around them.
-
-What is put behind a layer is a child of it, run by a hook: names and attributes of all others stay.
-"""
+"""Layers of the copy: others in their place, without them, with other arguments and attributes."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,12 +18,6 @@ if TYPE_CHECKING:
     from trainlint.fixes.patch import Patch
 
 _MISSING: Final = object()
-_CONVOLUTIONS: Final = {
-    nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
-    nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
-}  # fmt: skip
-_BATCH_NORMS: Final = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_MOST_GROUPS: Final = 32
 _ACTIVATIONS: Final = {
     name.lower(): getattr(nn, name)
     for name in nn.modules.activation.__all__
@@ -85,155 +75,6 @@ def without(case: Case, patch: Patch) -> None:
         case.leaves(module.parameters())
     if patch.calls:
         changed_calls(case, patch.calls, lambda _, __, args, kwargs: operand_of(args, kwargs))
-
-
-# ---------------------------------------------------------------------- behind and around
-
-
-@dataclass
-class _Behind:
-    """A forward hook: the child of that name takes what the layer gives."""
-
-    name: str
-    path: str
-
-    def __call__(self, module: nn.Module, _: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor):
-            kind = type(output).__name__
-            raise PatchProblem(f"{self.path} gives a {kind}, which cannot be normalised")
-        return module._modules[self.name](output)  # type: ignore[misc]
-
-
-class _OverFeatures(nn.BatchNorm1d):
-    """Of the last axis, however many there are before it."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        return super().forward(value.reshape(-1, value.shape[-1])).reshape(value.shape)
-
-
-class _Channels(nn.Module):
-    """A layer normalisation of the channels of each place, which are the second axis."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(count)
-
-    def forward(self, value: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(value.movedim(1, -1))
-        return normalised.movedim(-1, 1)
-
-
-def norm(case: Case, patch: Patch) -> None:
-    """A normalisation behind each layer; `groups` is of `group`, other values are its arguments."""
-    values = dict(patch.values)
-    kind = str(values.pop("norm", ""))
-    if kind not in ("batch", "layer", "group"):
-        raise PatchProblem(f"no normalisation {kind!r}: batch, layer, group")
-    for path, module in case.modules(patch.modules):
-        made = _norm_for(case, path, module, kind, values)
-        like = next(module.parameters(), None)
-        like = next(case.model.parameters(), None) if like is None else like
-        if like is not None:
-            made.to(like.device, like.dtype)
-        made.train(module.training)
-        beside = list(module.parameters())
-        name = _free_name(module, "norm")
-        module.add_module(name, made)
-        module.register_forward_hook(_Behind(name, path))
-        case.joins(made.parameters(), beside)
-        case.called.append((made, f"{path} is never called, so that nothing is normalised there"))
-
-
-def _free_name(module: nn.Module, name: str) -> str:
-    found, number = name, 1
-    while hasattr(module, found):
-        found, number = f"{name}_{number}", number + 1
-    return found
-
-
-def _norm_for(
-    case: Case, path: str, module: nn.Module, kind: str, values: dict[str, Any]
-) -> nn.Module:
-    """By the layer's class where that tells, else by a real forward."""
-    rank = next((rank for known, rank in _CONVOLUTIONS.items() if isinstance(module, known)), None)
-    if isinstance(module, nn.Linear):
-        return _over_features(module.out_features, kind, values)
-    if isinstance(module, nn.Embedding):
-        return _over_features(module.embedding_dim, kind, values)
-    if rank is not None:
-        return _over_channels(module.out_channels, rank, kind, values)  # type: ignore[arg-type]
-    shape = _shape_behind(case, path, module)
-    if len(shape) == 2:
-        return _over_features(shape[1], kind, values)
-    if len(shape) == 3 and any(isinstance(inner, nn.Linear) for inner in module.modules()):
-        return _over_features(shape[2], kind, values)
-    if len(shape) - 2 in _BATCH_NORMS:
-        return _over_channels(shape[1], len(shape) - 2, kind, values)
-    raise PatchProblem(f"{path} gives {shape}, of which it is not known what to normalise")
-
-
-def _over_features(count: int, kind: str, values: dict[str, Any]) -> nn.Module:
-    if kind == "layer":
-        return nn.LayerNorm(count, **values)
-    if kind == "group":
-        return nn.GroupNorm(_groups(count, values), count)
-    return _OverFeatures(count, **values)
-
-
-def _over_channels(count: int, rank: int, kind: str, values: dict[str, Any]) -> nn.Module:
-    if kind == "batch":
-        return _BATCH_NORMS[rank](count, **values)
-    if kind == "group":
-        return nn.GroupNorm(_groups(count, values), count)
-    return _Channels(count)
-
-
-def _groups(count: int, values: dict[str, Any]) -> int:
-    """As many as are asked for, or up to 32 (Wu & He 2018) of at least two channels each."""
-    wanted = int(values.get("groups", 0))
-    if wanted:
-        if count % wanted:
-            raise PatchProblem(f"{count} channels do not make {wanted} groups")
-        return wanted
-    return next(g for g in range(min(_MOST_GROUPS, max(1, count // 2)), 0, -1) if count % g == 0)
-
-
-def _shape_behind(case: Case, path: str, module: nn.Module) -> tuple[int, ...]:
-    given: list[Any] = []
-    found: list[Any] = []
-    with module.register_forward_hook(lambda _, __, output: given.append(output)):
-        # What a hook has filled is emptied again when the forward is undone.
-        case.forward(lambda: found.extend(given))
-    if not found:
-        raise PatchProblem(f"what {path} gives is not known: no forward shows it")
-    if not isinstance(found[0], Tensor):
-        raise PatchProblem(f"{path} gives a {type(found[0]).__name__}, no tensor")
-    return tuple(found[0].shape)
-
-
-@dataclass
-class _Around:
-    """A forward hook: what goes in is added to what comes out."""
-
-    path: str
-
-    def __call__(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        if not isinstance(output, Tensor) or not given:
-            raise PatchProblem(f"{self.path} does not take and give one tensor")
-        if given[0].shape != output.shape:
-            shapes = f"{tuple(given[0].shape)} and gives {tuple(output.shape)}"
-            raise PatchProblem(f"no sum around {self.path}, which takes {shapes}")
-        return output + given[0]
-
-
-def residual(case: Case, patch: Patch) -> None:
-    """Add its input to what each module gives."""
-    for path, module in case.modules(patch.modules):
-        if module is case.root:
-            raise PatchProblem("a sum around the whole model is no remedy")
-        module.register_forward_hook(_Around(path), with_kwargs=True)
-        case.called.append((module, f"{path} is never called, so that nothing is added there"))
 
 
 # ---------------------------------------------------------------------- arguments and attributes

@@ -21,7 +21,17 @@ from torch import nn
 from trainlint.generalization.trials import Copy
 from trainlint.measure.pulse import seed_generators
 from trainlint.preserve import is_lazy, random_states
-from trainlint.surgery import calls, gradients, layers, loading, losses, modes, optimising, weights
+from trainlint.surgery import (
+    additions,
+    calls,
+    gradients,
+    layers,
+    loading,
+    losses,
+    modes,
+    optimising,
+    weights,
+)
 from trainlint.surgery.case import Case, PatchProblem
 from trainlint.surgery.conduct import Conduct
 
@@ -62,14 +72,15 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Gives calls other arguments, `dim=1`; `self.training` stands for the mode of the module.",
     ),
     "norm": Kind(
-        layers.norm,
+        additions.norm,
         "Puts a `batch`, `layer` or `group` normalisation behind layers, over their features or channels; "
         "its parameters join the optimizer beside the layer's.",
         "Ioffe & Szegedy 2015; Ba et al. 2016; Wu & He 2018",
     ),
     "residual": Kind(
-        layers.residual,
-        "Adds its input to what a module gives, where the shapes agree.",
+        additions.residual,
+        "Adds what goes into a module to what it gives, or to what the next of some modules and calls "
+        "`until` which its block lasts gives, where the shapes agree.",
         "He et al. 2016",
     ),
     "rebuilt": Kind(
@@ -210,9 +221,13 @@ def patched(
     before = _trainable(subject.model)
     with random_states():
         seed_generators(seed)
-        for patch in patches:
-            _kind(patch).make(case, patch)
-        if not all(_kind(patch).of_training for patch in patches) or case.has_other_data:
+        kinds = [_kind(patch) for patch in patches]
+        of_model = not all(kind.of_training for kind in kinds)
+        if of_model:
+            case.look_before()
+        for kind, patch in zip(kinds, patches, strict=True):
+            kind.make(case, patch)
+        if of_model or case.has_other_data:
             case.check()
         for optimizer in case.optimizers():
             conduct.adjust(optimizer)
