@@ -334,6 +334,7 @@ def test_rebuilt_keeps_all_other_arguments() -> None:
         (nn.RNN(4, 6, nonlinearity="relu"), {"hidden_size": 7}),
         (nn.GRU(4, 6, bias=False), {"batch_first": True}),
         (nn.MultiheadAttention(8, 2, bias=False, add_zero_attn=True, batch_first=True), {"num_heads": 4}),
+        (nn.MultiheadAttention(8, 2), {"embed_dim": 4}),
         (nn.Embedding(10, 4, padding_idx=0), {"num_embeddings": 20}),
         (nn.LayerNorm(8, elementwise_affine=True), {"normalized_shape": 6}),
         (nn.GroupNorm(2, 8, eps=1e-3), {"num_groups": 4}),
@@ -354,7 +355,9 @@ def test_layers_tell_how_they_were_made(layer: nn.Module, changed: dict[str, Any
         if isinstance(before, (int, float, bool, str, tuple, type(None)))
         and vars(made)[key] != before
     }
-    assert differ <= {name, "head_dim"}
+    assert differ <= {name, "head_dim", "kdim", "vdim"}
+    if name == "embed_dim":
+        assert (made.kdim, made.vdim) == (value, value)
     assert {n for n, _ in made.named_parameters()} == {n for n, _ in layer.named_parameters()}
 
 
@@ -627,6 +630,15 @@ def test_a_lazy_layer_has_no_shape_to_draw() -> None:
         patched(copied(model, Setup(), None), [Patch.initialise(["0.weight"], "zeros")])
 
 
+def test_lazy_layers_beside_others_stay_lazy() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Sigmoid())
+    fix = Fix("relu", patches=[Patch.activation("relu", modules=["2"])])
+    made: Any = trainlint.patched(model, fix, DATA)
+    assert made[0].has_uninitialized_params()
+    assert made(DATA).min() == 0
+    assert model[0].has_uninitialized_params()
+
+
 def test_modules_in_plain_lists_are_changed_as_well() -> None:
     class Listed(nn.Module):
         def __init__(self) -> None:
@@ -654,6 +666,8 @@ def test_patched_gives_a_repaired_copy() -> None:
     repaired: Any = trainlint.patched(model, fix, IMAGES)
     assert repaired(IMAGES).shape == (5, 6, 6, 6)
     assert model[1].num_features == 4
+    with pytest.raises(UsageError, match="one of a finding's fixes, not Sequential and str"):
+        trainlint.patched(model, "num_features=6")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"'clip' changes the training \(clip\)"):
         trainlint.patched(model, Fix("clip", patches=[Patch.training("clip", max_norm=1.0)]))
     with pytest.raises(UsageError, match="'by hand' is not made on a live model: why"):

@@ -104,14 +104,18 @@ def capture(
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of uninitialised buffers, which do not support it themselves."""
+    return copy.deepcopy(model, copies_of_lazy(model))
+
+
+def copies_of_lazy(model: nn.Module) -> dict[int, Any]:
+    """A memo for `deepcopy`: uninitialised buffers do not support it themselves."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if is_lazy(tensor):
             raw = tensor.data
             empty: Any = type(tensor)
             memo[id(tensor)] = empty(tensor.requires_grad, device=raw.device, dtype=raw.dtype)
-    return copy.deepcopy(model, memo)
+    return memo
 
 
 _unseen: Final = torch._C.DisableTorchFunction

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trainlint.capture.tracer import copies_of_lazy
 from trainlint.generalization.meter import MOST, Meter
 from trainlint.measure.pulse import seed_generators
 from trainlint.probe.batches import Batch, ProbeProblem, described, split
@@ -62,7 +63,7 @@ def copied(model: nn.Module, setup: Setup, optimizer: Any) -> Copy:
     made = None if callable(optimizer) else optimizer
     loss = setup.loss if isinstance(setup.loss, nn.Module) else None
     try:
-        memo: dict[int, Any] = {}
+        memo = copies_of_lazy(model)
         given, (model, made, loss) = made, copy.deepcopy((model, made, loss), memo)
         # Optimizers leave out what their base class does not know: LBFGS its parameters.
         for name in vars(given).keys() - vars(made).keys() if given is not None else ():

@@ -148,6 +148,8 @@ def _argument(old: nn.Module, name: str) -> Any:
     if isinstance(old, nn.MultiheadAttention):
         if name == "bias":
             return old.in_proj_bias is not None
+        if name in ("kdim", "vdim") and getattr(old, name) == old.embed_dim:
+            return None  # they follow it
         if name == "add_bias_kv":
             return old.bias_k is not None
     if isinstance(old, nn.RNN) and name == "nonlinearity":

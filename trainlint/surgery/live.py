@@ -28,8 +28,15 @@ def patched(model: nn.Module, fix: Fix, inputs: Any = None, *, seed: int = 0) ->
         report = trainlint.check(model, inputs)
         repaired = trainlint.patched(model, report.findings[0].fixes[0])
     """
-    from trainlint.capture.inputs import from_value
+    from torch import nn
 
+    from trainlint.capture.inputs import from_value
+    from trainlint.fixes.edit import Fix
+
+    given: tuple[Any, Any] = (model, fix)
+    if not all(map(isinstance, given, (nn.Module, Fix))):
+        kinds = " and ".join(type(value).__name__ for value in given)
+        raise UsageError(f"patched takes a model and one of a finding's fixes, not {kinds}")
     if not fix.patches:
         why = f": {fix.obstacle}" if fix.obstacle else ""
         raise UsageError(f"{fix.title!r} is not made on a live model{why}")
@@ -42,9 +49,9 @@ def patched(model: nn.Module, fix: Fix, inputs: Any = None, *, seed: int = 0) ->
         raise UsageError(
             f"{fix.title!r} changes the training ({', '.join(of_training)}), and not the model alone"
         )
-    given = None if inputs is None else from_value(inputs, model, "the inputs given")
+    known = None if inputs is None else from_value(inputs, model, "the inputs given")
     try:
         subject = copied(model, Setup(), None)
-        return _patched(subject, fix.patches, inputs=given, seed=seed).subject.model
+        return _patched(subject, fix.patches, inputs=known, seed=seed).subject.model
     except ProbeProblem as problem:
         raise UsageError(f"{fix.title!r} cannot be made on this model: {problem}") from None
