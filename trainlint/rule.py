@@ -511,6 +511,7 @@ class Settings:
     """What a check needs to know besides the model: rules, their options by name or code, and stages.
 
     `probe_steps` and `probe_seconds` limit the probe; `graphs` asks for the models' graphs in the results.
+    Without `remedies` the probe does not go on to try what helps against what it found.
     """
 
     rules: Sequence[Rule]
@@ -519,3 +520,4 @@ class Settings:
     probe_steps: int = 50
     probe_seconds: float = 30.0
     graphs: bool = False
+    remedies: bool = True

@@ -165,7 +165,13 @@ class _Check:
             guard,
             of_width,
         )
-        self.outcomes["probe"] = probed(self.probe, self.facts, self._rules("probe"), self._run)
+        self.outcomes["probe"] = probed(
+            self.probe,
+            self.facts,
+            self._rules("probe"),
+            self._run,
+            remedies=self.settings.remedies,
+        )
         if self.facts.has("Trace"):
             self.stages.append("probe")
 

@@ -107,12 +107,18 @@ def _memorisation(probe: Probe, facts: Facts) -> Any:
 
 
 def probed(
-    probe: Probe, facts: Facts, rules: Sequence[Rule], run: Callable[[Sequence[Rule]], Outcome]
+    probe: Probe,
+    facts: Facts,
+    rules: Sequence[Rule],
+    run: Callable[[Sequence[Rule]], Outcome],
+    *,
+    remedies: bool = True,
 ) -> Outcome:
     """The findings of a probe. What is not certain must come again with another seed.
 
     Another seed means another order of the data and other dropout, from the same initial weights. What is
-    only possible, since more steps could tell, must come again after eight times as many.
+    only possible, since more steps could tell, must come again after eight times as many. With `remedies`,
+    what helps against a finding is tried where its rule asks for that.
     """
     outcome = run(rules)
     reason = facts.missing.get("Memorisation")
@@ -123,7 +129,8 @@ def probed(
         watching = [rule for rule in rules if _watches_only(rule)]
         _confirm(outcome, probe, watching, facts, Confidence.LIKELY, longer=1)
         _confirm(outcome, probe, watching, facts, Confidence.POSSIBLE, longer=_LONGER)
-        _remedy(outcome, probe, facts, rules)
+        if remedies:
+            _remedy(outcome, probe, facts, rules)
     return outcome
 
 

@@ -232,7 +232,12 @@ def _try(job: Job, plan: Plan, send: Send) -> None:
     from trainlint.sites import recording
 
     settings = Settings(
-        select_rules(job.rules), job.options, job.stages, job.probe_steps, job.probe_seconds
+        select_rules(job.rules),
+        job.options,
+        job.stages,
+        job.probe_steps,
+        job.probe_seconds,
+        remedies=False,
     )
     with recording(), single_node_functions():
 

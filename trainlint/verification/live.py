@@ -44,7 +44,7 @@ def verified_live(
     progress: Progress | None = None,
 ) -> Verified:
     """Try the fixes of the report on a live model, and what helps together, on a copy."""
-    make = LiveMaker(model, inputs, recipe, settings)
+    make = LiveMaker(model, inputs, recipe, replace(settings, remedies=False))
 
     def reported(outcome: Outcome, _: Version) -> Sequence[ReportedFinding]:
         return outcome.findings or ()

@@ -88,9 +88,7 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
         raise ProbeProblem(NO_TRAINING)
     name = setup.names.get("train_loader", "train_loader")
     samples = _Samples(subject, setup.train_loader, name)
-    others = None
-    if setup.val_loader is not None:
-        others = _Samples(subject, setup.val_loader, setup.names.get("val_loader", "val_loader"))
+    others = _others(subject)
     start, start_of_others = samples.score(), _optional(others)
     ends: list[tuple[float, float | None]] = []
     looks = {round(share * empty.asked) for share in _LOOKS}
@@ -128,6 +126,17 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
         parameters=empty.parameters,
         seconds=float(f"{spent / max(1, done):.3g}"),
     )
+
+
+def _others(subject: Copy) -> _Samples | None:
+    """Validation samples, where there are some that can be read."""
+    setup = subject.setup
+    if setup.val_loader is None:
+        return None
+    try:
+        return _Samples(subject, setup.val_loader, setup.names.get("val_loader", "val_loader"))
+    except ProbeProblem:
+        return None
 
 
 def _figure(value: float | None) -> Any:
