@@ -11,14 +11,11 @@ Results are kept in the JSON file as they come, so that a run may be broken off 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import multiprocessing
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,53 +24,25 @@ from typing import Any
 import msgspec
 
 from benchmarks.repair_faults import FAULTS, Fault, faults
+from benchmarks.repair_judging import (
+    Results,
+    Store,
+    described,
+    digest,
+    is_drawn,
+    is_of,
+    is_remedy,
+    new_findings,
+    twin_text,
+)  # fmt: skip
 from benchmarks.repair_models import MODELS
+from benchmarks.repair_report import report
 from benchmarks.repair_sound import SOUND
 
 SEEDS = (0, 1)
-SHARE = 0.8
-RATIO = 1.2
 ROUNDS = 4
 PARTS = ["harm", "detection", "repair", "verified", "rivals", "sound"]
 AT_ONCE = 12
-Results = dict[str, dict[str, Any]]
-
-
-# ---------------------------------------------------------------------- what a fix changes
-
-
-def described(fix: Any) -> str:
-    """What a fix is called and changes, as text: where accepted remedies are looked for."""
-    lines = [fix.title]
-    for edit in fix.edits:
-        lines.append("+" + edit.content)
-        if not edit.content.strip():
-            lines.append("remove")
-    lines += [msgspec.json.encode(patch).decode() for patch in fix.patches]
-    return "\n".join(lines)
-
-
-def is_accepted(fault: Fault, code: str, text: str) -> bool:
-    """Whether a fix, as `described`, is a textbook remedy of the fault, under a rule that may say it."""
-    return code in fault.kind.codes and _is_remedy(fault, text)
-
-
-def _is_remedy(fault: Fault, text: str) -> bool:
-    kind = fault.kind
-    return (
-        kind.remedy.search(text) is not None
-        and (kind.never is None or not kind.never.search(text))
-        and (not fault.right or fault.right in text)
-    )
-
-
-def digest(text: str) -> str:
-    """What a kept result belongs to: it is run again when the file is another."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _is_of(result: dict[str, Any] | None, text: str) -> bool:
-    return result is not None and result["of"] == digest(text)
 
 
 # ---------------------------------------------------------------------- harm
@@ -91,11 +60,6 @@ def _harm(name: str) -> dict[str, Any]:
     }
 
 
-def twin_text(name: str) -> str:
-    """The twin of this name: a model's, or that of a case with its own."""
-    return MODELS[name].text if name in MODELS else FAULTS[name].twin
-
-
 def _twin(name: str) -> dict[str, Any]:
     from benchmarks.repair_training import constant, outcome
 
@@ -107,17 +71,6 @@ def _twin(name: str) -> dict[str, Any]:
         "others": [outcome(text, text, seed + len(SEEDS)).loss for seed in SEEDS],
         "constants": [constant(text, seed) for seed in SEEDS],
     }
-
-
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else math.nan
-
-
-def reaches(losses: Sequence[float], twin: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether the twin's loss is reached: as a share of its improvement, and as a ratio."""
-    loss, reference, baseline = mean(losses), mean(twin["losses"]), mean(twin["constants"])
-    return baseline - loss >= SHARE * (baseline - reference), loss <= RATIO * reference
 
 
 # ---------------------------------------------------------------------- detection
@@ -149,10 +102,6 @@ def findings_of(
                 ],
             },
         )
-
-
-def _loud(finding: dict[str, Any]) -> bool:
-    return str(finding["severity"]) != "info"
 
 
 def _finding(found: Any, path: Path, text: str) -> dict[str, Any]:
@@ -188,7 +137,7 @@ def _edited(fix: Any, path: Path, text: str) -> str | None:
 def detect(
     texts: dict[str, str], results: Results, keep: Callable[[], None], jobs: int, what: str
 ) -> None:
-    left = [name for name, text in texts.items() if not _is_of(results.get(name), text)]
+    left = [name for name, text in texts.items() if not is_of(results.get(name), text)]
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(left), AT_ONCE):
             some = left[start : start + AT_ONCE]
@@ -196,31 +145,6 @@ def detect(
                 results[name] = {"of": digest(texts[name]), **result}
             keep()
             print(f"{what}: {start + len(some)} of {len(left)}", flush=True)
-
-
-def verdict(fault: Fault, detection: Results, twins: Results) -> dict[str, Any]:
-    """Of one case: is it found, is it named, is its first fix accepted."""
-    new = _new(fault, detection[fault.name], twins)
-    first = new[0] if new else None
-    fix = first["fixes"][0] if first and first["fixes"] else None
-    return {
-        "detected": bool(new),
-        "named": any(f["code"] in fault.kind.codes for f in new),
-        "accepted": bool(fix) and is_accepted(fault, first["code"], fix["text"]),
-        "code": first["code"] if first else "",
-        "fix": fix["title"] if fix else "",
-        "edits": bool(fix and fix["edited"] is not None),
-        "patches": bool(fix and fix["patches"]),
-        "obstacle": fix["obstacle"] if fix else "",
-        "codes": [f["code"] for f in new],
-        "message": first["message"] if first else "",
-    }
-
-
-def _new(fault: Fault, result: dict[str, Any], twins: Results) -> list[dict[str, Any]]:
-    """Findings at warning or above that the twin does not have."""
-    usual = {f["code"] for f in twins[fault.model]["findings"] if _loud(f)}
-    return [f for f in result["findings"] if _loud(f) and f["code"] not in usual]
 
 
 # ---------------------------------------------------------------------- repair
@@ -248,7 +172,7 @@ def repair(cases: Sequence[Fault], store: Store, jobs: int) -> None:
         if fault.name not in store.parts["detection"] or fault.name in results:
             continue
         detection = store.parts["detection"][fault.name]
-        if _new(fault, detection, twins):
+        if new_findings(fault, detection, twins):
             results[fault.name] = {
                 "text": fault.text, "now": detection, "rounds": [],
                 "tried": [], "patched": [], "patches": [],
@@ -259,7 +183,7 @@ def repair(cases: Sequence[Fault], store: Store, jobs: int) -> None:
             case = results.get(fault.name)
             if case is None or len(case["rounds"]) != number or "losses" in case:
                 continue
-            step = _step(case, _new(fault, case["now"], twins))
+            step = _step(case, new_findings(fault, case["now"], twins))
             if step is None:
                 continue
             case["tried"].append(step["tried"])
@@ -275,7 +199,7 @@ def repair(cases: Sequence[Fault], store: Store, jobs: int) -> None:
         )
         for name, (step, text) in trials.items():
             case, finding = results[name], step["finding"]
-            after = _new(FAULTS[name], checked[name], twins)
+            after = new_findings(FAULTS[name], checked[name], twins)
             fine = all(status == "ok" for _, status, _ in checked[name]["targets"])
             if fine and not any(_same(finding, other) for other in after):
                 case.update(text=text, now=checked[name])
@@ -312,7 +236,7 @@ def verified(cases: Sequence[Fault], store: Store, jobs: int) -> None:
     from trainlint.verification import repair as repair_file
 
     results, twins = store.parts["verified"], store.parts["twin findings"]
-    left = [f for f in cases if is_drawn(f) and not _is_of(results.get(f.name), f.text)]
+    left = [f for f in cases if is_drawn(f) and not is_of(results.get(f.name), f.text)]
     for number, fault in enumerate(left, 1):
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "case.py"
@@ -327,7 +251,7 @@ def verified(cases: Sequence[Fault], store: Store, jobs: int) -> None:
         result["proved"] = [bool(f.verified) for f in repaired.fixes]
         result["fixes"] = [fix.title for fix in repaired.fixes]
         result["clears"] = [f.code for f in repaired.findings]
-        new = _new(fault, result, twins)
+        new = new_findings(fault, result, twins)
         result["cleared"] = bool(new) and new[0]["code"] in result["clears"]
         if repaired.fixes:
             result.update(_trained(json.dumps([fault.name, text, patches])))
@@ -337,11 +261,6 @@ def verified(cases: Sequence[Fault], store: Store, jobs: int) -> None:
 
 
 # ---------------------------------------------------------------------- rivals
-
-
-def is_drawn(fault: Fault) -> bool:
-    """Whether the case is among the quarter on which the rival rankings are tried."""
-    return hashlib.sha256(f"rivals {fault.name}".encode()).digest()[0] % 4 == 0
 
 
 def _rivals(job: str) -> dict[str, Any]:
@@ -369,7 +288,7 @@ def _rivals(job: str) -> dict[str, Any]:
         tried.append(
             {
                 "title": title,
-                "accepted": _is_remedy(fault, text),
+                "accepted": is_remedy(fault, text),
                 "loss": result.loss,
                 "error": result.error,
             }
@@ -381,7 +300,7 @@ def rivals(cases: Sequence[Fault], store: Store, jobs: int) -> None:
     detection, results = store.parts["detection"], store.parts["rivals"]
     work = []
     for fault in cases:
-        if not is_drawn(fault) or _is_of(results.get(fault.name), fault.text):
+        if not is_drawn(fault) or is_of(results.get(fault.name), fault.text):
             continue
         found = detection.get(fault.name, {"findings": []})["findings"]
         own = [f for x in found for f in x["fixes"] if f["edited"] is not None or f["patches"]]
@@ -404,7 +323,7 @@ def sound_texts() -> dict[str, str]:
 def prove(store: Store) -> None:
     """`check --verify` on sound files, and `check --fix --unsafe-fixes`, which has to change none."""
     results = store.parts["proofs"]
-    left = {n: text for n, text in sound_texts().items() if not _is_of(results.get(n), text)}
+    left = {n: text for n, text in sound_texts().items() if not is_of(results.get(n), text)}
     names = list(left)
     for start in range(0, len(names), AT_ONCE):
         some = names[start : start + AT_ONCE]
@@ -437,22 +356,6 @@ def _command(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProc
 
 
 # ---------------------------------------------------------------------- the run
-
-
-class Store:
-    """Results of parts by case, in a JSON file that is written as they come."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = Path(path) if path else None
-        self.parts: dict[str, Results] = defaultdict(dict)
-        if self.path and self.path.exists():
-            self.parts.update(json.loads(self.path.read_text()))
-
-    def save(self) -> None:
-        if self.path:
-            scratch = self.path.with_suffix(".part")
-            scratch.write_text(json.dumps(self.parts, indent=1))
-            scratch.replace(self.path)
 
 
 def in_processes(
@@ -497,9 +400,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "harm" in wanted:
         twins, harm = store.parts["twins"], store.parts["harm"]
         names = dict.fromkeys(fault.twin_name for fault in cases)
-        stale = [name for name in names if not _is_of(twins.get(name), twin_text(name))]
+        stale = [name for name in names if not is_of(twins.get(name), twin_text(name))]
         in_processes(_twin, stale, twins, store, options.jobs)
-        stale = [f.name for f in cases if not _is_of(harm.get(f.name), f.text)]
+        stale = [f.name for f in cases if not is_of(harm.get(f.name), f.text)]
         in_processes(_harm, stale, harm, store, options.jobs)
     if "detection" in wanted:
         texts = {name: MODELS[name].text for name in models}
@@ -516,162 +419,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         detect(dict(SOUND), store.parts["sound findings"], store.save, options.jobs, "sound")
         prove(store)
     report(cases, store)
-
-
-def harmful(cases: Sequence[Fault], store: Store) -> list[Fault]:
-    """Cases whose training is the worse for their fault, or whose kind says why that does not show."""
-    harm, twins = store.parts["harm"], store.parts["twins"]
-    return [
-        fault
-        for fault in cases
-        if fault.kind.unseen
-        or (
-            fault.name in harm
-            and not reaches(harm[fault.name]["losses"], twins[fault.twin_name])[0]
-        )
-    ]
-
-
-def share(count: int, total: int) -> str:
-    return f"{count} of {total}" + (f" ({count / total:.3f})" if total else "")
-
-
-def report(cases: Sequence[Fault], store: Store) -> None:
-    for half in ("looked-at", "held-out"):
-        mine = [fault for fault in cases if fault.half == half]
-        if mine:
-            report_half(half, mine, store)
-    _report_sound(store)
-
-
-def report_half(half: str, cases: Sequence[Fault], store: Store) -> None:
-    parts = store.parts
-    harming = harmful(cases, store)
-    seen = [
-        f for f in harming if f.name in parts["detection"] and f.model in parts["twin findings"]
-    ]
-    verdicts = {f.name: verdict(f, parts["detection"], parts["twin findings"]) for f in seen}
-    found = {name: v for name, v in verdicts.items() if v["detected"]}
-    print(f"\n{half}: {len(cases)} cases, of which {len(harming)} do harm")
-    print(f"  detected: {share(len(found), len(verdicts))}")
-    print(f"  by a rule of its kind: {share(sum(v['named'] for v in found.values()), len(found))}")
-    print(f"  first fix accepted: {share(sum(v['accepted'] for v in found.values()), len(found))}")
-    with_edits = sum(v["edits"] for v in found.values())
-    live = sum(v["patches"] and not v["edits"] for v in found.values())
-    print(f"  first fix has edits: {with_edits}, only patches: {live}")
-    by_kind: dict[str, list[bool]] = defaultdict(list)
-    for name, v in found.items():
-        by_kind[FAULTS[name].kind.name].append(v["accepted"])
-    print(
-        f"  ... in the mean over {len(by_kind)} kinds: {mean(mean(v) for v in by_kind.values()):.3f}"
-    )
-    for name, v in verdicts.items():
-        if not v["accepted"]:
-            print(
-                f"    {name}: {v['codes']} {v['fix']!r}" if v["detected"] else f"    missed: {name}"
-            )
-    if parts["repair"]:
-        _report_repair(found, store)
-    if parts["verified"]:
-        _report_verified(seen, store)
-    if parts["rivals"]:
-        _report_rivals([f for f in seen if f.name in parts["rivals"]], verdicts, store)
-
-
-def _report_repair(found: dict[str, Any], store: Store) -> None:
-    parts = store.parts
-    cleared = by_share = by_ratio = 0
-    for name in found:
-        case = parts["repair"].get(name)
-        if case is None:
-            continue
-        clear = any(outcome in ("cleared", "patched") for *_, outcome in case["rounds"])
-        twin = parts["twins"][FAULTS[name].twin_name]
-        reached = reaches(case["losses"], twin) if "losses" in case else (False, False)
-        cleared += clear
-        by_share += clear and reached[0]
-        by_ratio += clear and reached[1]
-        if not (clear and reached[0]):
-            losses = [round(loss, 4) for loss in case.get("losses", [])]
-            print(f"    not repaired: {name} {case['rounds']} {losses} {case.get('error', '')}")
-    print(f"  a fix was made and its finding cleared: {share(cleared, len(found))}")
-    print(f"  repaired, by share of the twin's improvement: {share(by_share, len(found))}")
-    print(f"  repaired, by ratio to the twin's loss: {share(by_ratio, len(found))}")
-    twins = [parts["twins"][FAULTS[name].twin_name] for name in found]
-    again = [reaches(twin["others"], twin) for twin in twins]
-    print(
-        f"  the twin itself on other seeds: {share(sum(a for a, _ in again), len(again))} by share, "
-        f"{share(sum(b for _, b in again), len(again))} by ratio"
-    )
-
-
-def _report_verified(cases: Sequence[Fault], store: Store) -> None:
-    parts = store.parts
-    results = {f.name: parts["verified"][f.name] for f in cases if f.name in parts["verified"]}
-    found = {n: x for n, x in results.items() if _new(FAULTS[n], x, parts["twin findings"])}
-    first = {n: verdict(FAULTS[n], results, parts["twin findings"])["accepted"] for n in found}
-    reached = {
-        n: reaches(x["losses"], parts["twins"][FAULTS[n].twin_name])
-        if "losses" in x
-        else (False, False)
-        for n, x in found.items()
-    }
-    total = len(found)
-    print(f"  with --verify, on {total} of the detected:")
-    print(f"    first fix accepted: {share(sum(first.values()), total)}")
-    print(f"    proved: {share(sum(any(x['proved']) for x in found.values()), total)}")
-    print(f"    its finding cleared: {share(sum(x['cleared'] for x in found.values()), total)}")
-    good = [n for n, x in found.items() if x["cleared"] and reached[n][0]]
-    print(f"    repaired, by share: {share(len(good), total)}")
-    by_ratio = sum(x["cleared"] and reached[n][1] for n, x in found.items())
-    print(f"    repaired, by ratio: {share(by_ratio, total)}")
-    for name, x in found.items():
-        if name not in good or not first[name]:
-            losses = [round(loss, 4) for loss in x.get("losses", [])]
-            print(
-                f"      {name}: {x['fixes']} accepted {first[name]} {losses} {x.get('error', '')}"
-            )
-
-
-def _report_rivals(cases: Sequence[Fault], verdicts: dict[str, Any], store: Store) -> None:
-    """What a random fix and the fix of least loss come to, where trainlint's is judged as well."""
-    parts = store.parts
-    accepted, repaired, best_accepted, best_repaired, own = [], [], [], [], []
-    for fault in cases:
-        tried = parts["rivals"][fault.name]["candidates"]
-        if not verdicts[fault.name]["detected"] or not tried:
-            continue
-        twin = parts["twins"][fault.twin_name]
-        first = {"losses": twin["losses"][:1], "constants": twin["constants"][:1]}
-        reached = [reaches([c["loss"]], first)[0] for c in tried]
-        accepted.append(mean(c["accepted"] for c in tried))
-        repaired.append(mean(reached))
-        best = min(range(len(tried)), key=lambda i: tried[i]["loss"])
-        best_accepted.append(tried[best]["accepted"])
-        best_repaired.append(reached[best])
-        own.append(verdicts[fault.name]["accepted"])
-    print(
-        f"  rivals, on {len(own)} of the detected; trainlint's first fix accepted: {mean(own):.3f}"
-    )
-    print(f"    a random fix: accepted {mean(accepted):.3f}, repairs {mean(repaired):.3f}")
-    print(f"    least loss: accepted {mean(best_accepted):.3f}, repairs {mean(best_repaired):.3f}")
-
-
-def _report_sound(store: Store) -> None:
-    for part in ("sound findings", "twin findings"):
-        results = store.parts[part]
-        alarms = {
-            name: [f["code"] for f in result["findings"] if _loud(f)]
-            for name, result in results.items()
-        }
-        wrong = {name: codes for name, codes in alarms.items() if codes}
-        print(f"\n{part}: {len(wrong)} of {len(results)} have a warning or an error {wrong or ''}")
-    proofs = store.parts["proofs"]
-    if proofs:
-        bad = {name: result for name, result in proofs.items() if result["verified"]}
-        print(f"a fix is called verified in {len(bad)} of {len(proofs)} {bad or ''}")
-        changed = [name for name, result in proofs.items() if result["changed"]]
-        print(f"--fix --unsafe-fixes changes {len(changed)} of {len(proofs)} {changed or ''}")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,9 @@ import math
 
 import pytest
 
-from benchmarks.repair import (
-    Store,
-    detect,
-    digest,
-    is_accepted,
-    reaches,
-    repair,
-    sound_texts,
-    verdict,
-)
+from benchmarks.repair import detect, repair, sound_texts
 from benchmarks.repair_faults import FAULTS, KINDS
+from benchmarks.repair_judging import Store, digest, is_accepted, reaches, verdict
 from benchmarks.repair_models import MODELS
 from benchmarks.repair_sound import SOUND
 from trainlint.registry import all_rules
