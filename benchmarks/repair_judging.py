@@ -83,6 +83,7 @@ def verdict(fault: Fault, detection: Results, twins: Results) -> dict[str, Any]:
         "detected": bool(new),
         "named": any(f["code"] in fault.kind.codes for f in new),
         "accepted": bool(fix) and is_accepted(fault, first["code"], fix["text"]),
+        "remedy": bool(fix) and is_remedy(fault, fix["text"]),
         "code": first["code"] if first else "",
         "fix": fix["title"] if fix else "",
         "edits": bool(fix and fix["edited"] is not None),

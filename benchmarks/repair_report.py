@@ -55,6 +55,7 @@ def report_half(half: str, cases: Sequence[Fault], store: Store) -> None:
     print(f"  detected: {share(len(found), len(verdicts))}")
     print(f"  by a rule of its kind: {share(sum(v['named'] for v in found.values()), len(found))}")
     print(f"  first fix accepted: {share(sum(v['accepted'] for v in found.values()), len(found))}")
+    print(f"  ... whatever its rule: {share(sum(v['remedy'] for v in found.values()), len(found))}")
     with_edits = sum(v["edits"] for v in found.values())
     live = sum(v["patches"] and not v["edits"] for v in found.values())
     print(f"  first fix has edits: {with_edits}, only patches: {live}")
