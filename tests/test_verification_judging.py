@@ -130,6 +130,26 @@ def test_another_finding_is_held_against_it_unless_it_was_hidden() -> None:
     assert verdict([finding()], [advice], **LOWER).attempt.reason == ""
 
 
+def test_what_learns_at_last_may_learn_by_heart() -> None:
+    overfit = finding("GEN001", module="", row=30, stage="probe")
+    no_better = {"control": trained(0.5, 0.5), "changed": trained(0.5, 0.5)}
+
+    assert verdict([finding()], [overfit], **LOWER).attempt.reason == ""
+    assert "GEN001" in verdict([finding()], [overfit], **no_better).attempt.reason
+
+
+def test_another_loss_costs_nothing_as_long_as_it_falls() -> None:
+    squared = [
+        msgspec.structs.replace(each, train=Loss(0.25, 0.04, 0.24)) for each in trained(0, 0)
+    ]
+
+    found = verdict([finding()], [], control=squared, changed=trained(0.3, 0.3))
+    stands = verdict([finding()], [], control=squared, changed=trained(1.0, 1.0))
+
+    assert (found.costs, found.attempt.reason) == (False, NOT_LOWER)
+    assert stands.costs
+
+
 def test_a_finding_that_was_not_looked_for_is_not_cleared() -> None:
     unprobed = msgspec.structs.replace(RESULT, stages=["static", "signal"])
 

@@ -71,7 +71,8 @@ def judged(
     cleared = _is_cleared(finding, before, outcome, edits)
     pairs = _pairs(control, outcome, about_validation=is_about_validation(finding))
     attempt = _measured(pairs, control, outcome, cleared)
-    of_findings = _objection(before, outcome, edits, cleared=bool(cleared))
+    learns_more = attempt.gain is not None and attempt.gain > LEAST_GAIN
+    of_findings = _objection(before, outcome, edits, cleared=bool(cleared), learns_more=learns_more)
     reason = of_findings or _doubt(outcome, attempt, pairs)
     is_untold = pairs.problem in (NO_TRAINING, UNKNOWN_UNIT)
     gain = attempt.gain
@@ -79,7 +80,8 @@ def judged(
         msgspec.structs.replace(attempt, reason=reason),
         clears=not of_findings,
         trains=is_untold or (gain is not None and pairs.learns),
-        costs=not is_untold and (gain is None or gain < -_COST),
+        costs=not is_untold
+        and (gain is None or (gain < -_COST and not (pairs.other_loss and pairs.learns))),
     )
 
 
@@ -94,7 +96,14 @@ def is_about_validation(finding: ReportedFinding) -> bool:
     return family in _ABOUT_VALIDATION
 
 
-def _objection(before: Checked, outcome: Outcome, edits: Sequence[Edit], *, cleared: bool) -> str:
+def _objection(
+    before: Checked,
+    outcome: Outcome,
+    edits: Sequence[Edit],
+    *,
+    cleared: bool,
+    learns_more: bool,
+) -> str:
     """What the findings say against it, or nothing."""
     result = outcome.result
     if outcome.findings is None or result is None:
@@ -103,7 +112,11 @@ def _objection(before: Checked, outcome: Outcome, edits: Sequence[Edit], *, clea
         return f"the changed model could not be checked: {result.reason}"
     if not cleared:
         return STAYS
-    new = next(_new(before, outcome, edits), None)
+    new = next(
+        # What learns nothing learns nothing by heart either.
+        (f for f in _new(before, outcome, edits) if not (learns_more and is_about_validation(f))),
+        None,
+    )
     return "" if new is None else f"it brings another finding: {new.code} {new.name}"
 
 
@@ -127,13 +140,18 @@ def _doubt(outcome: Outcome, attempt: Attempt, pairs: _Pairs) -> str:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """By seed: the loss without and with the change, and the difference in units of a guess's."""
+    """By seed: the loss without and with the change, and the difference in units of a guess's.
+
+    `learns` tells that the changed model's falls in each training, `other_loss` that its loss or targets
+    are others than those of the unchanged one.
+    """
 
     measure: str
     before: Sequence[float | None] = ()
     after: Sequence[float] = ()
     gains: Sequence[float] = ()
     learns: bool = True
+    other_loss: bool = False
     steps: int = 0
     problem: str = ""
 
@@ -147,6 +165,7 @@ def _pairs(control: Outcome, outcome: Outcome, *, about_validation: bool) -> _Pa
     after: list[float] = []
     gains: list[float] = []
     learns = True
+    other_loss = False
     for unchanged, changed in pairs:
         if changed.reason is not None:
             return _Pairs(measure, problem=changed.reason)
@@ -160,17 +179,19 @@ def _pairs(control: Outcome, outcome: Outcome, *, about_validation: bool) -> _Pa
         was, began, old_unit = _number(old.end), _number(old.start), _number(old.guess) or unit
         if abs(old_unit - unit) <= _SAME_UNIT * unit:
             old_unit = unit
+        other_loss = other_loss or old_unit != unit
         after.append(end)
         before.append(was)
         if was is None:  # the unchanged model does not run, or its loss is no number
             gains.append(((end if start is None else start) - end) / unit)
         else:
             gains.append(was / old_unit - end / unit)
-        reference = start if began is None else began * unit / old_unit
+        # Before the training of what it is compared with, where that has the same loss.
+        reference = start if began is None or old_unit != unit else began
         if reference is not None:
             learns = learns and end < reference - _LEAST_LEARNT * unit
     steps = min((min(a.steps or b.steps, b.steps) for a, b in pairs), default=0)
-    return _Pairs(measure, before, after, gains, learns, steps)
+    return _Pairs(measure, before, after, gains, learns, other_loss, steps)
 
 
 def _losses(unchanged: Training, changed: Training, *, judged: bool) -> tuple[Loss, Loss]:
