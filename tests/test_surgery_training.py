@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainlint.data.pool import pool_of
 from trainlint.fixes.patch import Patch
+from trainlint.generalization.laboratory import stepping
 from trainlint.generalization.trials import Copy, Plan, copied, trial
 from trainlint.preserve import preserved_training
 from trainlint.probe.loop import Limits, Ran, run_loop
@@ -642,3 +643,39 @@ def test_an_optimizer_of_fixed_size_takes_new_parameters() -> None:
     losses = [step(change.subject) for _ in range(3)]
     assert losses[-1] < losses[0]
     assert change.subject.model.get_parameter("0.norm.weight").grad is not None
+
+
+class Stepping(nn.Module):
+    """A model with a training step of its own, as a LightningModule has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        x, y = batch
+        return criterion(self.net(x), y)
+
+
+def test_the_training_step_is_that_of_the_copy() -> None:
+    model = Stepping()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    setup = Setup(None, optimizer, train_loader, step=model.training_step)
+    change = patched(copied(model, setup, optimizer), [Patch.activation("gelu", modules=["net.2"])])
+    step = change.subject.setup.step
+    assert step is not None
+    step(next(iter(train_loader)), 0).backward()
+    assert model.net[0].weight.grad is None  # type: ignore[index]
+    assert change.subject.model.get_parameter("net.0.weight").grad is not None
+
+
+def test_paths_are_those_of_the_model_within_ours() -> None:
+    model = Stepping()
+    made = lambda own: torch.optim.SGD(own.parameters(), 0.1)  # noqa: E731
+    whole, setup = stepping(model, Setup(None, made, train_loader, step=model.training_step))
+    subject = copied(whole, setup, setup.optimizer)
+    change = patched(subject, [Patch.norm("layer", after=["net.0"])])
+    pool = pool_of(train_loader, "train_loader")
+    trial(change.subject, pool, Plan(range(16), range(16, 32), steps=2))
+    norm = change.subject.model.get_parameter("inner.net.0.norm.weight")
+    assert not torch.equal(norm, torch.ones(8))
