@@ -229,6 +229,36 @@ def test_what_an_error_had_hidden_is_revealed_and_not_caused(folder: Path) -> No
     assert [finding.name for finding in outcome.report.findings] == ["harm"]
 
 
+def test_what_was_put_off_for_an_error_is_tried_though_its_fix_is_not_good(folder: Path) -> None:
+    outcome, after, _ = fixed(folder, "a = rack(1)\nb = harmful(2)\nc = poor(3)\n")
+    assert after == "a = rack(1)\nb = harmful(2)\nc = good(3)\n"
+    assert reasons(outcome) == {
+        "rack": "RUIN ruin appeared at net.py:1",
+        "harmful": "HARM harm appeared at net.py:2",
+        "poor": "",
+    }
+
+
+def test_fixes_that_need_each_other_stay_together(folder: Path) -> None:
+    (folder / "net.py").write_text("a = poor(1)\nb = poor(2)\nc = harmful(3)\nd = poor(4)\n")
+
+    class Coupled(Toy):
+        def report(self, _: Any = None, overlay: Mapping[str, str] | None = None) -> Report:
+            """`a` without `b` is worse than before."""
+            text = {str(self.files[0]): read(self.files[0])} | dict(overlay or {})
+            (now,) = text.values()
+            report = super().report(_, overlay)
+            if "a = good" in now and "b = poor" in now:
+                report.findings.extend(found(str(self.files[0]), "\n" * 5 + "ruin()"))
+            return report
+
+    outcome = fix_files(Coupled([folder / "net.py"]), Wish())  # type: ignore[arg-type]
+    assert (
+        folder / "net.py"
+    ).read_text() == "a = good(1)\nb = good(2)\nc = harmful(3)\nd = good(4)\n"
+    assert statuses(outcome)["harmful"] == "rolled-back"
+
+
 def test_an_edit_that_does_not_parse_is_not_tried(folder: Path) -> None:
     outcome, after, toy = fixed(folder, "a = unparsable(1)\n")
     assert after == "a = unparsable(1)\n"

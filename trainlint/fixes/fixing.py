@@ -186,8 +186,9 @@ class _Work:
         for proposal, reason in choice.rejected:
             self._settle(number, proposal, "rolled-back", reason)
         if choice.best is None:
-            # What had to wait for these may still be good.
-            return report if composition.waiting else None
+            # What had to wait for these, or was put off, may still be good.
+            is_open = composition.waiting or len(choice.rejected) < len(made)
+            return report if is_open else None
         for proposal in choice.kept:
             self._settle(number, proposal, "applied")
         self._applied += choice.kept
