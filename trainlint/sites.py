@@ -204,7 +204,7 @@ class Initializations:
     """The last call that filled each tensor with values of its choice: `nn.init.*`, `zero_`, `normal_`."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, tuple[str, Site, Any, Any]] = {}
+        self._by_storage: dict[int, tuple[Any, str, Site, Any, Any]] = {}
         self._declared: dict[int, tuple[weakref.ref[Any], str, Site | None, Any, Any]] = {}
 
     def note(
@@ -217,14 +217,18 @@ class Initializations:
     ) -> None:
         """Remember that `function`, called at `site` with these further arguments, filled `tensor`."""
         if tensor.is_meta:  # it has no storage of its own, but what it was to hold is declared
-            held = weakref.ref(tensor)
-            self._declared[id(tensor)] = (held, function, site, args, dict(kwargs or {}))
+            alive = weakref.ref(tensor)
+            self._declared[id(tensor)] = (alive, function, site, args, dict(kwargs or {}))
             return
         if site is None:
             return
-        # `p.data.zero_()` writes through an alias, so the address of the storage is the key.
-        address = tensor.untyped_storage().data_ptr()
-        self._by_storage[address] = (function, site, args, dict(kwargs or {}))
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        # `p.data.zero_()` writes through an alias, so the address of the storage is the key. Once that
+        # storage is gone, another may get its address.
+        storage = tensor.untyped_storage()
+        held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self._by_storage[storage.data_ptr()] = (held, function, site, args, dict(kwargs or {}))
 
     def of(self, parameter: torch.Tensor) -> tuple[str, Site] | None:
         """(function name, site) of the last fill of this parameter, or None."""
@@ -238,7 +242,8 @@ class Initializations:
 
     def _noted(self, parameter: torch.Tensor) -> tuple[str, Site, Any, Any] | None:
         with contextlib.suppress(Exception):  # lazy, fake and wrapped tensors have no storage
-            return self._by_storage.get(parameter.untyped_storage().data_ptr())
+            noted = self._by_storage.get(parameter.untyped_storage().data_ptr())
+            return None if noted is None or noted[0].expired() else noted[1:]
         return None
 
     def declared(

@@ -422,7 +422,7 @@ def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fi
         )
     title = f"remove {spelled}"
     reason = f"{spelled} gives the values without what they were computed from"
-    if graph.name(cut.node) == "detach":
+    if graph.name(cut.node) in ("detach", "data"):
         own = places(graph, [cut.node])
         patches = [] if own is None else [Patch.without(modules=own[0], calls=own[1])]
         text = None if operation.site is None else edits.text(operation.site.filename)

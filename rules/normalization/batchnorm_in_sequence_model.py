@@ -143,13 +143,12 @@ def _fix(graph: Graph, edits: SourceEdits, norm: Any, norms: list[Any]) -> Fix:
         obstacle = "the line that makes it makes BatchNorms of another use as well"
         return Fix(title, reason=reason, obstacle=obstacle)
 
-    def layer_norm(call: ast.Call, source: str) -> str | None:
-        plain = len(call.args) == 1 and not call.keywords
-        old, new = "nn.BatchNorm1d(", "nn.LayerNorm("
-        prefix, found, rest = source.partition(old)
-        return f"{prefix}{new}{rest}" if plain and found and prefix in ("", "torch.") else None
-
-    made = edits.replaced_calls([(graph.constructed(norm), layer_norm)], title=title)
+    site = graph.constructed(norm)
+    text = None if site is None else edits.text(site.filename)
+    call = None if text is None or site is None else text.call_at(site)
+    if call is None or len(call.args) != 1 or call.keywords:
+        return Fix(title, reason=reason, obstacle="its constructor has arguments of its own")
+    made = edits.callee([site], "BatchNorm1d", "LayerNorm", title=title)
     if is_flat:
         return edits.together(made, title=title, reason=reason)
     sites = {site.key: site for n in own for site in [graph.operation(n).site] if site is not None}
