@@ -82,7 +82,7 @@ def own(report: Report) -> list[Any]:
 
 def watched(path: Path) -> Report:
     torch.manual_seed(0)
-    program = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    program = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     with trainlint.watch() as w, recording():
         exec(program, {"__name__": "__main__"})
     return w.report()
@@ -161,7 +161,7 @@ def load(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # A stale cache would run the text before the edit.
-    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
     return module
 
 
