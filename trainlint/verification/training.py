@@ -9,6 +9,7 @@ restores them.
 from __future__ import annotations
 
 import random
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,7 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     began = time.monotonic()
     done = 0
-    spent = 0.0
+    times: list[float] = []
     model.train()
     for raw in _in_order(setup.train_loader, name, empty.seed):
         if done >= empty.asked or time.monotonic() - began > seconds:
@@ -105,7 +106,7 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
         batch = split(raw, model, setup.loss, name)
         started = time.process_time()
         step_of(model, setup, optimizer, batch, done, device)
-        spent += time.process_time() - started
+        times.append(time.process_time() - started)
         done += 1
     if done < empty.asked:
         raise ProbeProblem(f"{done} of {empty.asked} steps in {seconds:g} s")
@@ -124,7 +125,7 @@ def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
         steps=done,
         asked=empty.asked,
         parameters=empty.parameters,
-        seconds=float(f"{spent / max(1, done):.3g}"),
+        seconds=float(f"{statistics.median(times):.3g}") if times else 0.0,
     )
 
 
