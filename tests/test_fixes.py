@@ -295,8 +295,9 @@ def path_of(finding: Any) -> Path:
     return (Path.cwd() / (finding.filename or "")).resolve()
 
 
-def key_of(finding: Any) -> tuple[str, str, str | None]:
-    return path_of(finding).name, finding.code, finding.module
+def key_of(finding: Any) -> tuple[str, str, str, str | None]:
+    """Its place and how severe it is: what is mere advice afterwards is mended."""
+    return path_of(finding).name, finding.code, finding.severity, finding.module
 
 
 def mended_as(path: Path, mended: dict[Path, list[Any]]) -> list[Any]:

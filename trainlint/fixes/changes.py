@@ -7,6 +7,7 @@ A change is offered only if the spliced text parses to the changed tree. Whateve
 from __future__ import annotations
 
 import ast
+import bisect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -76,18 +77,43 @@ class Change:
         return [Edit(name, place(start), place(end), new) for start, end, new in self.splices]
 
     def agrees(self) -> bool:
-        """Whether the spliced text parses to the tree with the same changes made."""
+        """Whether the spliced text parses to the tree with the same changes made.
+
+        Only the statements at the top level that are touched are parsed again, where they have lines of
+        their own: what stands before and behind them is what it was.
+        """
+        assert self.text.tree is not None
+        part, (start, end) = self._touched(self.text.tree.body)
+        splices = [(first - start, last - start, new) for first, last, new in self.splices]
         try:
-            edited = spliced(self.text.text, self.splices)
-            self.text.encoded(edited)
-            tree = ast.parse(edited)
+            self.text.encoded("".join(new for _, _, new in splices))
+            tree = ast.parse(spliced(self.text.text[start:end], splices))
         except (SyntaxError, ValueError, RecursionError):
             return False
-        return ast.dump(tree) == ast.dump(self._rebuilt())
+        return ast.dump(tree) == ast.dump(ast.Module(self._rebuilt(part), []))
 
-    def _rebuilt(self) -> ast.AST:
-        assert self.text.tree is not None
-        touched: set[ast.AST] = {self.text.tree}
+    def _touched(self, body: list[ast.stmt]) -> tuple[list[ast.stmt], tuple[int, int]]:
+        """The statements of the top level that the change touches, and the lines that are theirs."""
+        text, everything = self.text, (body, (0, len(self.text.text)))
+        places = [place for start, end, _ in self.splices for place in (start, end)]
+        rows = [text.place(place).row for place in places]
+        if not rows or min(rows) < _first_row(body[0]):
+            return everything
+        starts = [_first_row(node) for node in body]
+        first = bisect.bisect_right(starts, min(rows)) - 1
+        last = bisect.bisect_right(starts, max(rows)) - 1
+        while first and (body[first - 1].end_lineno or 0) >= starts[first]:
+            first -= 1
+        while last + 1 < len(body) and (body[last].end_lineno or 0) >= starts[last + 1]:
+            last += 1
+        end = text.starts[starts[last + 1] - 1] if last + 1 < len(body) else len(text.text)
+        start = text.starts[starts[first] - 1]
+        if max(places) > end or any(_continued(text.text, place) for place in (start, end)):
+            return everything
+        return body[first : last + 1], (start, end)
+
+    def _rebuilt(self, part: list[ast.stmt]) -> list[ast.stmt]:
+        touched: set[ast.AST] = set()
         marked = [part.node for part in self.rewrites] + [part.beside for part in self.insertions]
         for node in [*marked, *self.deleted]:
             touched.add(node)
@@ -119,7 +145,17 @@ class Change:
             kept = [] if part in self.deleted else [rebuild(part)]
             return [*before, *kept, *after]
 
-        return rebuild(self.text.tree)
+        return [made for statement in part for made in listed(statement)]
+
+
+def _first_row(statement: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(node.lineno for node in decorators)])
+
+
+def _continued(text: str, offset: int) -> bool:
+    """Whether the line before an offset ends in a backslash."""
+    return text[:offset].rstrip("\r\n").endswith("\\")
 
 
 def first_that_agrees(candidates: Iterable[Change]) -> Change:

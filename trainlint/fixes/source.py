@@ -425,7 +425,7 @@ class SourceEdits:
         if text is None:
             raise Refused(self._unreadable(site))
         self._editable(text)
-        if site.code is not None and not text.holds(site.code):
+        if site.code is not None and not text.holds(site.code, site.row):
             raise Refused("the file has changed since it was run")
         call = text.call_at(site)
         if call is None:

@@ -235,24 +235,31 @@ class SourceText:
     def _calls(self) -> list[ast.Call]:
         return [node for node in self.walk(ast.Call) if isinstance(node, ast.Call)]
 
-    def holds(self, code: CodeType) -> bool:
-        """Whether this text, compiled, has the code: else the file is not what was run."""
-        return code in self._codes
-
-    @cached_property
-    def _codes(self) -> frozenset[CodeType]:
+    def holds(self, code: CodeType, row: int) -> bool:
+        """Whether this text, compiled, has the code of a line: else the file is not what was run."""
         assert self.tree is not None
-        flags = _future_flags(self.tree)
-        # A file may be run as a whole or statement by statement.
-        parts: list[ast.Module] = [self.tree, *(ast.Module([part], []) for part in self.tree.body)]
-        found: set[CodeType] = set()
-        for part in parts:
+        # A file may be run as a whole or statement by statement, which makes other code of a function:
+        # Python calls `nn.Linear` in another way where it sees that `nn` is imported.
+        own = [n for n in self.tree.body if n.lineno <= row <= (n.end_lineno or n.lineno)]
+        parts = [*(ast.Module([node], []) for node in own), self.tree]
+        return any(code in self._compiled(part) for part in parts)
+
+    def _compiled(self, part: ast.Module) -> frozenset[CodeType]:
+        """The codes of a part of the file."""
+        assert self.tree is not None
+        key = id(part.body[0]) if part is not self.tree and part.body else 0
+        if key not in self._codes:
+            flags = _future_flags(self.tree)
             try:
                 code = compile(part, self.filename, "exec", flags=flags, dont_inherit=True)
             except (SyntaxError, ValueError, RecursionError):
-                continue
-            found.update(_codes_in(code))
-        return frozenset(found)
+                return frozenset()
+            self._codes[key] = frozenset(_codes_in(code))
+        return self._codes[key]
+
+    @cached_property
+    def _codes(self) -> dict[int, frozenset[CodeType]]:
+        return {}
 
 
 def _place(node: ast.AST) -> tuple[Any, ...]:
