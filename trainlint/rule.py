@@ -81,7 +81,7 @@ from trainlint.fixes.layers import (
     places,
     residual,
 )
-from trainlint.fixes.loops import explained
+from trainlint.fixes.reading import explained
 from trainlint.fixes.widths import width_fixes
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
 from trainlint.generalization.remedies import MoreData, Remedies, Remedy

@@ -10,7 +10,7 @@ import ast
 from typing import TYPE_CHECKING, Final
 
 from trainlint.fixes.edit import Fix
-from trainlint.fixes.loops import Refusal, bound_to, call, last_name
+from trainlint.fixes.reading import Refusal, bound_to, call, last_name, with_keyword
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +41,7 @@ def with_option(edits: SourceEdits, site: Site | None, name: str, value: str, *,
         source = ast.get_source_segment(text.text, made) or ""
         if not source.endswith(")") or "#" in source:
             raise Refusal("a comment stands in the call")
-        body = source[:-1].rstrip().removesuffix(",")
-        return edits.replaced_expression(text, made, f"{body}, {name}={value})", title=title)
+        return edits.replaced_expression(text, made, with_keyword(source, name, value), title=title)
     except Refusal as refusal:
         return Fix(title, obstacle=str(refusal))
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.activations import ACTIVATION_CLASSES, LOSS_CLASSES
 from trainlint.fixes.edit import Edit, Fix, Location
-from trainlint.fixes.loops import (
+from trainlint.fixes.patch import Occurrence, Patch
+from trainlint.fixes.reading import (
     Refusal,
     block,
     bound_to,
@@ -23,8 +24,8 @@ from trainlint.fixes.loops import (
     parent,
     scope,
     statement,
+    with_keyword,
 )
-from trainlint.fixes.patch import Occurrence, Patch
 from trainlint.ops import ALIASES
 
 if TYPE_CHECKING:
@@ -139,10 +140,8 @@ def with_argument(
         source = ast.get_source_segment(text.text, deciding) or ""
         if "#" in source or not source.endswith(")"):
             raise Refusal("a comment stands in the call")
-        body = source[:-1].rstrip().removesuffix(",")
-        comma = "" if body.endswith("(") else ", "
         return edits.replaced_expression(
-            text, deciding, f"{body}{comma}{name}={value})", title=title
+            text, deciding, with_keyword(source, name, value), title=title
         )
     except Refusal as refusal:
         return Fix(title, obstacle=str(refusal))

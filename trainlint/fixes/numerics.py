@@ -6,7 +6,7 @@ import ast
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.edit import Fix
-from trainlint.fixes.loops import Refusal
+from trainlint.fixes.reading import Refusal
 from trainlint.ops import ALIASES
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from trainlint.fixes.edit import Fix, Safety
-from trainlint.fixes.loops import Refusal, block, call, is_path, last_name, moved, statement
+from trainlint.fixes.reading import Refusal, block, call, is_path, last_name, moved, statement
 
 if TYPE_CHECKING:
     from trainlint.fixes.source import SourceEdits, SourceText
