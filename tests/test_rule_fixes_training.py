@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 FAMILIES = ("LOS", "GRD", "OPT", "DAT", "REG", "GEN")
 PRELUDE = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n\n"
 UNTRAINED = ("static", "data", "signal")
+RAW = "wine_as_it_is"
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 pytestmark = pytest.mark.xdist_group("rule_fixes_training")
 
@@ -138,7 +139,9 @@ def all_found(folder: Path) -> dict[Path, list[ReportedFinding]]:
     assert len(by_name) == len(files)
     examples = [path for path in files if path.parent == folder]
     others = [path for path in files if path.parent != folder]
-    # Of the fixtures what needs no training: those of the probe are among the examples.
+    # Of the fixtures what needs no training, and a raw table: the examples have the probe's.
+    examples += [path for path in others if path.stem == RAW]
+    others = [path for path in others if path.stem != RAW]
     reports = trainlint.check(examples), trainlint.check(others, stages=UNTRAINED)
     for finding in [each for report in reports for each in flat(report)]:
         name = Path(finding.filename or finding.target.partition("::")[0]).name
@@ -178,10 +181,6 @@ def test_what_is_never_edited_is_what_cannot_be(found: dict[Path, list[ReportedF
     assert codes - with_edits == set(SHOWN_ONLY)
 
 
-# The finding stands for another reason as well, or what it says of the loss needs more than one change.
-NOT_ALONE: set[tuple[str, str]] = set()
-
-
 def test_an_edit_of_a_script_does_away_with_its_finding(
     found: dict[Path, list[ReportedFinding]],
 ) -> None:
@@ -191,7 +190,7 @@ def test_an_edit_of_a_script_does_away_with_its_finding(
         if not trains_itself(text) and "loops" not in path.parts:
             continue
         for finding in loud(findings):
-            if (path.name, finding.code) in NOT_ALONE or not finding.fixes[0].edits:
+            if not finding.fixes[0].edits:
                 continue
             new = edited(text, finding.fixes[0], path)
             tried.add(finding.code)
@@ -211,7 +210,7 @@ def test_an_edit_of_a_file_does_away_with_its_finding(
         if trains_itself(text) or "loops" in path.parts:
             continue
         for number, finding in enumerate(loud(findings)):
-            if (path.name, finding.code) in NOT_ALONE or not finding.fixes[0].edits:
+            if not finding.fixes[0].edits:
                 continue
             name = f"{path.stem}_{number}.py"
             new = edited(text, finding.fixes[0], path)
@@ -220,7 +219,7 @@ def test_an_edit_of_a_file_does_away_with_its_finding(
             written[name] = (finding.code, count, finding.fixes[0].title)
     assert len(written) >= 20
     paths = [tmp_path / name for name in written]
-    probed = [path for path in paths if re.match(r"[a-z]{3}\d{3}_", path.name)]
+    probed = [path for path in paths if re.match(rf"[a-z]{{3}}\d{{3}}_|{RAW}", path.name)]
     others = [path for path in paths if path not in probed]
     reports = trainlint.check(probed), trainlint.check(others, stages=UNTRAINED)
     assert {t.status for report in reports for t in report.targets} == {"ok"}

@@ -18,6 +18,7 @@ from trainlint.rule import (
     SourceEdits,
     Trace,
     explained,
+    growth_through_time,
     loops,
     numerics,
     ops,
@@ -375,20 +376,21 @@ def _slower(edits: SourceEdits | None, trace: Trace) -> list[Fix]:
     """A tenth of the learning rate, and clipping."""
     stepping = [optimizer for optimizer in trace.optimizers if optimizer.steps]
     rate = optimizers.made_rate(stepping[0]) if len(stepping) == 1 else None
-    better = float(f"{rate / 10:.0e}") if rate else None
-    title = "take a tenth of the learning rate" + (f", lr={better:g}" if better else "")
+    factor = _factor(trace)
+    better = float(f"{rate * factor:.0e}") if rate else None
+    title = "lower the learning rate" + (f" to lr={better:g}" if better else " to a tenth")
     slower, clipped = Fix(title), Fix("clip the gradient's norm to 1 between backward() and step()")
     if edits is not None and better:
         slower = optimizers.with_option(edits, stepping[0], "lr", better, title=title)
     if edits is not None:
         clipped = loops.clipped(trace, edits, 1.0)
-    return [
+    fixes = [
         explained(
             slower,
             reason="the numbers grew with each step: one above 2/λ, the curvature's, overshoots by more "
             "than it was off",
             obstacle="it is not plain which optimizer's rate it is",
-            patches=[Patch.training("learning-rate", factor=0.1)],
+            patches=[Patch.training("learning-rate", factor=factor)],
         ),
         explained(
             clipped,
@@ -397,6 +399,16 @@ def _slower(edits: SourceEdits | None, trace: Trace) -> list[Fix]:
             patches=[Patch.training("clip", max_norm=1.0)],
         ),
     ]
+    # What one matrix does at every time step, a smaller rate does not undo.
+    through_time = any(m.is_recurrent or growth_through_time(m) for m in trace.trained)
+    return fixes[::-1] if through_time else fixes
+
+
+def _factor(trace: Trace) -> float:
+    """What makes the first updates 1% of the weights, at least a thousandth; else a tenth."""
+    paces = [pace for model in trace.trained for pace in list(model.paces().values())[:1]]
+    first = max((pace for pace in paces if isfinite(pace)), default=0.0)
+    return float(f"{max(0.01 / first, 1e-3):.2g}") if first > 0.01 else 0.1
 
 
 def _looked_for() -> Fix:

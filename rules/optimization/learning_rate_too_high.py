@@ -18,6 +18,8 @@ from trainlint.rule import (
     SourceEdits,
     Trace,
     explained,
+    growth_through_time,
+    loops,
     optimizers,
     rule,
 )
@@ -251,10 +253,30 @@ def _finding(
             "median_update": median(paces.values()),
             "largest_update": max(paces.values()),
         },
-        fixes=_slower(edits, optimizer, rate, first),
+        fixes=_fixes(trace, edits, model, optimizer, rate, first),
         severity=Severity.ERROR if certain else Severity.WARNING,
         confidence=Confidence.LIKELY,
     )
+
+
+def _fixes(
+    trace: Trace,
+    edits: SourceEdits,
+    model: ModelTrace,
+    optimizer: OptimizerTrace | None,
+    rate: float,
+    first: float,
+) -> list[Fix]:
+    fixes = _slower(edits, optimizer, rate, first)
+    if trace.clips or not (model.is_recurrent or growth_through_time(model)):
+        return fixes
+    clipped = explained(
+        loops.clipped(trace, edits, 1.0),
+        reason="Pascanu et al. 2013: through time one matrix multiplies the gradient again and again; "
+        "g ← g·min(1, 1/‖g‖) bounds the step",
+        patches=[Patch.training("clip", max_norm=1.0)],
+    )
+    return [clipped, *fixes]
 
 
 def _slower(

@@ -323,6 +323,12 @@ class ModelTrace:
         parts = path.split(".") if path else []
         return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether one of its operations steps through time: an RNN, LSTM or GRU, or a cell of one."""
+        kinds = ("rnn", "lstm", "gru")
+        return any(s.place.operation.startswith(kinds) for s in self.sites)
+
     def weights(self) -> list[ParameterTrace]:
         """What the optimizers train, of two dimensions or more; no tables, of which few rows are met."""
         tables = {site.weight for site in self.sites if site.place.operation == "embedding"}
