@@ -386,3 +386,24 @@ def test_a_file_is_repaired_fix_by_fix_and_left_alone(tmp_path: Path) -> None:
     proof = error.fixes[0].verified
     assert proof is not None
     assert (proof.before, proof.parameters, proof.cleared) == (None, 32, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--verify", "--static"], "--static"),
+        (["--verify-seconds", "5"], "--verify-seconds is for --verify"),
+    ],
+)
+def test_options_that_contradict_each_other_are_one_line(
+    tmp_path: Path, options: list[str], text: str
+) -> None:
+    from click.testing import CliRunner
+
+    from trainlint.cli import main
+
+    done = CliRunner().invoke(main, ["check", written(tmp_path, NET), *options])
+
+    assert done.exit_code == 2
+    assert text in done.output
+    assert "Traceback" not in done.output
