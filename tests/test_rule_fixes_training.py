@@ -64,7 +64,7 @@ def watched(text: str, path: Path, *, every: int = 1) -> list[ReportedFinding]:
     """What is said of a script with this text, symptoms included."""
     torch.manual_seed(0)
     watch = trainlint.watch(every=every)
-    program = compile(text, str(path), "exec")
+    program = compile(text, str(path), "exec", dont_inherit=True)
     with overlaid({str(path): text}), redirect_stdout(io.StringIO()):
         with suppress(Exception), watch, recording():
             exec(program, {"__name__": "__main__"})

@@ -82,7 +82,7 @@ def is_loop(path: Path) -> bool:
 def watched(path: Path) -> Report:
     """What is said of a training script."""
     torch.manual_seed(0)
-    program = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    program = compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True)
     with trainlint.watch() as w, recording():
         exec(program, {"__name__": "__main__"})
     return w.report()
@@ -306,7 +306,7 @@ def test_a_new_rule_is_clean_and_waits_for_its_example(family: str, tmp_path: Pa
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     namespace: dict[str, object] = {"__name__": "skeleton"}
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True), namespace)
     rule = namespace["wrong_in_some_way"].trainlint_rule  # type: ignore[attr-defined]
     assert rule.code[:3] == FAMILY_CODES[family]
     assert rule.code not in {other.code for other in all_rules()}
