@@ -341,6 +341,10 @@ def _permuted(
     if len(set(before)) < len(before):
         obstacle = "two axes have one size: which of them goes where, only you know"
         return Fix(title, reason=REASON, obstacle=obstacle)
+    if not order.startswith("0"):
+        # The samples leave axis 0 here: what follows must be made to fit that.
+        obstacle = "what follows takes the samples from another axis, or none"
+        return Fix(title, reason=REASON, obstacle=obstacle)
 
     def permuted(call: ast.Call, _: str) -> str | None:
         if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("view", "reshape"):
