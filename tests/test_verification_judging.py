@@ -114,6 +114,18 @@ def test_the_place_of_a_finding_is_followed_through_the_edits() -> None:
     assert another.attempt.reason == "it brings another finding: INI001 ini001"
 
 
+def test_a_warning_in_place_of_an_error_is_no_proof_but_a_step_ahead() -> None:
+    new = finding("LOS010", module="out", row=20)
+    warning = msgspec.structs.replace(new, severity="warning")
+
+    for severity, clears in (("error", True), ("warning", False)):
+        before = finding(severity=severity)
+        assert verdict([before], [warning], **LOWER).clears == clears
+        assert "another finding" in verdict([before], [warning], **LOWER).attempt.reason
+    assert not verdict([finding(severity="error")], [msgspec.structs.replace(new, severity="error")],
+                       **LOWER).clears  # fmt: skip
+
+
 def test_another_finding_is_held_against_it_unless_it_was_hidden() -> None:
     new = finding("GRD001", module="out", row=20, stage="probe")
     crashed = msgspec.structs.replace(RESULT, stages=["static"])

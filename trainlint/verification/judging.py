@@ -50,8 +50,8 @@ class Checked:
 class Verdict:
     """What came of a change that is to remedy a finding; verified if the `attempt` has no reason.
 
-    `clears` tells that the finding is gone and no other has come, `trains` that the loss falls, `costs`
-    that it falls less than it did. Where there is no training both are as for one that goes well.
+    `clears` tells that the finding is gone and no other as grave has come, `trains` that the model learns,
+    `costs` that it does not train, or to a higher loss.
     """
 
     attempt: Attempt
@@ -72,13 +72,17 @@ def judged(
     pairs = _pairs(control, outcome, about_validation=is_about_validation(finding))
     attempt = _measured(pairs, control, outcome, cleared)
     learns_more = attempt.gain is not None and attempt.gain > LEAST_GAIN
-    of_findings = _objection(before, outcome, edits, cleared=bool(cleared), learns_more=learns_more)
+    objections = [
+        _objection(before, outcome, edits, grave, cleared=bool(cleared), learns_more=learns_more)
+        for grave in (_SEVERE, _as_grave_as(finding))
+    ]
+    of_findings = objections[0]
     reason = of_findings or _doubt(outcome, attempt, pairs)
     is_untold = pairs.problem in (NO_TRAINING, UNKNOWN_UNIT)
     gain = attempt.gain
     return Verdict(
         msgspec.structs.replace(attempt, reason=reason),
-        clears=not of_findings,
+        clears=not objections[1],
         trains=is_untold or (gain is not None and pairs.learns),
         costs=not is_untold
         and (gain is None or (gain < -_COST and not (pairs.other_loss and pairs.learns))),
@@ -96,10 +100,16 @@ def is_about_validation(finding: ReportedFinding) -> bool:
     return family in _ABOUT_VALIDATION
 
 
+def _as_grave_as(finding: ReportedFinding) -> Sequence[str]:
+    """The severities of what may not come in its place: a warning for an error is a step ahead."""
+    return _SEVERE[:1] if finding.severity == _SEVERE[0] else _SEVERE
+
+
 def _objection(
     before: Checked,
     outcome: Outcome,
     edits: Sequence[Edit],
+    grave: Sequence[str],
     *,
     cleared: bool,
     learns_more: bool,
@@ -114,7 +124,11 @@ def _objection(
         return STAYS
     new = next(
         # What learns nothing learns nothing by heart either.
-        (f for f in _new(before, outcome, edits) if not (learns_more and is_about_validation(f))),
+        (
+            new
+            for new in _new(before, outcome, edits)
+            if new.severity in grave and not (learns_more and is_about_validation(new))
+        ),
         None,
     )
     return "" if new is None else f"it brings another finding: {new.code} {new.name}"
