@@ -248,7 +248,6 @@ def verified(cases: Sequence[Fault], store: Store, jobs: int) -> None:
             patches = [] if version is None else msgspec.to_builtins(list(version.patches))
             found = [_finding(f, path, fault.text) for f in repaired.report.findings]
         result = {"of": digest(fault.text), "findings": found, "targets": []}
-        result["proved"] = [bool(f.verified) for f in repaired.fixes]
         result["fixes"] = [fix.title for fix in repaired.fixes]
         result["clears"] = [f.code for f in repaired.findings]
         new = new_findings(fault, result, twins)

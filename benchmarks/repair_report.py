@@ -70,6 +70,8 @@ def report_half(half: str, cases: Sequence[Fault], store: Store) -> None:
             print(
                 f"    {name}: {v['codes']} {v['fix']!r}" if v["detected"] else f"    missed: {name}"
             )
+    if not all(fault.twin_name in parts["twins"] for fault in seen):
+        return  # harm has not been measured yet
     if parts["repair"]:
         _report_repair(found, store)
     if parts["verified"]:
@@ -119,7 +121,6 @@ def _report_verified(cases: Sequence[Fault], store: Store) -> None:
     total = len(found)
     print(f"  with --verify, on {total} of the detected:")
     print(f"    first fix accepted: {share(sum(first.values()), total)}")
-    print(f"    proved: {share(sum(any(x['proved']) for x in found.values()), total)}")
     print(f"    its finding cleared: {share(sum(x['cleared'] for x in found.values()), total)}")
     good = [n for n, x in found.items() if x["cleared"] and reached[n][0]]
     print(f"    repaired, by share: {share(len(good), total)}")
