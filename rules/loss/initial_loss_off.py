@@ -172,20 +172,25 @@ def _too_high(
 
 def _smaller(graph: Graph, edits: SourceEdits, head: Any, classes: int, spread: float) -> Fix:
     """Small first weights of the head."""
+    weight = graph.argument(head, "weight")
+    tensor = graph.operation(weight).tensor if hasattr(weight, "all_input_nodes") else None
+    std = STD
+    if tensor is not None and not tensor.is_meta:  # for scores of a deviation of one half
+        present = float(tensor.detach().square().mean().sqrt())
+        # With few classes and large scores the loss grows as s itself, not as s²/2.
+        std = min(STD, float(f"{present / max(2 * spread, spread**2):.0e}"))
     title = (
         f"make the first weights of {graph.label(head)} at least {spread:.0f} times smaller: "
-        f"nn.init.normal_(weight, std={STD:g})"
+        f"nn.init.normal_(weight, std={std:g})"
     )
     reason = (
         f"the loss starts near log {classes} + s²/2, and s = {spread:.1f} goes with the weights"
     )
-    weight = graph.argument(head, "weight")
-    tensor = graph.operation(weight).tensor if hasattr(weight, "all_input_nodes") else None
     names = {id(p): name for name, p in graph.model.named_parameters()}
     name = names.get(id(tensor))
     if name is None or tensor is None:
         return Fix(title, reason=reason, obstacle="the scores are made by no weight of a layer")
-    start = Start(name, tensor, head, "normal_", f", std={STD:g}")
+    start = Start(name, tensor, head, "normal_", f", std={std:g}")
     return initialised(graph, edits, [start], title=title, reason=reason)
 
 
