@@ -50,8 +50,8 @@ class Checked:
 class Verdict:
     """What came of a change that is to remedy a finding; verified if the `attempt` has no reason.
 
-    `clears` tells that the finding is gone and no other as grave has come, `trains` that the model learns,
-    `costs` that it does not train, or to a higher loss.
+    `clears` tells that the finding is gone and no other as grave has come, `trains` that the loss falls,
+    `costs` that it falls less than it did. Where there is no training both are as for one that goes well.
     """
 
     attempt: Attempt
