@@ -114,7 +114,7 @@ class Remedies:
 
     def fixes(self) -> list[Fix]:
         """What helps, the best first; then what more data promise; or that nothing helped."""
-        found = [Fix(self._told(remedy), verified=self._record(remedy)) for remedy in self.helpful]
+        found = [Fix(remedy.title, verified=self._record(remedy)) for remedy in self.helpful]
         if not found and self.tried:
             names = ", ".join(dict.fromkeys(remedy.kind for remedy in self.tried))
             found.append(Fix(f"none of these helped in {self.steps} steps: {names}"))
@@ -127,12 +127,6 @@ class Remedies:
             )
         return found
 
-    def _told(self, remedy: Remedy) -> str:
-        error = remedy.error * self.guess
-        # To stop early says itself after how many steps.
-        after = "" if remedy.kind == EARLY else f" after {self.steps} steps"
-        return f"{remedy.title} (validation loss {self.loss:.3g} → {remedy.loss:.3g} ± {error:.1g}{after})"
-
     def _record(self, remedy: Remedy) -> Attempt:
         return Attempt(
             measure="validation loss",
@@ -140,7 +134,8 @@ class Remedies:
             after=_plain(remedy.loss),
             gain=_plain(remedy.gain),
             error=_plain(remedy.error),
-            steps=self.steps,
+            # To stop early says itself after how many.
+            steps=0 if remedy.kind == EARLY else self.steps,
             seeds=self.seeds,
         )
 

@@ -95,18 +95,35 @@ def _spread(attempt: Attempt | CombinedFixes) -> str:
     return f" ± {error:.1g}" if math.isfinite(error) else ""
 
 
-def diff_of(edits: Sequence[Edit]) -> list[str]:
-    """The changed lines, `- 14 │ old` and `+ 14 │ new`, file by file."""
+def diff_of(edits: Sequence[Edit], most: int | None = None) -> list[str]:
+    """The changed lines, `- 14 │ old` and `+ 14 │ new`, file by file, without their common indentation.
+
+    Of more than `most` the first stand there, and how many more there are.
+    """
     rows: list[str] = []
     for filename in dict.fromkeys(edit.filename for edit in edits):
         text = SourceText.read(filename)
-        if text is None:
-            continue
-        own = [edit for edit in edits if edit.filename == filename]
-        after = SourceText(filename, source.apply(text.text, own)).lines
-        matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)
-        for tag, old, old_end, new, new_end in matcher.get_opcodes():
-            if tag != "equal":
-                rows += [f"- {row + 1} │ {text.lines[row].strip()}" for row in range(old, old_end)]
-                rows += [f"+ {row + 1} │ {after[row].strip()}" for row in range(new, new_end)]
-    return rows
+        if text is not None:
+            rows += _changed(text, [edit for edit in edits if edit.filename == filename])
+    if most is None or len(rows) <= most + 1:
+        return rows
+    return [*rows[:most], f"  … {len(rows) - most} more changed lines"]
+
+
+def _changed(text: SourceText, edits: Sequence[Edit]) -> Iterator[str]:
+    after = SourceText(text.filename, source.apply(text.text, edits)).lines
+    matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)
+    changed = [
+        (sign, row + 1, lines[row].expandtabs(4).rstrip())
+        for tag, old, old_end, new, new_end in matcher.get_opcodes()
+        if tag != "equal"
+        for sign, lines, rows in (
+            ("-", text.lines, range(old, old_end)),
+            ("+", after, range(new, new_end)),
+        )
+        for row in rows
+    ]
+    common = min((len(line) - len(line.lstrip()) for _, _, line in changed if line), default=0)
+    digits = max((len(str(row)) for _, row, _ in changed), default=0)
+    for sign, row, line in changed:
+        yield f"{sign} {row:>{digits}} │ {line[common:]}".rstrip()

@@ -30,6 +30,7 @@ _STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold c
 _CONTEXT_ROWS: Final = 1
 _LONGEST_LIST: Final = 4
 _MOST_OTHERS: Final = 2
+_MOST_OF_OTHERS: Final = 6  # changed lines of a second fix: the first is what to do
 _MESSAGES: Final = "messages"  # of findings that `trainlint.diagnosis` merged into one
 _LEAST_CODE: Final = 20  # columns that a line of code gets however narrow the terminal is
 _BEFORE_PLACE: Final = 8  # columns of the line that stay in front of a place far to the right
@@ -362,7 +363,7 @@ def _print_fix(fix: Fix, is_first: bool, console: Console) -> None:
         console.print(_wrapped(outcome, 4, console.width), style=style)
     for reason in reasons(fix):
         console.print(_wrapped(reason, 4, console.width), style="dim")
-    for row in diff_of(fix.edits):
+    for row in diff_of(fix.edits, None if is_first else _MOST_OF_OTHERS):
         style = "red" if row.startswith("-") else "green"
         for part in _diff_rows(row, console.width):
             console.print(Text(part, style=style), soft_wrap=True)
@@ -371,6 +372,9 @@ def _print_fix(fix: Fix, is_first: bool, console: Console) -> None:
 def _diff_rows(row: str, width: int) -> Iterator[str]:
     """A line of a diff, wrapped: an edit must be readable to its end."""
     head, bar, code = row.partition("│ ")
+    if not bar:  # how many more there are
+        yield f"    {row}"
+        return
     lead = f"    {head}{bar}"
     room = max(width - cell_len(lead), _LEAST_CODE)
     for line in Text(code).wrap(Console(width=room, file=io.StringIO()), room, tab_size=4):
