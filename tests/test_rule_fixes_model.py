@@ -253,6 +253,10 @@ SPELLINGS: dict[str, list[str]] = {
         net(HEAD, "return self.fc2(self.fc1(x))", VECTORS),
         net(HEAD, "x = self.fc1(x)\nx = self.fc2(x)\nreturn x", VECTORS),
         net("self.net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))", "return self.net(x)", VECTORS),
+        net("self.net = nn.Sequential(\n    nn.Linear(8, 8),  # in\n    nn.Linear(8, 3),\n)", "return self.net(x)", VECTORS),
+        net("layers = []\nlayers.append(nn.Linear(8, 8))\nlayers += [nn.Linear(8, 3)]\nself.net = nn.Sequential(*layers)", "return self.net(x)", VECTORS),
+        net("self.layers = nn.ModuleList([nn.Linear(8, 8)])\nself.out = nn.Linear(8, 3)", "for layer in self.layers:\n    x = layer(x)\nreturn self.out(x)", VECTORS),
+        net("self.net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))", "return self.net[1](self.net[0](x))", VECTORS),
     ],
     "ARC002": [
         net("self.fc1 = nn.Linear(8, 16)\nself.fc2 = nn.Linear(12, 3)", "return self.fc2(torch.relu(self.fc1(x)))", VECTORS),
@@ -391,6 +395,58 @@ SPELLINGS: dict[str, list[str]] = {
         net("self.net = nn.Sequential(nn.Linear(8, 8), nn.Softmax(1), nn.Linear(8, 3))", "return self.net(x)", VECTORS),
     ],
 }  # fmt: skip
+
+
+# (code, model, what the edited text holds): every finding goes at once, in the style of what stands there.
+WHOLE = [
+    ("ARC002", net("self.c = nn.Conv2d(3, 6, 3)\nself.f = nn.Linear(4 * 10 * 10, 2)", "return self.f(torch.relu(self.c(x)).flatten(1))", IMAGES), ["nn.Linear(6 * 10 * 10, 2)"]),
+    ("NRM003", net("self.e = nn.Embedding(50, 8)\nself.g = nn.GRU(8, 8, batch_first=True)\nself.n = nn.BatchNorm1d(8)\nself.h = nn.Linear(8, 6)\nself.m = nn.BatchNorm1d(6)\nself.f = nn.Linear(6, 2)", "x = self.g(self.e(x))[0]\nx = self.n(x.transpose(1, 2)).transpose(1, 2)\nx = torch.relu(self.m(self.h(x).transpose(1, 2)).transpose(1, 2))\nreturn self.f(x)", "torch.randint(0, 50, (4, 7))"), ["self.n = nn.LayerNorm(8)", "self.m = nn.LayerNorm(6)", "self.n(x)"]),
+    ("ARC005", net(HEAD, "h = self.fc1(x)\nwith torch.no_grad():\n    h = torch.relu(h)\n    h = h * 2\nreturn self.fc2(h)", VECTORS), ["\n        h = h * 2"]),
+    ("ARC005", net(HEAD, "return self.fc2(self.f(x))" + method("f(self, x)", "return torch.relu(self.fc1(x)).data"), VECTORS), ["return torch.relu(self.fc1(x))\n"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "body", "parts"), WHOLE)
+def test_one_fix_mends_all_of_it(code: str, body: str, parts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(spelled(body, "nn", "plain"), encoding="utf-8")
+    [found] = findings(path, code)
+    source = SourceText.read(str(path))
+    fix = first_edit(found)
+    assert source is not None
+    assert fix is not None
+    after = apply(source.text, fix.edits)
+    assert [part for part in parts if part not in after] == []
+    mended = tmp_path / "mended.py"
+    mended.write_text(after, encoding="utf-8")
+    assert findings(mended, code) == []
+
+
+BLOCK = (
+    "class Block(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    "        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)\n        self.n = nn.BatchNorm1d(8)\n\n"
+    "    def forward(self, x):\n        h = torch.relu(self.n(self.a(x)))\n"
+    "        return torch.relu(x + {}(self.b(h)))\n\n\n"
+)
+
+
+def test_a_batchnorm_that_all_blocks_share_alike_is_given_to_each(tmp_path: Path) -> None:
+    body = net("self.one, self.two = Block(), Block()", "return self.two(self.one(x))", VECTORS)
+    path = tmp_path / "net.py"
+    path.write_text(spelled(BLOCK.format("self.n") + body, "nn", "plain"), encoding="utf-8")
+    found = findings(path, "NRM009")
+    source = SourceText.read(str(path))
+    assert source is not None
+    after = apply(source.text, found[0].fixes[0].edits)
+    assert "self.n_2(self.b(h))" in after
+    mended = tmp_path / "mended.py"
+    mended.write_text(after, encoding="utf-8")
+    assert findings(mended, "NRM009") == []
+    patches = found[0].fixes[0].patches
+    assert [(patch.kind, *patch.modules) for patch in patches] == [
+        ("separate", "one.n"),
+        ("separate", "two.n"),
+    ]
 
 
 def spellings(code: str) -> Iterator[tuple[str, str, str]]:

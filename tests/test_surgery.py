@@ -22,6 +22,7 @@ from trainlint.fixes.occurrences import occurrence
 from trainlint.fixes.patch import Occurrence, Patch
 from trainlint.generalization.trials import copied
 from trainlint.graph import Graph
+from trainlint.probe.batches import ProbeProblem
 from trainlint.probe.setup import Setup
 from trainlint.surgery import KINDS, Patched, PatchProblem, patched
 
@@ -767,3 +768,79 @@ def test_a_checkpoint_runs_changed_calls_again() -> None:
     inner = model.inner
     inner.fc2(inner.body(inner.act(inner.fc1(DATA))).relu()).sum().backward()
     assert torch.allclose(made.inner.fc1.weight.grad, inner.fc1.weight.grad)
+
+
+# ---------------------------------------------------------------------- more behind, more of one
+
+
+def test_an_activation_comes_behind_a_layer() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    made = change(model, Patch.activation_behind(["0"], "relu"), inputs=DATA).subject.model
+    with torch.no_grad():
+        wanted = made[1](functional.relu(functional.linear(DATA, made[0].weight, made[0].bias)))
+    assert torch.equal(made(DATA), wanted)
+    assert [name for name, _ in made.named_parameters()] == [n for n, _ in model.named_parameters()]
+    with pytest.raises(PatchProblem, match="no activation nonsense"):
+        change(model, Patch.activation_behind(["0"], "nonsense"), inputs=DATA)
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.a(x))
+        return self.b(self.norm(100 * h + 50))
+
+
+def test_each_call_of_a_layer_has_a_copy_of_its_own() -> None:
+    change_made = change(Shared(), Patch.separate("norm", 2), inputs=DATA)
+    made = change_made.subject.model
+    first, second = made.norm.parts
+    assert change_made.parameters == 16
+    before = second.weight.detach().clone()
+    losses = trained(change_made, DATA, TARGET, 30)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(second.weight, before)
+    # Each has the statistics of its own stream: far apart, they were a mixture.
+    assert second.running_mean.mean() > 30
+    assert first.running_mean.abs().max() < 5
+    assert made.norm.num_features == 8
+    with pytest.raises(PatchProblem, match="need no copies"):
+        change(Shared(), Patch.separate("norm", 1), inputs=DATA)
+
+
+class Unrecorded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.scale, self.b = nn.Linear(4, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = torch.mul(self.a(x), self.scale)
+        return self.b(h)
+
+
+def test_what_runs_under_no_grad_is_recorded() -> None:
+    patch = Patch.with_gradients(modules=["a"], calls=[Occurrence("", "mul")])
+    made = change(Unrecorded(), patch, inputs=DATA).subject.model
+    made(DATA).sum().backward()
+    assert all(p.grad is not None for p in made.parameters())
+    with torch.no_grad():
+        assert not made(DATA).requires_grad
+    with pytest.raises(PatchProblem, match="nothing is named"):
+        change(Unrecorded(), Patch.with_gradients(), inputs=DATA)
+
+
+@pytest.mark.parametrize(("values", "shape"), [({"unsqueeze": 1}, (8, 1)), ({"squeeze": 1}, (8,))])
+def test_targets_get_the_shape_of_the_predictions(
+    values: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    target = torch.randn(32) if "unsqueeze" in values else torch.randn(32, 1)
+    loader = DataLoader(TensorDataset(torch.randn(32, 4), target), batch_size=8)
+    made = change(Net(), Patch.training("target-shape", **values), loader=loader)
+    assert {tuple(y.shape) for _, y in made.subject.setup.train_loader} == {shape}
+    with pytest.raises(ProbeProblem, match="no axis 3"):
+        change(Net(), Patch.training("target-shape", squeeze=3), loader=loader)

@@ -14,6 +14,7 @@ from trainlint.rule import (
     Fix,
     GradientCut,
     Graph,
+    Location,
     Losses,
     Parameter,
     Patch,
@@ -119,7 +120,8 @@ def cut_gradient_path(
     with `requires_grad_(False)`: the finding then disappears, and the optimizer needs no memory for it.
 
     ## Fix safety
-    Unsafe: without the cut more of the model is trained, and memory is needed for its activations.
+    Unsafe: without the cut more of the model is trained, and memory is needed for its activations. A
+    `with torch.no_grad():` is taken away where it only computes values, and nothing is written in place.
 
     ## References
     Straight-through: Bengio et al. 2013, arXiv:1308.3432; VQ-VAE: van den Oord et al. 2017,
@@ -301,7 +303,7 @@ def _finding(
             "parameters": names,
             "share_of_parameters": round(share, 4),
         },
-        fixes=[_fix(graph, edits, cut, spelled)],
+        fixes=[_fix(graph, edits, cut, spelled, place, severity)],
         severity=severity,
         starved=share,
         affects=[cut.node, *(parameter.node for parameter in starved)],
@@ -381,9 +383,32 @@ def _spelled(graph: Graph, cut: GradientCut) -> str:
     return SPELLED.get(name, name)
 
 
-def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fix:
+def _recorded(graph: Graph, edits: SourceEdits, place: Any) -> Fix:
+    """Without the switch; live, with gradients for all that runs under it."""
+    title = "take `torch.no_grad()` away, or freeze the part with `requires_grad_(False)`"
+    reason = "within no_grad nothing is recorded, so that there is nothing to go back through"
+    unrecorded = [
+        node
+        for node in graph.calls_in_order
+        if not graph.operation(node).grad_enabled and graph.name(node) != "output"
+    ]
+    named = places(graph, unrecorded)
+    patches = [] if named is None else [Patch.with_gradients(modules=named[0], calls=named[1])]
+    if not isinstance(place, tuple):
+        why = "where it is switched off is not seen"
+        return Fix(title, reason=reason, obstacle=why, patches=patches)
+    filename, row, column, _ = place
+    start = Location(row, column)
+    return edits.without_context(filename, start, title=title, reason=reason, patches=patches)
+
+
+def _fix(
+    graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str, place: Any, severity: Severity
+) -> Fix:
     operation = graph.operation(cut.node)
     if cut.kind == "no_grad":
+        if place is not None and severity != Severity.INFO:
+            return _recorded(graph, edits, place)
         return Fix(
             "move it out of `torch.no_grad()`, or freeze the part with `requires_grad_(False)`",
             reason="within no_grad nothing is recorded, so that there is nothing to go back through",
@@ -422,7 +447,7 @@ def _fix(graph: Graph, edits: SourceEdits, cut: GradientCut, spelled: str) -> Fi
         )
     title = f"remove {spelled}"
     reason = f"{spelled} gives the values without what they were computed from"
-    if graph.name(cut.node) in ("detach", "data"):
+    if graph.name(cut.node) in ("detach", "get_data"):
         own = places(graph, [cut.node])
         patches = [] if own is None else [Patch.without(modules=own[0], calls=own[1])]
         text = None if operation.site is None else edits.text(operation.site.filename)

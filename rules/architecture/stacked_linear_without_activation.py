@@ -13,6 +13,7 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Patch,
     Severity,
     SourceEdits,
     explained,
@@ -102,7 +103,8 @@ def stacked_linear_without_activation(graph: Graph, edits: SourceEdits) -> Itera
     result is also used otherwise.
 
     ## Fix safety
-    Unsafe: another function is learnt. The activation named is the one that the model uses elsewhere.
+    Unsafe: another function is learnt. The activation named is the one that the model uses elsewhere. In a
+    Sequential it is one more element: the keys of later layers in a state that was saved count one less.
 
     ## References
     Goodfellow, Bengio & Courville, Deep Learning (2016), section 6.1; Seed A. The exemptions were
@@ -112,16 +114,19 @@ def stacked_linear_without_activation(graph: Graph, edits: SourceEdits) -> Itera
         graph.argument(node, "weight") for node in graph.calls_in_order if graph.is_weighted(node)
     )
     seen: set[Any] = set()
+    pairs: list[Pair] = []
     for second in graph.calls_in_order:
         if not graph.is_live(second) or not graph.is_weighted(second):
             continue
         pair = _pair_before(graph, second)
         if pair is None or _is_meant(graph, pair) or _is_shared_or_frozen(graph, pair, uses):
             continue
+        pairs.append(pair)
+    for pair in pairs:
         weights = tuple(graph.argument(node, "weight") for node in (pair.first, pair.second))
         if weights not in seen:  # two towers, or the steps of a loop, share their layers
             seen.add(weights)
-            yield _finding(graph, edits, pair)
+            yield _finding(graph, edits, pair, {other.first for other in pairs})
 
 
 def _pair_before(graph: Graph, second: Any) -> Pair | None:
@@ -343,7 +348,7 @@ def _numbers(graph: Graph, node: Any, name: str) -> tuple[int, ...]:
 # ---------------------------------------------------------------------- what is said
 
 
-def _finding(graph: Graph, edits: SourceEdits, pair: Pair) -> Finding:
+def _finding(graph: Graph, edits: SourceEdits, pair: Pair, firsts: Collection[Any]) -> Finding:
     width_in, middle = _widths(graph, pair.first)
     _, width_out = _widths(graph, pair.second)
     first, second = graph.label(pair.first), graph.label(pair.second)
@@ -361,7 +366,7 @@ def _finding(graph: Graph, edits: SourceEdits, pair: Pair) -> Finding:
             "widths": [width_in, middle, width_out],
             "between": [graph.name(node) for node in pair.between],
         },
-        fixes=[_fix(graph, edits, pair)],
+        fixes=[_fix(graph, edits, pair, firsts)],
         severity=Severity.INFO
         if pointwise or laid_out or _is_interface(graph, pair)
         else Severity.WARNING,
@@ -385,27 +390,108 @@ def _is_interface(graph: Graph, pair: Pair) -> bool:
     )
 
 
-def _fix(graph: Graph, edits: SourceEdits, pair: Pair) -> Fix:
+def _fix(graph: Graph, edits: SourceEdits, pair: Pair, firsts: Collection[Any]) -> Fix:
+    """The activation behind the first: in its Sequential, or around the call. `firsts` are all pairs'."""
     used = Counter(graph.name(node) for node in graph.calls_in_order if graph.name(node) in CALLS)
     name = used.most_common(1)[0][0] if used else "relu"
     first = graph.label(pair.first)
     title = f"put {CALLS[name]} behind {first}"
     reason = "a linear map of a linear map is one: W2(W1·x + b1) + b2 = (W2·W1)x + (W2·b1 + b2)"
     operation = graph.operation(pair.first)
+    layer = graph.layer(pair.first)
     text = edits.text(operation.site.filename) if operation.site is not None else None
+    patches = []
+    if layer is not None and operation.module:
+        patches = [Patch.activation_behind([operation.module], name)]
+    container = dict(graph.model.named_modules()).get(operation.module.rpartition(".")[0])
+    if layer is not None and type(container).__name__ == "Sequential":
+        return _in_sequence(graph, edits, pair.first, firsts, CALLS[name], title, reason, patches)
     function = None if text is None or text.tree is None else _function(text.tree, name)
-    if graph.layer(pair.first) is None or function is None:
+    if text is None or layer is None or function is None:
         obstacle = "no call of the layer in a file of yours is known"
-        return Fix(title, reason=reason, obstacle=obstacle)
+        return Fix(title, reason=reason, obstacle=obstacle, patches=patches)
     own_call = f"self.{operation.module.rpartition('.')[2]}("
 
-    def wrapped(_: Any, source: str) -> str | None:
-        return f"{function}({source})" if source.startswith(own_call) else None
+    def wrapped(call: ast.Call, source: str) -> str | None:
+        own = source.startswith(own_call) or _is_each_of(graph, text, call, pair.first, firsts)
+        return f"{function}({source})" if own else None
 
     return explained(
-        edits.replaced_calls([(operation.site, wrapped)], title=title, reason=reason),
-        obstacle="the layer is called within another, a Sequential for instance",
+        edits.replaced_calls(
+            [(operation.site, wrapped)], title=title, reason=reason, patches=patches
+        ),
+        obstacle="the layer is called within another",
     )
+
+
+def _in_sequence(
+    graph: Graph,
+    edits: SourceEdits,
+    first: Any,
+    firsts: Collection[Any],
+    activation: str,
+    title: str,
+    reason: str,
+    patches: list[Patch],
+) -> Fix:
+    """Another element behind the layer, where each layer that its line makes needs one."""
+    path, _, own = graph.operation(first).module.rpartition(".")
+    site, name = graph.constructed(first), path.rpartition(".")[2]
+    text = None if site is None else edits.text(site.filename)
+    obstacle = ""
+    needing = {id(graph.layer(node)) for node in firsts}
+    if not all(id(module) in needing for module in graph.built_together(first)):
+        row = 0 if site is None else site.row
+        obstacle = f"line {row} makes layers that have an activation behind them as well"
+    elif text is not None and text.tree is not None and _is_counted(text.tree, name):
+        obstacle = f"`{name}[…]` counts its elements, which would move"
+    if obstacle:
+        return Fix(title, reason=reason, obstacle=obstacle, patches=patches)
+    owner = dict(graph.model.named_modules())[path]
+    behind = list(owner.children())[[*owner._modules].index(own) + 1 :]
+    if any(True for part in behind for _ in part.parameters()):
+        title += f"; keys of the state of later layers in {name or 'it'} count one more"
+    return edits.behind(site, f"torch.{activation}", title=title, reason=reason, patches=patches)
+
+
+def _is_counted(tree: ast.Module, name: str) -> bool:
+    """Whether elements of the container of that name are asked for by their number."""
+    return any(
+        isinstance(node, ast.Subscript)
+        and (getattr(node.value, "attr", "") or getattr(node.value, "id", "")) == name
+        for node in ast.walk(tree)
+    )
+
+
+def _is_each_of(
+    graph: Graph, text: Any, call: ast.Call, first: Any, firsts: Collection[Any]
+) -> bool:
+    """Whether it is `layer(x)` in `for layer in self.layers`, each of them a layer that needs one."""
+    site = graph.operation(first).site
+    loop = next((n for n in text.around(call) if isinstance(n, ast.For)), None)
+    if loop is None or site is None or not isinstance(call.func, ast.Name):
+        return False
+    over, target = loop.iter, loop.target
+    if isinstance(over, ast.Subscript):
+        over = over.value
+    is_own = isinstance(target, ast.Name) and target.id == call.func.id
+    if not is_own or not isinstance(over, ast.Attribute) or not _is_own(over):
+        return False
+    nodes = [
+        node
+        for node in graph.calls_in_order
+        if (place := graph.operation(node).site) is not None and place.key == site.key
+    ]
+    return all(
+        node in firsts
+        and graph.operation(node).module.rpartition(".")[0].rpartition(".")[2] == over.attr
+        for node in nodes
+    )
+
+
+def _is_own(node: ast.Attribute) -> bool:
+    """Whether this is `self.name`."""
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def _function(tree: ast.Module, name: str) -> str | None:

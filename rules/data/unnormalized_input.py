@@ -27,6 +27,7 @@ from trainlint.rule import (
 
 _MEASURES = ("image", "table", "sequence")
 _MOST_SHOWN = 16
+_MOST_NAMED = 4
 
 
 @rule(
@@ -276,6 +277,11 @@ def _transform(read: FieldData) -> str:
     if len(columns) > _MOST_SHOWN:
         return (
             "(x - x_train.mean(0)) / x_train.std(0), with figures of the training data for all sets"
+        )
+    if len(columns) > _MOST_NAMED:  # the edit has them
+        return (
+            f"(x - mean) / deviation of each of the {len(columns)} columns of the training data, for "
+            "all sets"
         )
     means = ", ".join(f"{column.mean:.4g}" for column in columns)
     deviations = ", ".join(f"{column.std or 1.0:.4g}" for column in columns)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainlint.rule import (
+    Data,
     Finding,
+    Fix,
+    Incident,
+    Patch,
     Safety,
     Severity,
     SourceEdits,
     Trace,
     explained,
+    loading_fixes,
     loss_fixes,
     rule,
 )
@@ -26,7 +31,7 @@ MIXING = ("mul", "div", "add")
     explains=["loss-never-moves", "underfitting"],
     own=["loss", "data"],
 )
-def broadcast_loss(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:
+def broadcast_loss(trace: Trace, edits: SourceEdits, data: Data | None) -> Iterator[Finding]:
     """Predictions (N, 1) meet targets (N,): the loss is taken over an N×N table of each with each.
 
     Elementwise operations line shapes up from the right, so (N, 1) and (N,) become (N, N): prediction i
@@ -71,7 +76,8 @@ def broadcast_loss(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:
 
     ## Fix safety
     Safe for a difference or a loss function: the axis of 1 is dropped where the two meet, which is plainly
-    what was meant. Unsafe for a product or a sum.
+    what was meant. Unsafe for a product or a sum, and at the targets of the data set, which is where the
+    axis is put where no loop of yours holds the loss.
 
     ## References
     PyTorch documentation, "Broadcasting semantics". For a table the mean of (pᵢ − yⱼ)² is
@@ -107,16 +113,42 @@ def broadcast_loss(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:
                 "seen": incident.count,
             },
             fixes=[
-                explained(
-                    loss_fixes.with_operand(
-                        edits, incident.site, which, "{}.squeeze(1)", title=title
-                    ),
-                    reason=f"({count}, 1) with ({count},) broadcasts to {count} × {count}; one shape gives "
-                    f"{count} differences",
-                    safety=Safety.SAFE if operation not in MIXING else None,
+                _fix(
+                    edits,
+                    data,
+                    incident,
+                    which,
+                    title,
+                    f"({count}, 1) with ({count},) broadcasts to "
+                    f"{count} × {count}; one shape gives {count} differences",
                 )
             ],
         )
+
+
+def _fix(
+    edits: SourceEdits, data: Data | None, incident: Incident, which: int, title: str, reason: str
+) -> Fix:
+    """The axis dropped where the two meet; or, where that is in no file of the user's, of the targets."""
+    safety = Safety.SAFE if incident.facts["operation"] not in MIXING else None
+    fix = loss_fixes.with_operand(edits, incident.site, which, "{}.squeeze(1)", title=title)
+    target = None if data is None else data.train.target
+    shape = incident.facts["shapes"][1 - incident.facts["prediction"]]
+    is_shorter = (
+        which == incident.facts["prediction"]
+    )  # the prediction is squeezed: (N, 1) with (N,)
+    if data is None or target is None or len(target.shape) + 1 != len(shape):
+        return explained(fix, reason=reason, safety=safety)
+    change = "unsqueeze" if is_shorter else "squeeze"
+    patches = [Patch.training("target-shape", **{change: 1})]
+    if not fix.edits:
+        sites = [data.train.site]
+        if data.validation is not None and data.validation.site is not None:
+            sites.append(data.validation.site)
+        title = f"y.{change}(1) where the data set is made, for prediction and target of one shape"
+        made = loading_fixes.with_tensor(edits, sites, -1, f"{{}}.{change}(1)", title=title)
+        fix, safety = (made, None) if made.edits else (fix, None)
+    return explained(fix, reason=reason, safety=safety, patches=patches)
 
 
 def _shown(shape: tuple[int, ...]) -> str:

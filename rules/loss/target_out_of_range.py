@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from trainlint.rule import (
+    Data,
     Finding,
     Fix,
+    Graph,
     Incident,
+    Losses,
     LossTrace,
+    Patch,
+    Safety,
     Severity,
     Site,
     SourceEdits,
     Trace,
     explained,
+    heads,
     loss_fixes,
+    ops,
     rule,
 )
 
 _INDEXED = ("cross_entropy", "nll_loss")
+_ARRANGED = ops.REARRANGEMENTS | {"log_softmax"}
 
 
 @rule(
@@ -29,7 +38,12 @@ _INDEXED = ("cross_entropy", "nll_loss")
     own=["loss", "data"],
 )
 def target_out_of_range(
-    trace: Trace, edits: SourceEdits, *, margin: float = 0.25
+    trace: Trace,
+    edits: SourceEdits,
+    data: Data | None,
+    losses: Losses | None,
+    *,
+    margin: float = 0.25,
 ) -> Iterator[Finding]:
     """Targets are no classes of the model, no probabilities, or are all ignored.
 
@@ -78,7 +92,7 @@ def target_out_of_range(
 
     ## Fix safety
     Unsafe: whether the labels or the number of outputs are wrong depends on the data. Edits are made at the
-    loss for labels that count from 1, masks up to 255, -1 and 1, and `ignore_index`.
+    loss for labels that count from 1, masks up to 255, -1 and 1, and `ignore_index`, and at the last layer.
 
     ## References
     The documentation of torch.nn.CrossEntropyLoss (`ignore_index`, and "C = number of classes") and
@@ -86,7 +100,7 @@ def target_out_of_range(
     """
     for incident in trace.of("targets-refused"):
         if incident.facts["loss"] in _INDEXED:
-            yield _no_class(edits, incident)
+            yield _no_class(edits, incident, data, losses)
         else:
             yield _refused(edits, incident)
     for loss in trace.objectives:
@@ -100,7 +114,9 @@ def target_out_of_range(
             yield _unbounded(edits, loss, targets.least, targets.largest)
 
 
-def _no_class(edits: SourceEdits, incident: Incident) -> Finding:
+def _no_class(
+    edits: SourceEdits, incident: Incident, data: Data | None, losses: Losses | None
+) -> Finding:
     facts = incident.facts
     classes, least, largest = facts["classes"], facts["least"], facts["largest"]
     others = facts["others"]
@@ -116,8 +132,10 @@ def _no_class(edits: SourceEdits, incident: Incident) -> Finding:
             edits, incident.site, facts["loss"], "ignore_index", str(others[0]), title=title
         )
     elif least >= 0:
-        title = f"give the last layer {largest + 1} outputs, if {largest} is a class"
-        fix = Fix(title, obstacle="which layer makes the scores is not seen at the loss")
+        target = None if data is None else data.train.target
+        most = largest if target is None else max(largest, int(target.largest))
+        title = f"give the last layer {most + 1} outputs, if {most} is a class"
+        fix = _wider(edits, losses, classes, most + 1, title)
     else:
         title = f"number the targets from 0 to {classes - 1}"
         fix = Fix(title, obstacle="which class each number stands for is its author's to say")
@@ -137,6 +155,34 @@ def _no_class(edits: SourceEdits, incident: Incident) -> Finding:
         },
         fixes=[explained(fix, reason=f"−log p_y has no entry y outside of 0 … {classes - 1}")],
     )
+
+
+def _wider(edits: SourceEdits, losses: Losses | None, classes: int, wanted: int, title: str) -> Fix:
+    """As many outputs as there are classes, in the one layer that makes the scores."""
+    call = None if losses is None else losses.sole
+    graph = None if losses is None else losses.graph
+    made_by = [] if call is None or graph is None else _heads(graph, call.scores)
+    if graph is None or len(made_by) != 1:
+        return Fix(title, obstacle="which layer makes the scores is not seen at the loss")
+    [head] = made_by
+    layer, path = graph.layer(head), graph.operation(head).module
+    name = next((n for n in ("out_features", "out_channels") if hasattr(layer, n)), "")
+    if not name or getattr(layer, name) != classes or len(graph.built_together(head)) != 1:
+        return Fix(title, obstacle=f"no layer of its own makes the {classes} scores")
+    return edits.argument(
+        graph.constructed(head),
+        1,
+        name,
+        wanted,
+        current=classes,
+        title=f"{name}={classes} → {wanted} in {graph.label(head)}, if {wanted - 1} is a class",
+        safety=Safety.UNSAFE,
+        patches=[Patch.rebuilt(path, **{name: wanted})] if path else [],
+    )
+
+
+def _heads(graph: Graph, scores: Any) -> list[Any]:
+    return [scores] if graph.is_weighted(scores) else heads(graph, scores, _ARRANGED)
 
 
 def _refused(edits: SourceEdits, incident: Incident) -> Finding:

@@ -129,29 +129,37 @@ def _finding(
 
 def _fix(graph: Graph, edits: SourceEdits, norm: Any, norms: list[Any]) -> Fix:
     """LayerNorm over the features; what brought them to axis 1 for the BatchNorm goes with it."""
-    layer, shape = graph.layer(norm), graph.shape(norm) or ()
+    shape = graph.shape(norm) or ()
     reason = "Ba, Kiros & Hinton 2016: its mean and variance are those of one token"
-    if _per_position(graph, norm):
+    if any(_per_position(graph, other) for other in norms):
         obstacle = "the number of features is not the one that the BatchNorm was given"
         return Fix("LayerNorm over the features of each token", reason=reason, obstacle=obstacle)
     is_flat = len(shape) == 2
     where = "over the features of each token" if is_flat else "without the transposes around it"
-    title = f"nn.LayerNorm({shape[1]}) {where}"
-    together = {id(module) for module in graph.built_together(norm)}
-    own = [other for other in norms if id(graph.layer(other)) in together]
-    if layer is None or not together or len({id(graph.layer(n)) for n in own}) < len(together):
-        obstacle = "the line that makes it makes BatchNorms of another use as well"
+    widths = {(graph.shape(other) or (0, 0))[1] for other in norms}
+    sizes = ", ".join(f"nn.LayerNorm({width})" for width in sorted(widths))
+    title = f"{sizes} {where}"
+    used = {id(graph.layer(other)) for other in norms}
+    together = {id(module) for other in norms for module in graph.built_together(other)}
+    if any(graph.layer(other) is None for other in norms) or not together <= used:
+        obstacle = "a line that makes them makes BatchNorms of another use as well"
         return Fix(title, reason=reason, obstacle=obstacle)
 
-    site = graph.constructed(norm)
-    text = None if site is None else edits.text(site.filename)
-    call = None if text is None or site is None else text.call_at(site)
-    if call is None or len(call.args) != 1 or call.keywords:
-        return Fix(title, reason=reason, obstacle="its constructor has arguments of its own")
-    made = edits.callee([site], "BatchNorm1d", "LayerNorm", title=title)
-    if is_flat:
-        return edits.together(made, title=title, reason=reason)
-    sites = {site.key: site for n in own for site in [graph.operation(n).site] if site is not None}
+    constructed = [graph.constructed(other) for other in norms]
+    places = {site.key: site for site in constructed if site is not None}
+    for site in places.values():
+        text = edits.text(site.filename)
+        call = None if text is None else text.call_at(site)
+        if call is None or len(call.args) != 1 or call.keywords:
+            return Fix(title, reason=reason, obstacle="its constructor has arguments of its own")
+    made = edits.callee(list(places.values()), "BatchNorm1d", "LayerNorm", title=title)
+    sites = {
+        site.key: site
+        for other in norms
+        if len(graph.shape(other) or ()) == 3
+        for site in [graph.operation(other).site]
+        if site is not None
+    }
     moved = [_without_transposes(edits, site, title) for site in sites.values()]
     return edits.together(made, *moved, title=title, reason=reason)
 

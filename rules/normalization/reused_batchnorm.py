@@ -10,6 +10,7 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
+    Patch,
     Severity,
     SourceEdits,
     batch_norms,
@@ -130,6 +131,7 @@ def _one_each(graph: Graph, edits: SourceEdits, norms: list[Any], streams: list[
     """Another BatchNorm for each stream but the first: a line behind the constructor, and its calls."""
     title = _title(graph, norms[0], len(streams))
     reason = "Ioffe & Szegedy 2015, algorithm 2: the running statistics are those of one input"
+    patches = _patches(graph, norms, streams)
     made = graph.constructed(norms[0])
     text = None if made is None else edits.text(made.filename)
     call = None if text is None or made is None else text.call_at(made)
@@ -139,16 +141,33 @@ def _one_each(graph: Graph, edits: SourceEdits, norms: list[Any], streams: list[
         or not isinstance(statement, ast.Assign)
         or statement.value is not call
         or len(statement.targets) != 1
-        or len(graph.built_together(norms[0])) != 1
     ):
-        return Fix(title, reason=reason, obstacle="it is not made by one assignment of its own")
+        return Fix(
+            title,
+            reason=reason,
+            patches=patches,
+            obstacle="it is not made by one assignment of its own",
+        )
     target, source = ast.unparse(statement.targets[0]), ast.get_source_segment(text.text, call)
     by_stream = {norm: (graph.operation(norm).site, number) for number, norm in enumerate(streams)}
     keys = [site.key for site, _ in by_stream.values() if site is not None]
     if len(set(keys)) < len(streams) or source is None:
-        return Fix(title, reason=reason, obstacle="several streams come through one call of it")
+        return Fix(
+            title,
+            reason=reason,
+            patches=patches,
+            obstacle="several streams come through one call of it",
+        )
     if len({site.key for n in norms if (site := graph.operation(n).site) is not None}) > len(keys):
-        return Fix(title, reason=reason, obstacle="a stream is normalised by several calls")
+        return Fix(
+            title,
+            reason=reason,
+            patches=patches,
+            obstacle="a stream is normalised by several calls",
+        )
+    if not all(_is_called_at(graph, module, keys) for module in graph.built_together(norms[0])):
+        obstacle = "its line makes others, which are not called in all these places"
+        return Fix(title, reason=reason, patches=patches, obstacle=obstacle)
     calls = [
         edits.replaced_calls([(site, _renamed(target, f"{target}_{number + 1}"))], title=title)
         for site, number in by_stream.values()
@@ -157,7 +176,26 @@ def _one_each(graph: Graph, edits: SourceEdits, norms: list[Any], streams: list[
     lines = [f"{target}_{number + 1} = {source}" for number in range(1, len(streams))]
     indent = text.lines[statement.lineno - 1].encode()[: statement.col_offset].decode()
     added = edits.beside(text, statement, after=f"\n{indent}".join(lines), title=title)
-    return edits.together(added, *calls, title=title, reason=reason)
+    return edits.together(added, *calls, title=title, reason=reason, patches=patches)
+
+
+def _patches(graph: Graph, norms: list[Any], streams: list[Any]) -> list[Patch]:
+    """A copy for each call, where each call is a stream of its own."""
+    if graph.layer(norms[0]) is None or len(norms) != len(streams):
+        return []
+    together = {id(module) for module in graph.built_together(norms[0])}
+    together.add(id(graph.layer(norms[0])))
+    return [
+        Patch.separate(name, len(norms))
+        for name, module in graph.model.named_modules()
+        if id(module) in together and len(graph.nodes_of_module.get(id(module), [])) == len(norms)
+    ]
+
+
+def _is_called_at(graph: Graph, module: Any, keys: list[Any]) -> bool:
+    """Whether a layer is called at all these places, so that what suits another suits it."""
+    sites = [graph.operation(node).site for node in graph.nodes_of_module.get(id(module), [])]
+    return {site.key for site in sites if site is not None} == set(keys)
 
 
 def _renamed(old: str, new: str) -> Any:

@@ -50,6 +50,11 @@ class Patch(msgspec.Struct, frozen=True):
         return cls("activation", list(modules), calls=list(calls), values={"to": to})
 
     @classmethod
+    def activation_behind(cls, modules: Iterable[str], to: str) -> Patch:
+        """An activation more, behind each of these layers."""
+        return cls("activation-behind", list(modules), values={"to": to})
+
+    @classmethod
     def without(cls, *, modules: Iterable[str] = (), calls: Iterable[Occurrence] = ()) -> Patch:
         """These layers and calls give back what goes into them."""
         return cls("without", list(modules), calls=list(calls))
@@ -87,6 +92,18 @@ class Patch(msgspec.Struct, frozen=True):
     def attribute(cls, modules: Iterable[str], **values: Any) -> Patch:
         """Set attributes of layers that exist: `p=0.2`, `eps=1e-5`, `momentum=0.1`, `dim=1`."""
         return cls("attribute", list(modules), values=values)
+
+    @classmethod
+    def with_gradients(
+        cls, *, modules: Iterable[str] = (), calls: Iterable[Occurrence] = ()
+    ) -> Patch:
+        """These layers and calls are recorded, though the forward runs them under `no_grad`."""
+        return cls("with-gradients", list(modules), calls=list(calls))
+
+    @classmethod
+    def separate(cls, module: str, count: int) -> Patch:
+        """A copy of the layer for each of its `count` calls in a forward."""
+        return cls("separate", [module], values={"count": count})
 
     @classmethod
     def unfreeze(cls, parameters: Iterable[str]) -> Patch:

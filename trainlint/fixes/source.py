@@ -12,9 +12,9 @@ import ast
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainlint.fixes import constructions, spelling, statements, values
+from trainlint.fixes import blocks, constructions, sequences, spelling, statements, values
 from trainlint.fixes.changes import Change, Refused, checked, merged, replaced
-from trainlint.fixes.edit import Edit, Fix, Safety
+from trainlint.fixes.edit import Edit, Fix, Location, Safety
 from trainlint.fixes.patch import Patch
 from trainlint.fixes.text import SourceText, apply
 
@@ -58,6 +58,7 @@ class SourceEdits:
         neighbour: tuple[Site | None, int, str] | None = None,
         built: int = 1,
         suits: int | None = None,
+        factors: Sequence[int] = (),
     ) -> Fix:
         """Set one argument of the call at `site`, which is `current` now.
 
@@ -65,13 +66,14 @@ class SourceEdits:
         `neighbour` is (site, position, name) of an argument in the same function that has the wanted
         value whenever that function runs; its expression is then written here. `built` is how many layers
         the call makes and `suits` for how many the value is right: unless for all, there is no edit.
+        Of a value that is written as a product only those of its `factors` change that differ.
         """
 
         def build() -> Iterable[Change]:
             if suits is not None and suits < built:
                 raise Refused(f"the call makes {built} layers, and the value suits {suits} of them")
             text, call = self._call(site)
-            wanted = values.Wanted(position, name, value, current)
+            wanted = values.Wanted(position, name, value, current, tuple(factors))
             if neighbour is not None:
                 other_text, other = self._call(neighbour[0])
                 if other_text is text:
@@ -248,6 +250,23 @@ class SourceEdits:
 
         return self._fix(build, title, safety, reason, patches)
 
+    def behind(
+        self,
+        site: Site | None,
+        layer: str,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Put a layer, `torch.nn.ReLU()`, behind the one made at `site`: in its `Sequential` or list."""
+
+        def build() -> Iterable[Change]:
+            return [sequences.behind(*self._call(site), layer)]
+
+        return self._fix(build, title, safety, reason, patches)
+
     def module_list(
         self,
         site: Site | None,
@@ -385,6 +404,26 @@ class SourceEdits:
                 return [statements.prefixed(text, own, before)]
             code = statements.dedented(text, own, after or before.rstrip())
             return [statements.inserted(text, own, code, after=bool(after))]
+
+        return self._fix(build, title, safety, reason, patches)
+
+    def without_context(
+        self,
+        filename: str,
+        start: Location,
+        *,
+        title: str,
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
+    ) -> Fix:
+        """Take away the `with` or the decorator whose expression begins at a place, not what it holds."""
+
+        def build() -> Iterable[Change]:
+            text = self.text(filename)
+            if text is None:
+                raise Refused("the file cannot be read")
+            return [blocks.without_context(self._editable(text), start)]
 
         return self._fix(build, title, safety, reason, patches)
 

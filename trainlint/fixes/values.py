@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,12 +31,16 @@ _PURE: Final = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """An argument, by keyword or position, and what it is to be. `current` is what it is now."""
+    """An argument, by keyword or position, and what it is to be. `current` is what it is now.
+
+    `factors` are what the value is the product of, such as channels, height and width.
+    """
 
     position: int
     name: str
     value: Any
     current: Any
+    factors: tuple[int, ...] = ()
 
 
 def set_argument(text: SourceText, call: ast.Call, wanted: Wanted) -> Change:
@@ -42,8 +48,7 @@ def set_argument(text: SourceText, call: ast.Call, wanted: Wanted) -> Change:
     written = argument_of(text, call, wanted)
     if written is not None:
         literal, unsafe = literal_behind(text, written, wanted.current)
-        change = replaced(text, literal, repr(wanted.value))
-        return change + Change(text, unsafe=unsafe)
+        return _valued(text, literal, wanted) + Change(text, unsafe=unsafe)
     parameters = _parameters(text, call)
     if parameters is None or wanted.name not in parameters:
         parent = _call_of_the_base(text, call)
@@ -51,6 +56,36 @@ def set_argument(text: SourceText, call: ast.Call, wanted: Wanted) -> Change:
             return set_argument(text, parent, wanted)
         raise Refused(f"the call of `{short(text, call.func)}` does not give `{wanted.name}`")
     return with_keyword(text, call, wanted.name, repr(wanted.value))
+
+
+def _valued(text: SourceText, literal: ast.expr, wanted: Wanted) -> Change:
+    """The value at a literal: of `32 * 6 * 6` the factors that differ, where they are known."""
+    parts, factors = _factors(literal), wanted.factors
+    if len(parts) == 2 and len(factors) > 2:
+        factors = (factors[0], math.prod(factors[1:]))  # `32 * 36`
+    if len(parts) < 2 or len(parts) != len(factors) or math.prod(factors) != wanted.value:
+        return replaced(text, literal, repr(wanted.value))
+    order = max(
+        itertools.permutations(factors),
+        key=lambda order: sum(
+            part.value == factor for part, factor in zip(parts, order, strict=True)
+        ),
+    )
+    change = Change(text)
+    for part, factor in zip(parts, order, strict=True):
+        if part.value != factor:
+            change += replaced(text, part, repr(factor))
+    return change
+
+
+def _factors(node: ast.expr) -> list[ast.Constant]:
+    """The numbers of a plain product, in their order; nothing for any other literal."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return [node]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        left, right = _factors(node.left), _factors(node.right)
+        return [*left, *right] if left and right else []
+    return []
 
 
 def argument_of(text: SourceText, call: ast.Call, wanted: Wanted) -> ast.expr | None:
@@ -390,13 +425,23 @@ def _defaults(arguments: ast.arguments) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _mentions(text: SourceText, name: str) -> Sequence[ast.expr]:
-    """Where a class or function of the file is named, by itself or as an attribute."""
+    """Where a class or function of the file is named, by itself or as an attribute.
+
+    `super(Net, self)` names the class that it stands in, and hands nothing on.
+    """
     return [
         node
         for node in text.walk(ast.Name, ast.Attribute)
         if (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
         or (isinstance(node, ast.Attribute) and node.attr == name)
+        if not _is_in_super(text, node)
     ]
+
+
+def _is_in_super(text: SourceText, node: ast.AST) -> bool:
+    call = text.parents[node]
+    is_super = isinstance(call, ast.Call) and getattr(call.func, "id", "") == "super"
+    return is_super and call.args[:1] == [node]  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------- a neighbour's expression

@@ -57,6 +57,7 @@ def width_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, title: str
             safety=Safety.SAFE,
             reason=reason,
             patches=patches,
+            factors=mismatch.source.dims[1:] if mismatch.source.kind == "flatten" else (),
         )
     ]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainlint.surgery.calls import changed_calls
 from trainlint.surgery.case import Case, PatchProblem
+from trainlint.surgery.layers import made_activation
 
 if TYPE_CHECKING:
     from trainlint.fixes.patch import Patch
@@ -34,7 +35,7 @@ class _Behind:
     def __call__(self, module: nn.Module, _: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             kind = type(output).__name__
-            raise PatchProblem(f"{self.path} gives a {kind}, which cannot be normalised")
+            raise PatchProblem(f"{self.path} gives a {kind}, no tensor")
         return module._modules[self.name](output)  # type: ignore[misc]
 
 
@@ -55,6 +56,24 @@ class _Channels(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         normalised: Tensor = self.norm(value.movedim(1, -1))
         return normalised.movedim(-1, 1)
+
+
+def activation_behind(case: Case, patch: Patch) -> None:
+    """An activation `to` more, behind each layer."""
+    values = dict(patch.values)
+    to = str(values.pop("to", ""))
+    for path, module in case.modules(patch.modules):
+        name = _free_name(module, "activation")
+        beside = list(module.parameters())
+        like = next(iter(beside), None)
+        made = made_activation(to, values)
+        if like is not None:
+            made.to(like.device, like.dtype)
+        made.train(module.training)
+        module.add_module(name, made)
+        module.register_forward_hook(_Behind(name, path))
+        case.joins(made.parameters(), beside)
+        case.called.append((module, f"{path} is never called, so that nothing comes behind it"))
 
 
 def norm(case: Case, patch: Patch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from typing import TYPE_CHECKING, Any, Final
@@ -37,7 +38,7 @@ def activation(case: Case, patch: Patch) -> None:
     for path, module in case.modules(patch.modules) if patch.modules else []:
         if any(True for _ in module.children()):
             raise PatchProblem(f"{path} is {type(module).__name__}, which is no activation")
-        case.put(module, _activation(to, values))
+        case.put(module, made_activation(to, values))
         case.leaves(module.parameters())
     if patch.calls:
         function = function_of(to)
@@ -48,7 +49,8 @@ def activation(case: Case, patch: Patch) -> None:
         )
 
 
-def _activation(to: str, values: dict[str, Any]) -> nn.Module:
+def made_activation(to: str, values: dict[str, Any]) -> nn.Module:
+    """The layer of that activation, `relu`, with these arguments."""
     kind = _ACTIVATIONS.get(to.lower().replace("_", ""))
     if kind is None:
         raise PatchProblem(f"torch.nn has no activation {to}")
@@ -75,6 +77,44 @@ def without(case: Case, patch: Patch) -> None:
         case.leaves(module.parameters())
     if patch.calls:
         changed_calls(case, patch.calls, lambda _, __, args, kwargs: operand_of(args, kwargs))
+
+
+class _Each(nn.Module):
+    """One layer for each call in a forward of the model, in their order; the last for any more."""
+
+    def __init__(self, first: nn.Module, count: int) -> None:
+        super().__init__()
+        copies = [copy.deepcopy(first) for _ in range(count - 1)]
+        self.parts = nn.ModuleList([first, *copies])
+        self.turn = 0
+
+    def begin(self, *_: Any) -> None:
+        self.turn = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        part = self.parts[min(self.turn, len(self.parts) - 1)]
+        self.turn += 1
+        return part(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # `self.bn.weight` is that of the first
+            return getattr(next(self._modules["parts"].children()), name)  # type: ignore[union-attr]
+
+
+def separate(case: Case, patch: Patch) -> None:
+    """A copy of a layer for each of its `count` calls in a forward."""
+    count = patch.values.get("count")
+    if not isinstance(count, int) or count < 2:
+        raise PatchProblem(f"{count!r} calls need no copies")
+    for path, module in case.modules(patch.modules):
+        beside = list(module.parameters())
+        each = _Each(module, count)
+        case.put(module, each)
+        case.root.register_forward_pre_hook(each.begin)
+        case.joins(each.parameters(), beside)
+        case.called.append((each, f"{path} is never called"))
 
 
 # ---------------------------------------------------------------------- arguments and attributes

@@ -185,6 +185,23 @@ def _moved_channels(_: str, value: Tensor) -> Tensor:
     return value.movedim(-1, 1).contiguous() if _is_channels_last(value) else value
 
 
+def target_shape(case: Case, patch: Patch) -> None:
+    """Targets without their axis `squeeze` of length 1, or with another at `unsqueeze`."""
+    places = {name: patch.values.get(name) for name in ("squeeze", "unsqueeze")}
+    given = {name: place for name, place in places.items() if isinstance(place, int)}
+    if len(given) != 1 or not _has_target(case):
+        raise PatchProblem("one axis of the targets is to be named: squeeze or unsqueeze")
+    [(name, place)] = given.items()
+    _with_values(case, targets=partial(_reshaped, change=name, place=place))
+
+
+def _reshaped(_: str, value: Tensor, change: str, place: int) -> Tensor:
+    if not -value.dim() - 1 <= place <= value.dim() - (change == "squeeze"):
+        raise PatchProblem(f"targets of shape {tuple(value.shape)} have no axis {place}")
+    made: Tensor = getattr(value, change)(place)
+    return made
+
+
 def cast(case: Case, patch: Patch) -> None:
     """Inputs to the type `inputs`, targets to `targets`; by default, inputs to that of the weights."""
     of_inputs, of_targets = (_dtype(patch.values.get(name)) for name in ("inputs", "targets"))

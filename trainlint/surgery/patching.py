@@ -30,6 +30,7 @@ from trainlint.surgery import (
     losses,
     modes,
     optimising,
+    recording,
     weights,
 )
 from trainlint.surgery.case import Case, PatchProblem
@@ -66,6 +67,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Puts another activation in the place of layers and of calls.",
         "Nair & Hinton 2010; Maas et al. 2013; Hendrycks & Gimpel 2016",
     ),
+    "activation-behind": Kind(
+        additions.activation_behind, "Puts an activation `to` more behind layers."
+    ),
     "without": Kind(layers.without, "Lets layers and calls give back what goes into them."),
     "arguments": Kind(
         calls.arguments,
@@ -82,6 +86,14 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Adds what goes into a module to what it gives, or to what the next of some modules and calls "
         "`until` which its block lasts gives, where the shapes agree.",
         "He et al. 2016",
+    ),
+    "separate": Kind(
+        layers.separate,
+        "Gives each of the `count` calls of a layer in a forward a copy of its own.",
+    ),
+    "with-gradients": Kind(
+        recording.with_gradients,
+        "Lets layers and calls that a forward runs under `no_grad` be recorded.",
     ),
     "rebuilt": Kind(
         layers.rebuilt,
@@ -171,6 +183,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "normalise-targets": Kind(
         loading.normalise_targets, "The same for targets, column by column.", of_training=True
+    ),
+    "target-shape": Kind(
+        loading.target_shape,
+        "Takes an axis of length 1 out of targets, `squeeze`, or puts one in, `unsqueeze`.",
+        of_training=True,
     ),
     "channels-first": Kind(
         loading.channels_first, "Gives images as (N, C, H, W).", of_training=True
