@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import trainlint
+from trainlint.fixes.loops import before_divergence
 from trainlint.records import ReportedFinding
 from trainlint.sites import construction_sites
 
@@ -264,6 +266,31 @@ def test_an_lstm_without_clipping_is_advice_and_a_warning_with_spikes() -> None:
     assert wild.severity == "warning"
     assert wild.evidence["spikes"] == 2
     assert "GRD005" not in found(recurrent(burst=True, clip=True))
+
+
+def test_the_limit_is_that_of_the_steps_before_a_run_diverged() -> None:
+    def loop() -> None:
+        body = nn.RNN(4, 8, batch_first=True)
+        optimizer = torch.optim.SGD(body.parameters(), lr=1e-3)
+        for step in range(30):
+            loss = body(torch.randn(8, 6, 4))[0].square().mean() * (1e9 if step >= 5 else 1.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    [fix] = found(loop)["GRD005"].fixes
+    limit = fix.patches[0].values["max_norm"]
+    assert limit < 10.0
+    assert f"to {limit:g} " in fix.title
+
+
+def test_norms_before_a_divergence() -> None:
+    calm = [1.0, 1.3, 0.8, 1.1, 0.9, 1.2]
+    assert before_divergence(calm) == calm
+    assert before_divergence([*calm[:3], 500.0, *calm[3:]]) == [*calm[:3], 500.0, *calm[3:]]
+    assert before_divergence([*calm, 500.0, 3e9, math.inf]) == calm
+    assert before_divergence([*calm, math.nan, 1.0]) == calm
+    assert before_divergence([1.0, 3e9, 3e9]) == [1.0]
 
 
 # ---------------------------------------------------------------------- graph-kept-alive

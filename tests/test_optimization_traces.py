@@ -220,6 +220,16 @@ def test_a_rate_that_is_too_low() -> None:
     assert finding.evidence["learning_rate"] == 1e-6
     assert finding.evidence["largest_update"] < 1e-4
     assert "torch.optim.Adam(" in text_at(finding)
+    # What a sound run's first steps change, and a rate at which none is found too low or too high.
+    [patch] = finding.fixes[0].patches
+    rate = 1e-6 * patch.values["factor"]
+    assert 0.01 < patch.values["factor"] * finding.evidence["largest_update"] < 0.1
+
+    def faster() -> None:
+        model = mlp()
+        train(model, adam(model, rate), 40)
+
+    assert not loud(faster)
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-3, 3e-2])

@@ -587,7 +587,7 @@ def test_the_range_test_chooses_where_the_loss_falls_fastest() -> None:
     losses = [1.0, 1.0, 1.0, 1.0, 0.9, 0.2, 0.15, 0.1, 0.1, 0.1, 0.1, math.inf]
     assert chosen(rates, losses) == pytest.approx(1e-2)
     early = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.6, 0.1, 5.0]
-    # A tenth of where it diverged is less.
+    # A tenth of where it is least is less.
     assert chosen(rates, [*early[:-1], math.nan]) == pytest.approx(rates[10] / 10)
     with pytest.raises(PatchProblem, match="falls at no learning rate"):
         chosen(rates, [1.0 + i for i in range(12)])

@@ -388,6 +388,25 @@ def test_a_file_is_repaired_fix_by_fix_and_left_alone(tmp_path: Path) -> None:
     assert (proof.before, proof.parameters, proof.cleared) == (None, 32, True)
 
 
+def test_a_rate_is_measured_and_written(tmp_path: Path) -> None:
+    sound = NET.replace("        nn.init.zeros_(self.fc2.weight)\n", "")
+    target = written(tmp_path, DATA, sound, TRAINING.replace("lr=0.1", "lr=1e-7"))
+
+    done = repair(target, select=["learning-rate-too-low"], config=LONG)
+
+    [finding] = done.report.findings
+    [measured] = [fix for fix in finding.fixes if "from a range test" in fix.title]
+    rate = measured.patches[0].values["value"]
+    assert 1e-3 < rate < 10.0
+    assert measured.title == f"lr={rate:g}, from a range test"
+    assert measured.verified is not None
+    assert measured.verified.cleared
+    assert [edit.content for edit in measured.edits] == [f"{rate:g}"]
+    [text] = done.texts.values()
+    assert "lr=1e-7" not in text
+    assert [fix.title for fix in done.fixes] == [finding.fixes[0].title]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -14,8 +14,9 @@ from trainlint.fixes.patch import Patch
 from trainlint.fixes.source import apply
 from trainlint.records import CombinedFixes, Report, ReportedFinding, Series, TargetResult
 from trainlint.verification.candidates import candidates, ranked, with_attempts
-from trainlint.verification.changes import Budget, Loss, Outcome, Training, Trial
+from trainlint.verification.changes import Budget, Loss, Outcome, Training, Trial, Version
 from trainlint.verification.judging import NOT_LOWER, STAYS, Checked, Verdict, judged, moved
+from trainlint.verification.measured_rates import with_rates
 from trainlint.verification.verifying import Verification
 
 RESULT = TargetResult("net.py::model", "ok", stages=["static", "signal", "probe"])
@@ -180,6 +181,17 @@ def test_what_did_not_run_has_to_learn() -> None:
     assert learns.attempt.gain == pytest.approx(0.35)
     assert stands.attempt.reason == NOT_LOWER
     assert (stands.clears, stands.costs) == (True, False)
+
+
+def test_what_did_not_run_gains_nothing_by_a_bad_start() -> None:
+    broken = [Training(seed, "the training raised ValueError", parameters=10) for seed in (0, 1)]
+
+    near = verdict([finding()], [], control=broken, changed=trained(0.5, 0.5, start=1.2))
+    far = verdict([finding()], [], control=broken, changed=trained(15.0, 15.0, start=1800.0))
+
+    assert near.attempt.gain == pytest.approx(0.5)
+    assert far.attempt.gain == pytest.approx(-14.0)
+    assert far.attempt.reason == NOT_LOWER
 
 
 def test_a_loss_that_became_no_number_is_no_loss() -> None:
@@ -356,6 +368,97 @@ def test_fixes_are_added_as_long_as_one_more_clears_a_finding() -> None:
     assert (found.before, found.after, found.gain) == (0.9, 0.49, 0.41)
     assert found.left == ["CCC001 ccc001"]
     assert ("a", "c") not in workshop.asked  # it did not clear its finding alone
+
+
+def test_of_fixes_that_gain_about_as_much_that_of_the_cause_is_made() -> None:
+    effect = finding("AAA001", module="a", row=1, fixes=[patch_fix("a")])
+    cause = finding("BBB001", module="b", row=2, fixes=[patch_fix("b")])
+    outcomes = {
+        (): Outcome(trainings=trained(0.9, 0.9)),
+        ("a",): Outcome([cause], RESULT, trained(0.10, 0.10)),
+        ("b",): Outcome([], RESULT, trained(0.12, 0.12)),
+        ("a", "b"): Outcome([], RESULT, trained(0.5, 0.5)),
+    }
+
+    near = together([effect, cause], Workshop(outcomes))
+    outcomes["b",] = Outcome([], RESULT, trained(0.6, 0.6))
+    far = together([effect, cause], Workshop(outcomes))
+
+    assert near is not None
+    assert far is not None
+    assert [fix.code for fix in near.fixes] == ["BBB001"]
+    assert [fix.code for fix in far.fixes] == ["AAA001"]
+
+
+# ---------------------------------------------------------------------- a rate that is measured
+
+
+def rates(content: str) -> list[Fix]:
+    edit = Edit("/net.py", Location(10, 5), Location(10, 5), content)
+    literal = Fix(
+        "raise it",
+        Safety.UNSAFE,
+        edits=[edit] if content else [],
+        patches=[Patch.training("learning-rate", factor=100.0)],
+        obstacle="" if content else "two groups",
+    )
+    sought = Fix(
+        "a range test",
+        patches=[Patch.training("learning-rate", range_test=True)],
+        obstacle="it is known once it was measured",
+    )
+    return [literal, sought]
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        (", lr=0.002", ", lr=0.03"),
+        ("2e-3", "0.03"),
+        ("lr2=rate", None),
+        ("1 / 500", None),
+        ("", None),
+    ],
+)
+def test_a_measured_rate_is_said_and_written_where_a_computed_one_is(
+    content: str, written: str | None
+) -> None:
+    listed = [
+        finding(fixes=rates(content)),
+        finding("ADV001", severity="info", fixes=rates(content)),
+    ]
+    asked: list[Trial] = []
+
+    def make(trials: Sequence[Trial], *_: object) -> list[Outcome]:
+        asked.extend(trials)
+        return [Outcome(trainings=[Training(0, rate=0.0312)]) for _ in trials]
+
+    found, advice = with_rates(listed, Version(), make, Budget(50, 1.0, 0.0, 1, 1.0))
+
+    [trial] = asked
+    assert (trial.finds_rate, trial.check) == (True, False)
+    assert advice == listed[1]
+    literal, measured = found.fixes
+    assert literal == listed[0].fixes[0]
+    assert measured.title == "lr=0.03, from a range test"
+    assert measured.patches == [Patch.training("learning-rate", value=0.03)]
+    assert [edit.content for edit in measured.edits] == ([] if written is None else [written])
+    assert bool(measured.obstacle) == (written is None)
+    assert measured.safety == (Safety.DISPLAY_ONLY if written is None else Safety.UNSAFE)
+
+
+def test_a_range_test_that_fails_says_why_and_is_not_tried_again() -> None:
+    listed = [finding(fixes=rates("0.002"))]
+
+    def make(trials: Sequence[Trial], *_: object) -> list[Outcome]:
+        return [Outcome(trainings=[Training(0, "LBFGS searches its step itself")]) for _ in trials]
+
+    [found] = with_rates(listed, Version(), make, Budget(50, 1.0, 0.0, 1, 1.0))
+
+    attempt = found.fixes[1].attempt
+    assert attempt is not None
+    assert attempt.reason == "LBFGS searches its step itself"
+    assert [each.fix for each in candidates([found])] == [0]
 
 
 def test_a_further_fix_that_loses_gain_is_left_out() -> None:

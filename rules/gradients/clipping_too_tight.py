@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from statistics import median, quantiles
 
 from trainlint.rule import (
@@ -17,6 +18,7 @@ from trainlint.rule import (
     SourceEdits,
     Trace,
     explained,
+    loops,
     rule,
 )
 
@@ -79,7 +81,7 @@ def clipping_too_tight(
 
     ## Fix safety
     Unsafe: with another limit the learning rate means something else. The limit that is suggested lets
-    nine of ten of the norms pass that were seen.
+    nine of ten of the norms pass that were seen before the run diverged, if it did.
 
     ## References
     Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063. PyTorch documentation, automatic mixed precision
@@ -92,7 +94,7 @@ def clipping_too_tight(
     if scaled:
         return
     for clip in trace.clips:
-        if clip.limit > 0 and len(clip.factor) >= calls and median(clip.factor) < factor:
+        if clip.limit > 0 and len(clip.factor) >= calls and 0 < median(clip.factor) < factor:
             yield _tight(trace, edits, clip, update)
 
 
@@ -115,8 +117,11 @@ def _scaled(incident: Incident) -> Finding:
 
 def _tight(trace: Trace, edits: SourceEdits, clip: ClipTrace, update: float) -> Finding:
     middle = median(clip.factor)
-    norms = [clip.limit / factor for factor in clip.factor]
-    usual = float(f"{quantiles(norms, n=10)[-1]:.1g}")
+    norms = loops.before_divergence(
+        [clip.limit / factor if factor > 0 else inf for factor in clip.factor]
+    )
+    most = quantiles(norms, n=10)[-1] if len(norms) > 1 else clip.limit / middle
+    usual = float(f"{most:.1g}")
     fastest = [
         pace
         for model in trace.trained

@@ -69,8 +69,8 @@ def recurrent_without_clipping(
     For sequences of a few steps, and where the values are clipped by hand, which is not seen.
 
     ## Fix safety
-    Unsafe: steps above the limit become shorter. It is about twice the median norm that was seen, so that
-    ordinary steps are as before.
+    Unsafe: steps above the limit become shorter. It is about twice the median norm that was seen before the
+    run diverged, if it did, so that ordinary steps are as before.
 
     ## References
     Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063. Bengio, Simard & Frasconi 1994. Seed A, problem 3.
@@ -85,7 +85,9 @@ def recurrent_without_clipping(
         usual = median(norms)
         spikes = _spikes(norms, spike)
         seen = f", and {len(spikes)} of {len(norms)} norms stand out" if len(spikes) > 1 else ""
-        limit = float(f"{2 * usual:.1g}")
+        early = median(loops.before_divergence(norms))
+        limit = float(f"{2 * early:.1g}")
+        grown = "" if early == usual else " before the run diverged"
         yield Finding(
             f"{_name(site)} trains without gradient clipping: the gradient's norm was "
             f"{usual:.2g} in the median and up to {max(norms):.2g}{seen}; one such step undoes "
@@ -97,7 +99,7 @@ def recurrent_without_clipping(
                 explained(
                     loops.clipped(trace, edits, limit),
                     reason=f"Pascanu et al. 2013: g ← g·min(1, {limit:g}/‖g‖) keeps the direction; the "
-                    f"median norm is {usual:.2g}, the largest {max(norms):.2g}",
+                    f"median norm{grown} is {early:.2g}, the largest {max(norms):.2g}",
                     patches=[Patch.training("clip", max_norm=limit)],
                 )
             ],

@@ -11,7 +11,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import inf, isfinite
+from statistics import median
+from typing import TYPE_CHECKING, Final
 
 from trainlint.fixes.edit import Edit, Fix, Location
 from trainlint.fixes.reading import (
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
     from trainlint.fixes.source import SourceEdits, SourceText
     from trainlint.observe.trace import ModelTrace, Trace
     from trainlint.sites import Site
+
+
+# Norms so many times those of the first few steps are of a run that has diverged.
+_DIVERGED: Final = 100.0
+_FIRST: Final = 5
 
 
 # ---------------------------------------------------------------------- one plain loop
@@ -136,6 +143,24 @@ def clipped(trace: Trace, edits: SourceEdits, limit: float, *, title: str = "") 
         return line_before(edits, loop.text, loop.stepping, line, title=title)
     except Refusal as refusal:
         return Fix(title, obstacle=str(refusal))
+
+
+def before_divergence(norms: Sequence[float]) -> list[float]:
+    """Of gradients' norms, step by step, those of the steps before the run diverged: all, if it did not.
+
+    It has from the first on that is not finite, or that is a hundred times those of the first steps, as
+    what follows is in the median. A single spike is none.
+    """
+    for place, norm in enumerate(norms):
+        if not isfinite(norm):
+            return list(norms[:place])
+        if not place:
+            continue
+        bound = _DIVERGED * median(norms[: min(place, _FIRST)])
+        rest = [each if isfinite(each) else inf for each in norms[place:]]
+        if norm > bound > 0 and median(rest) > bound:
+            return list(norms[:place])
+    return list(norms)
 
 
 # ---------------------------------------------------------------------- the order of a loop

@@ -248,7 +248,7 @@ def _try(job: Job, plan: Plan, send: Send) -> None:
         if plan.check:
             _guarded(job, send, job.target, check)
         at_start = peak_memory()
-        for seed in plan.seeds:
+        for seed in plan.seeds[:1] if plan.finds_rate else plan.seeds:
             send(Begin(job.target))
             done = _trained(job, plan, seed)
             send(Trained(msgspec.structs.replace(done, memory=peak_memory() - at_start)))
@@ -273,18 +273,22 @@ def _one_model(
 
 
 def _trained(job: Job, plan: Plan, seed: int) -> Training:
-    """One training of the file's model, with weights and data of the seed."""
+    """One training of the file's model, with weights and data of the seed; or a range test alone."""
     from trainlint.preserve import preserved_training
     from trainlint.probe.batches import ProbeProblem
     from trainlint.processes.startup import without_compiler
     from trainlint.targets.loading import Stop, reason_of, recipe_of
-    from trainlint.verification.subject import steadily, subject_of
+    from trainlint.verification.subject import found_rate, steadily, subject_of
     from trainlint.verification.training import training
 
     try:
         loaded, name, model = _one_model(job, steadily(seed, _read(job)[1]))
         with without_compiler():
-            subject = subject_of(model, recipe_of(loaded, model, name), plan.patches, seed)
+            recipe = recipe_of(loaded, model, name)
+            if plan.finds_rate:
+                with _guard(plan.seconds, is_own_loop=False):
+                    return Training(seed, rate=found_rate(model, recipe, plan.patches, seed))
+            subject = subject_of(model, recipe, plan.patches, seed)
             with preserved_training(model):
                 return training(
                     subject, steps=plan.steps, seed=seed, seconds=plan.seconds, guard=_guard

@@ -50,7 +50,7 @@ class Case:
 
     `given` are inputs for a real forward, where no loader has any. `seed` decides what is drawn. Modules
     that have to be `called` for a change to show, and what else is `awaited` of a forward, have a sentence
-    each for where that does not come.
+    each for where that does not come. `rate` is what a range test has found.
     """
 
     model: nn.Module
@@ -62,6 +62,7 @@ class Case:
     called: list[tuple[nn.Module, str]] = field(default_factory=list)
     awaited: list[Awaited] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
+    rate: float | None = None
     has_other_data: bool = False
     fails: bool = False
 

@@ -45,7 +45,7 @@ def learning_rate(case: Case, patch: Patch) -> None:
     else:
         from trainlint.surgery.rates import range_test
 
-        rate = range_test(case, _scale_to)
+        rate = case.rate = range_test(case, _scale_to)
         case.details.append(f"a range test chose {rate:.2g}")
     if rate <= 0:
         raise PatchProblem(f"a learning rate of {rate:g} trains nothing")

@@ -123,7 +123,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         optimising.learning_rate,
         "Multiplies the rates by `factor`, sets the largest to `value` and the others in proportion, or "
         "finds that value by a range test on a copy (`range_test`): where the smoothed loss falls fastest "
-        "over the logarithm of the rate, and at most a tenth of where it diverges.",
+        "over the logarithm of the rate, and at most a tenth of where it is least.",
         "Smith 2017",
         of_training=True,
     ),
@@ -213,12 +213,14 @@ KINDS: Final[Mapping[str, Kind]] = {
 class Patched:
     """What came of it: the copy, to be trained as any other, and by how many trainable parameters it grew.
 
-    `details` are sentences on what was chosen on the way, such as a learning rate.
+    `details` are sentences on what was chosen on the way, such as a learning rate; `rate` is that of a
+    range test.
     """
 
     subject: Copy
     parameters: int = 0
     details: Sequence[str] = ()
+    rate: float | None = None
 
 
 def patched(
@@ -249,7 +251,9 @@ def patched(
         for optimizer in case.optimizers():
             conduct.adjust(optimizer)
     grown = _trainable(subject.model) - before
-    return Patched(Copy(case.model, case.optimizer, _setup(case)), grown, tuple(case.details))
+    return Patched(
+        Copy(case.model, case.optimizer, _setup(case)), grown, tuple(case.details), case.rate
+    )
 
 
 def _kind(patch: Patch) -> Kind:

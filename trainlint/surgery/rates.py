@@ -43,7 +43,8 @@ def range_test(case: Case, scale_to: Callable[[Optimizer, float], None]) -> floa
 
     A copy is trained with a rate that grows from 1e-6 to 10 in equal factors, until its smoothed loss is
     twice the least. The rate is where that loss falls fastest over the logarithm of the rate, and at most
-    a tenth of the one at which it diverged. Raises `PatchProblem` where the loss falls nowhere.
+    a tenth of the one at which it is least, near which it is about to diverge. Raises `PatchProblem`
+    where the loss falls nowhere.
     """
     losses, rates = _swept(case, scale_to)
     return chosen(rates, losses)
@@ -62,8 +63,8 @@ def chosen(rates: Sequence[float], losses: Sequence[float]) -> float:
     if slopes[steepest] >= 0:
         raise PatchProblem("in the range test the loss falls at no learning rate")
     rate = rates[steepest + 1]
-    diverged = len(losses) < _STEPS or len(known) < len(losses)
-    return min(rate, rates[len(known) - 1] / 10) if diverged else rate
+    least = min(range(len(known)), key=known.__getitem__)
+    return min(rate, rates[least] / 10)
 
 
 def _swept(

@@ -15,7 +15,7 @@ from trainlint.verification.changes import Change
 
 _SEVERE: Final = ("error", "warning")
 # Of fixes that gain about as much the least invasive comes first.
-_CLOSE: Final = 0.15
+CLOSE: Final = 0.15
 # From an option of the training to a change of the architecture.
 _INVASIVENESS: Final = {
     "attribute": 1,
@@ -53,7 +53,7 @@ class Candidate:
 def candidates(findings: Sequence[ReportedFinding], *, live: bool = False) -> list[Candidate]:
     """What can be tried of the fixes of errors and warnings: the most severe first, first choices first.
 
-    A finding without any shows those of its symptoms. What is verified already is left as it is.
+    A finding without any shows those of its symptoms. What was tried already is left as it is.
     """
     found: list[Candidate] = []
     for place, finding in enumerate(findings):
@@ -75,7 +75,7 @@ def _of(
 ) -> Iterator[Candidate]:
     for number, fix in enumerate(finding.fixes):
         change = Change.of(fix, live=live)
-        if change is not None and fix.verified is None:
+        if change is not None and fix.verified is None and fix.attempt is None:
             yield Candidate(place, symptom, number, change)
 
 
@@ -145,7 +145,7 @@ def ranked(fixes: Sequence[Fix]) -> list[Fix]:
 
     def key(fix: Fix) -> tuple[float, ...]:
         if fix.verified is not None:
-            is_close = _gain(fix) >= (1 - _CLOSE) * best
+            is_close = _gain(fix) >= (1 - CLOSE) * best
             return (0, 0, invasiveness(fix)) if is_close else (0, 1, -_gain(fix))
         has_failed = fix.attempt is not None and fix.attempt.cleared is False
         return (2,) if has_failed else (1,)

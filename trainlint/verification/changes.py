@@ -73,11 +73,16 @@ class UnreadableError(TrainlintError):
 
 @dataclass(frozen=True)
 class Trial:
-    """A version of a target to be checked and trained; without `check` it is trained only."""
+    """A version of a target to be checked and trained; without `check` it is trained only.
+
+    With `finds_rate` neither is done: all that is wanted is the rate that a range test among its patches
+    chooses.
+    """
 
     target: str
     version: Version
     check: bool = True
+    finds_rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Training(msgspec.Struct, frozen=True):
     `train` is the loss of training samples, `validation` that of others. `watched` tells that `train` is
     what the user's own loop showed while it ran: `series` is then the loss at each step. `seconds` are
     those of the processor in a step, `parameters` how many the model has, `memory` the bytes that the
-    process grew by.
+    process grew by. `rate` is the learning rate that a range test chose, where that was all that was asked.
     """
 
     seed: int
@@ -139,13 +144,14 @@ class Training(msgspec.Struct, frozen=True):
     parameters: int = 0
     seconds: float = 0.0
     memory: int = 0
+    rate: float | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
     """What a child process is to do with a model: change it by `patches`, check it, and train it.
 
     One training for each seed, of so many `steps`, for at most `seconds` each. Without `check`, it is
-    trained only.
+    trained only; with `finds_rate` it is not trained either, a range test among its patches is made.
     """
 
     patches: list[Patch] = []
@@ -153,6 +159,7 @@ class Plan(msgspec.Struct, frozen=True):
     steps: int = 50
     seconds: float = 30.0
     check: bool = True
+    finds_rate: bool = False
 
 
 @dataclass

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,9 +14,10 @@ from trainlint.errors import TrainlintError
 from trainlint.fixes.edit import Fix, Safety
 from trainlint.records import AppliedFix, CombinedFixes, ReportedFinding
 from trainlint.rule import Severity
-from trainlint.verification.candidates import Candidate, candidates, ranked, with_attempt
+from trainlint.verification.candidates import CLOSE, Candidate, candidates, ranked, with_attempt
 from trainlint.verification.changes import Budget, Maker, Outcome, Trial, Version
 from trainlint.verification.judging import Checked, Verdict, difference, judged
+from trainlint.verification.measured_rates import with_rates
 
 _SEVERE: Final = ("error", "warning")
 _MOST_ROUNDS: Final = 8
@@ -107,6 +109,7 @@ def _tried(
 ) -> list[Try]:
     """One more fix, each of what is left, upon what is applied."""
     before = Checked(list(last.outcome.findings or ()), last.outcome.result)
+    left = with_rates(left, last.version, make, budget)
     wanted: list[tuple[Candidate, Version]] = []
     for candidate in candidates(left, live=live):
         finding = candidate.owner(left)
@@ -144,7 +147,10 @@ def _may_be_applied(each: Try) -> bool:
 
 
 def _best(tries: Sequence[Try]) -> Try | None:
-    """Of the most severe finding with a verified fix, or else one that is cleared, the first in rank."""
+    """Of the most severe finding with a verified fix, or else one that is cleared, the first in rank.
+
+    Of findings whose fixes gain about as much, the one whose fix clears most of the others too.
+    """
     groups: dict[int, list[Try]] = {}
     for each in tries:
         if _may_be_applied(each):
@@ -152,11 +158,19 @@ def _best(tries: Sequence[Try]) -> Try | None:
     if not groups:
         return None
 
-    def order(group: Sequence[Try]) -> tuple[float, ...]:
+    def gain(group: Sequence[Try]) -> float:
         gains = [e.verdict.attempt.gain or 0.0 for e in group if not e.verdict.attempt.reason]
+        return max(gains, default=0.0)
+
+    most = max(map(gain, groups.values()))
+
+    def order(group: Sequence[Try]) -> tuple[float, ...]:
         rank = Severity(group[0].finding.severity).rank
         costs = all(e.verdict.costs for e in group)
-        return (costs, not gains, rank, -max(gains, default=0.0), group[0].turn)
+        is_close = gain(group) >= (1 - CLOSE) * most
+        # Of those that gain about as much, the one that leaves least to be found is nearest the cause.
+        left = min(map(_left, group)) if is_close else math.inf
+        return (costs, not gain(group), rank, left, -gain(group), group[0].turn)
 
     chosen = min(groups.values(), key=order)
     if not all(each.verdict.costs for each in chosen):
@@ -164,6 +178,11 @@ def _best(tries: Sequence[Try]) -> Try | None:
     fixes = [with_attempt(each.fix, each.verdict.attempt) for each in chosen]
     first = ranked(fixes)[0]
     return next(each for each, fix in zip(chosen, fixes, strict=True) if fix is first)
+
+
+def _left(each: Try) -> int:
+    """How many errors and warnings stand when it was made."""
+    return sum(finding.severity in _SEVERE for finding in each.outcome.findings or ())
 
 
 def _record(each: Try) -> AppliedFix:

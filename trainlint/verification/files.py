@@ -61,7 +61,11 @@ def made_in_children(
 
 def _job(trial: Trial, job: Job, budget: Budget) -> Job:
     plan = Plan(
-        trial.version.patches, steps=budget.steps, seconds=budget.seconds, check=trial.check
+        trial.version.patches,
+        steps=budget.steps,
+        seconds=budget.seconds,
+        check=trial.check and not trial.finds_rate,
+        finds_rate=trial.finds_rate,
     )
     return msgspec.structs.replace(
         job,

@@ -197,7 +197,8 @@ def _pairs(control: Outcome, outcome: Outcome, *, about_validation: bool) -> _Pa
         after.append(end)
         before.append(was)
         if was is None:  # the unchanged model does not run, or its loss is no number
-            gains.append(((end if start is None else start) - end) / unit)
+            # At best it has learnt nothing: a start far above a guess is no gain of the change.
+            gains.append((min(end if start is None else start, unit) - end) / unit)
         else:
             gains.append(was / old_unit - end / unit)
         # Before the training of what it is compared with, where that has the same loss.

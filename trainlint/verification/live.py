@@ -20,7 +20,15 @@ from trainlint.preserve import preserved_training
 from trainlint.probe.batches import ProbeProblem, described, same_draws
 from trainlint.subject import analyze
 from trainlint.surgery import patched
-from trainlint.verification.changes import SEEDS, Budget, Outcome, Progress, Trial, Version
+from trainlint.verification.changes import (
+    SEEDS,
+    Budget,
+    Outcome,
+    Progress,
+    Training,
+    Trial,
+    Version,
+)
 from trainlint.verification.subject import recipe_with
 from trainlint.verification.training import training
 from trainlint.verification.verifying import Verification, Verified, budget_of
@@ -90,6 +98,11 @@ class LiveMaker:
             subject = patched(subject, version.patches, inputs=self.inputs, seed=seed).subject
         return subject
 
+    def _rate(self, version: Version) -> float | None:
+        setup = self.recipe.setup
+        subject = copied(self.model, setup, optimizer_for(setup))
+        return patched(subject, version.patches, inputs=self.inputs, seed=SEEDS[0]).rate
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Within, nothing that is done to the model and its training lasts."""
@@ -104,6 +117,9 @@ class LiveMaker:
     def _outcome(self, trial: Trial, budget: Budget) -> Outcome:
         outcome = Outcome()
         try:
+            if trial.finds_rate:
+                outcome.trainings.append(Training(0, rate=self._rate(trial.version)))
+                return outcome
             if trial.check:
                 subject = self.copy(trial.version)
                 analysis = analyze(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainlint.fixes.source import SourceText
     from trainlint.loss.uses import Recipe
     from trainlint.probe.setup import Setup
+    from trainlint.surgery.patching import Patched
 
 
 def subject_of(
@@ -40,14 +41,22 @@ def subject_of(
         setup = setup_with_loss(model, recipe)
         if setup.step is not None:
             model, setup = stepping(model, setup)
-    return _changed(model, setup, patches, seed)
+    return _changed(model, setup, patches, seed).subject
+
+
+def found_rate(
+    model: nn.Module, recipe: Recipe, patches: Sequence[Patch], seed: int = 0
+) -> float | None:
+    """The learning rate that a range test among the patches chooses. Raises `ProbeProblem`."""
+    setup = recipe.setup if recipe.setup.train is not None else setup_with_loss(model, recipe)
+    return _changed(model, setup, patches, seed).rate
 
 
 def checked_subject(
     model: nn.Module, recipe: Recipe, patches: Sequence[Patch], inputs: Inputs | None
 ) -> tuple[nn.Module, Recipe]:
     """The model itself, patched, and the recipe for a check of it."""
-    subject = _changed(model, recipe.setup, patches, 0, inputs)
+    subject = _changed(model, recipe.setup, patches, 0, inputs).subject
     return subject.model, recipe_with(recipe, subject)
 
 
@@ -57,15 +66,15 @@ def _changed(
     patches: Sequence[Patch],
     seed: int,
     inputs: Inputs | None = None,
-) -> Copy:
+) -> Patched:
+    from trainlint.surgery.patching import Patched, patched
+
     known = setup.optimizer if setup.train is not None else optimizer_for(setup)
     optimizer = known(model) if callable(known) and setup.train is None else known
     subject = Copy(model, optimizer, setup)
     if not patches:
-        return subject
-    from trainlint.surgery import patched
-
-    return patched(subject, patches, inputs=inputs, seed=seed).subject
+        return Patched(subject)
+    return patched(subject, patches, inputs=inputs, seed=seed)
 
 
 def recipe_with(recipe: Recipe, subject: Copy) -> Recipe:

@@ -17,6 +17,7 @@ from trainlint.verification.candidates import Candidate, candidates, with_attemp
 from trainlint.verification.changes import Budget, Maker, Outcome, Progress, Trial, Version
 from trainlint.verification.combining import Combination, Try, combined
 from trainlint.verification.judging import Checked, judged
+from trainlint.verification.measured_rates import with_rates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +74,8 @@ class Verification:
 
         `known` are all findings of its check, also those that comments silence.
         """
+        findings = with_rates(report.findings, self.start, self.make, self.budget)
+        report = msgspec.structs.replace(report, findings=findings)
         found = candidates(report.findings, live=self.live)
         if not found:
             return Verified(report)
