@@ -48,6 +48,8 @@ CALLEES = [
     (IMPORTS, "a = torch.sigmoid(x)", "torch.sigmoid(x)", "sigmoid", "gelu", IMPORTS, "a = F.gelu(x)"),
     (IMPORTS, "a = x.sigmoid()", "x.sigmoid()", "sigmoid", "gelu", IMPORTS, "a = F.gelu(x)"),
     (IMPORTS, "a = -x.sigmoid()", "x.sigmoid()", "sigmoid", "leaky_relu", IMPORTS, "a = -F.leaky_relu(x)"),
+    (IMPORTS, "a = torch.relu(x)", "torch.relu(x)", "relu", "leaky_relu", IMPORTS, "a = F.leaky_relu(x)"),
+    (IMPORTS, "a = x.relu()", "x.relu()", "relu", "leaky_relu", IMPORTS, "a = F.leaky_relu(x)"),
     (IMPORTS + "from torch.nn import Sigmoid\n", "a = Sigmoid()", "Sigmoid()", "Sigmoid", "ReLU",
      IMPORTS + "from torch.nn import Sigmoid\n", "a = nn.ReLU()"),
     ("from torch.nn import Linear, Sigmoid\n", "a = Sigmoid()", "Sigmoid()", "Sigmoid", "ReLU",

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What rules on training advise: each fix says why, and its edits do away with the finding or are not made.
 
 Rules of losses, gradients, optimisation, data, regularisation and generalisation, on their own examples and
@@ -996,3 +997,61 @@ def test_loaders_shuffle() -> None:
         assert result == expected, (made, fix)
         assert fix is not None
         assert (result == "gone") != bool(fix.obstacle)
+
+
+# ---------------------------------------------------------------------- where loss and data meet
+
+FILE = """import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(160, 6)
+
+
+class Net(nn.Module):
+    def __init__(self, outputs={outputs}):
+        super(Net, self).__init__()
+        self.fc1 = nn.Linear(6, 16)
+        self.fc2 = nn.Linear(16, outputs)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+{data}
+model = Net()
+criterion = nn.{loss}()
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+train_loader = DataLoader(TensorDataset(x[:128], y[:128]), batch_size=16, shuffle=True)
+val_loader = DataLoader(TensorDataset(x[128:], y[128:]), batch_size=16)
+"""
+SCALES = "x = x * torch.tensor([1.0, 3.0, 0.2, 900.0, 40.0, 0.5]) + 7.0\n"
+# (outputs, how the targets are made, loss, the rule, what the edited text holds, the patch)
+MEETINGS = {
+    "classes": (3, "y = torch.arange(160) % 5", "CrossEntropyLoss", "LOS007", "outputs=5)", ("rebuilt", {"out_features": 5})),
+    "longer": (1, "y = x[:, 0] + x[:, 1]", "MSELoss", "LOS005", "y[128:].unsqueeze(1)", ("target-shape", {"unsqueeze": 1})),
+    "columns": (3, f"y = (x[:, 0] > 0).long()\n{SCALES}", "CrossEntropyLoss", "DAT001", "(x[:128] - torch.tensor([", ("normalise-inputs", {})),
+}  # fmt: skip
+
+
+def test_where_data_and_model_do_not_meet_they_are_made_to(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        folder.mkdir()
+    for name, (outputs, data, loss, *_) in MEETINGS.items():
+        text = FILE.format(outputs=outputs, data=data, loss=loss)
+        (before / f"{name}.py").write_text(text, encoding="utf-8")
+    report = trainlint.check([before / f"{name}.py" for name in MEETINGS])
+    for name, (_, _, _, code, part, patch) in MEETINGS.items():
+        path = before / f"{name}.py"
+        found = [f for f in flat(report) if f.code == code and f.filename == str(path)]
+        assert len(found) == 1, name
+        fix = found[0].fixes[0]
+        assert len(fix.title) < 150
+        assert [(p.kind, p.values) for p in fix.patches] == [patch], name
+        new = edited(path.read_text(encoding="utf-8"), fix, path)
+        assert part in new, new
+        (after / f"{name}.py").write_text(new, encoding="utf-8")
+    report = trainlint.check([after / f"{name}.py" for name in MEETINGS])
+    assert loud(flat(report)) == []
