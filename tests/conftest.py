@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,51 @@ import pytest
 # processes that tests start, too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 COMMAND = str(Path(sys.executable).with_name("trainlint"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive", action="store_true", help="run all cases of the tests that are sampled"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test marked `sampled(n)` every n-th case is run, always the same ones, unless all shall."""
+    if config.getoption("--exhaustive") or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `-n`: files whose tests share something costly go to one worker each, other tests to any.
+
+    xdist's own `loadgroup` does not group under pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if _shares(file) else nodeid
+
+    return Scheduling(config, log)
+
+
+@cache
+def _shares(file: str) -> bool:
+    path = Path(__file__).parent / Path(file).name
+    return _SHARED.search(path.read_text(encoding="utf-8")) is not None
+
+
+_SHARED = re.compile(r'scope="(module|session)"|@lru_cache|@cache')
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("sampled")
+    return marker is not None and zlib.crc32(item.name.encode()) % marker.args[0] != 0
 
 
 @pytest.fixture(autouse=True)

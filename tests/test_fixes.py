@@ -263,7 +263,6 @@ def once() -> Any:
     return trainlint.check(names)
 
 
-@pytest.mark.xdist_group("fixed")
 def test_after_the_edits_the_findings_are_gone(once: Any, tmp_path: Path) -> None:
     """Every finding with an edit: apply the first edit of each, check again, and it does not come back.
 

@@ -24,9 +24,6 @@ EXPECT = re.compile(rf"#\s*expect:\s*{CODES}\s*(?:#|$)")
 # Advice is compared only where a fixture is about it.
 EXPECT_INFO = re.compile(rf"#\s*expect-info:\s*{CODES}\s*$")
 
-# One worker for all of them, since they share two checks.
-pytestmark = pytest.mark.xdist_group("fixtures")
-
 
 @lru_cache(maxsize=2)
 def report_on(folder: str) -> Report:

@@ -21,8 +21,6 @@ from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
 from trainlint.rule import axis_after, ops
 
-pytestmark = pytest.mark.xdist_group("normalization")
-
 IMAGES, VECTORS, SERIES = "4, 3, 16, 16", "4, 8", "4, 12, 8"
 
 

@@ -14,7 +14,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("trainlint", "rules")
-pytestmark = pytest.mark.xdist_group("packaging")  # one worker: they share one build
 ENVIRONMENT = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
 
 

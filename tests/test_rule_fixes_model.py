@@ -36,8 +36,6 @@ FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 COUNTER = itertools.count()
 LOOP = ".backward()"
 MOST_FIXTURES = 3
-pytestmark = pytest.mark.xdist_group("rule_fixes_model")
-
 # What none of the examples can be mended by an edit, and why none is made.
 SHOWN = {
     "ARC004": "whether a layer was to be used, and where, only its author knows",

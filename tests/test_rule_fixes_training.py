@@ -32,8 +32,6 @@ PRELUDE = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n
 UNTRAINED = ("static", "data", "signal")
 RAW = "wine_as_it_is"
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
-pytestmark = pytest.mark.xdist_group("rule_fixes_training")
-
 # Nothing in a run or a graph shows the place, or what is meant there: these are shown, with what stands in
 # the way. Everything else is edited in at least one of the examples and fixtures.
 SHOWN_ONLY = {

@@ -27,8 +27,6 @@ PRELUDE = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n
 # In this order; those without a star are required.
 HEADINGS = ("Bad", "Good", "When to ignore it", "Fix safety", "References*")
 FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# One worker for all of them, since they share one check.
-pytestmark = pytest.mark.xdist_group("rules")
 RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
 # Examples with a loop of their own are watched, all others are files to check. Those of rules on sweeps are
 # swept as well.

@@ -10,9 +10,6 @@ import trainlint
 from trainlint import Report
 from trainlint.records import ReportedFinding
 
-# One worker for all of them, since they share one check.
-pytestmark = pytest.mark.xdist_group("softmax and dropout")
-
 NET = """import torch
 import torch.nn.functional as F
 from torch import nn
