@@ -510,6 +510,47 @@ def test_targets_out_of_reach_are_reported() -> None:
     assert ["ACT004" in found for found in codes] == [False, True]
 
 
+LOADED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(256, 4)
+y = TARGETS
+model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1), nn.LAST())
+criterion = nn.MSELoss()
+train_loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
+"""
+# The last activation, the loader's targets, and what is made of them.
+LOADED_TARGETS = [
+    ("ReLU", "x[:, :1]", "warning"),
+    ("Sigmoid", "2 * x[:, :1]", "warning"),
+    ("Sigmoid", "torch.rand(256, 1)", None),
+    ("ReLU", "x[:, :1].exp()", None),
+    ("ReLU", "torch.cat([x[:255, :1].abs() + 5, torch.tensor([[-3.0]])])", None),
+    ("Tanh", "torch.tanh(x[:, :1]) * 1.01", None),
+]
+
+
+@pytest.mark.parametrize(("last", "targets", "wanted"), LOADED_TARGETS)
+def test_a_loaders_targets_out_of_reach(
+    tmp_path: Path, last: str, targets: str, wanted: str | None
+) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(LOADED.replace("LAST", last).replace("TARGETS", targets))
+    report = trainlint.check(path, select=["ACT004"], stages=["static", "data"])
+    assert [finding.severity for finding in report.findings] == ([wanted] if wanted else [])
+
+
+def test_what_a_bounded_output_keeps_from_being_learnt_stands_below_it(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(LOADED.replace("LAST", "Sigmoid").replace("TARGETS", "3 * x[:, :1]"))
+    heads = {f.code: f for f in trainlint.check(path).findings if f.severity != "info"}
+    assert list(heads) == ["ACT004"]
+    assert "LOS009" in [symptom.code for symptom in heads["ACT004"].symptoms]
+
+
 def test_a_loss_for_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="live model"):
         trainlint.check(tmp_path, loss=nn.MSELoss())

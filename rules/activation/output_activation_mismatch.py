@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from trainlint.rule import (
     Confidence,
+    Data,
+    FieldData,
     Finding,
     Fix,
     Graph,
@@ -49,10 +51,20 @@ REGRESSIONS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     "ACT004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["dead-units", "loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=[
+        "dead-units",
+        "dead-relu",
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+        "learning-rate-too-low",
+        "input-without-influence",
+        "constant-output",
+        "unscaled-target",
+    ],
 )
 def output_activation_mismatch(
-    graph: Graph, losses: Losses, edits: SourceEdits
+    graph: Graph, losses: Losses, edits: SourceEdits, data: Data | None
 ) -> Iterator[Finding]:
     """The last activation keeps the scores from where the loss wants them.
 
@@ -66,7 +78,9 @@ def output_activation_mismatch(
     A tanh, sigmoid or clamp before cross entropy keeps the scores within a width R (2 or 1), and with C
     classes the loss above log(1 + (C − 1)·e⁻ᴿ): 0.80 or 1.46 for ten classes. An activation on the
     output of a regression is reported where targets are known and lie outside of its range; a ReLU
-    on a single output is mentioned without them.
+    on a single output is mentioned without them. Targets are known that are given, and those of a
+    `train_loader` for a criterion that the file names and calls nowhere itself. Of a loader's, a few far
+    ones may lie outside: a deviation from the mean must reach there, and the farthest half a deviation.
 
     Not reported: an activation with a scale or a pooling behind it (10·tanh(z), the averaged ReLU maps of
     Network in Network and SqueezeNet), and outputs whose loss is not known, unless they go through
@@ -137,7 +151,7 @@ def output_activation_mismatch(
             yield from _rectified(graph, edits, behind, losses.place(call), call)
         elif call.kind in REGRESSIONS:
             known = True
-            yield from _on_regression(graph, losses, edits, call, links)
+            yield from _on_regression(graph, losses, edits, data, call, links)
     if not known and len(graph.outputs) == 1:
         links = losses.links_to(graph.outputs[0])
         if len(links) > 1 and links[0].name in ("softmax", "log_softmax"):
@@ -283,11 +297,19 @@ def _squashed(
 
 
 def _on_regression(
-    graph: Graph, losses: Losses, edits: SourceEdits, call: LossCall, links: tuple[Link, ...]
+    graph: Graph,
+    losses: Losses,
+    edits: SourceEdits,
+    data: Data | None,
+    call: LossCall,
+    links: tuple[Link, ...],
 ) -> Iterator[Finding]:
     if not links or links[0].kept is None or links[0].name not in ops.ACTIVATIONS:
         return
     link, bounds, targets = links[0], losses.range(call), losses.target_range()
+    loaded = _loaded(losses, data, call) if targets is None else None
+    if loaded is not None:
+        targets = Range(loaded.least, loaded.largest)
     fix = without_activation(
         graph,
         edits,
@@ -297,7 +319,10 @@ def _on_regression(
         patches=_without(graph, link),
     )
     certainty = Confidence.CERTAIN if call.certain else Confidence.LIKELY
-    if bounds is not None and targets is not None and not targets.within(*bounds):
+    missed = bounds is not None and targets is not None and not targets.within(*bounds)
+    if loaded is not None and bounds is not None:
+        missed = _reaches_beyond(loaded, bounds)
+    if missed and bounds is not None and targets is not None:
         yield Finding(
             f"the targets of {losses.place(call)} reach from {targets.low:.3g} to {targets.high:.3g}, and "
             f"{_shown(link)} keeps the outputs {_interval(bounds)}: the rest can never be met",
@@ -323,6 +348,22 @@ def _on_regression(
             confidence=Confidence.POSSIBLE,
             fault=("before-loss", link.where),
         )
+
+
+def _loaded(losses: Losses, data: Data | None, call: LossCall) -> FieldData | None:
+    """The loader's targets, where the loss gets them as they are: no line of the file calls it."""
+    if data is None or call.function is None or len(losses.calls) != 1:
+        return None
+    target = data.train.target
+    if target is None or target.kind in ("classes", "ids", "text"):
+        return None
+    return target if 0 < target.std < math.inf else None
+
+
+def _reaches_beyond(target: FieldData, bounds: Range) -> bool:
+    """Whether more than a few far ones lie outside."""
+    below = bounds.low > max(target.mean - target.std, target.least + target.std / 2)
+    return below or bounds.high < min(target.mean + target.std, target.largest - target.std / 2)
 
 
 def _without(graph: Graph, link: Link) -> list[Patch]:
