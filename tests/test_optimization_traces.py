@@ -314,6 +314,34 @@ def test_a_decay_that_adam_makes_whole_steps_of() -> None:
     assert "AdamW" in results["OPT008"].fixes[0].title
 
 
+def test_a_usual_decay_times_a_far_rate_is_a_matter_of_the_rate() -> None:
+    def loop(rate: float, decay: float) -> Callable[[], None]:
+        def run() -> None:
+            model = mlp()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+            train(model, optimizer, 40)
+
+        return run
+
+    finding = found(loop(0.5, 0.01))["OPT004"]
+    assert finding.fixes[0].title == "lower the learning rate to lr=0.001"
+    assert [patch.kind for patch in finding.fixes[0].patches] == ["learning-rate"]
+    finding = found(loop(1e-3, 10.0))["OPT004"]
+    assert finding.fixes[0].title == "weaken the decay to weight_decay=0.01"
+
+
+def test_a_rate_and_what_the_decay_makes_of_it_are_one_finding() -> None:
+    def loop() -> None:
+        model = mlp()
+        train(model, sgd(model, 50.0, 1e-4), 40)
+
+    with construction_sites(), trainlint.watch(every=1) as w:
+        loop()
+    codes = {f.code: [s.code for s in f.symptoms] for f in w.report().findings}
+    assert "OPT004" in codes["OPT002"]
+    assert "OPT004" not in codes
+
+
 def test_usual_decays_are_at_most_advice() -> None:
     def loop() -> None:
         model = mlp()
@@ -586,3 +614,44 @@ def test_weights_that_hardly_moved_say_nothing_of_the_loss() -> None:
 
     assert "OPT003" in loud(loop)
     assert any(text.startswith("LOS008") and "moved" in text for text in unmeasured(loop))
+
+
+def epsilon(rate: float, eps: float) -> Callable[[], None]:
+    def loop() -> None:
+        model = mlp()
+        train(model, torch.optim.Adam(model.parameters(), lr=rate, eps=eps), 60)
+
+    return loop
+
+
+def test_an_epsilon_beside_which_the_gradients_are_nothing() -> None:
+    with construction_sites(), trainlint.watch(every=1) as w:
+        epsilon(1e-3, 1.0)()
+    (finding,) = (f for f in w.report().findings if f.severity != "info")
+    assert finding.code == "OPT010"
+    assert finding.fixes[0].title == "set eps=1e-08"
+    assert "OPT003" in [symptom.code for symptom in finding.symptoms]
+
+
+@pytest.mark.parametrize(("rate", "eps"), [(10.0, 1.0), (1e-3, 1e-3)])
+def test_an_epsilon_with_a_rate_that_goes_with_it_is_sound(rate: float, eps: float) -> None:
+    assert "OPT010" not in found(epsilon(rate, eps))
+
+
+def carried(rate: float, momentum: float) -> Callable[[], None]:
+    def loop() -> None:
+        model = mlp()
+        train(model, torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum), 100)
+
+    return loop
+
+
+def test_a_momentum_that_runs_past_what_it_found() -> None:
+    finding = loud(carried(0.05, 0.9995))["OPT010"]
+    assert finding.evidence == {"option": "momentum", "value": 0.9995}
+    assert finding.fixes[0].title == "set momentum=0.9"
+
+
+@pytest.mark.parametrize(("rate", "momentum"), [(1e-5, 0.9995), (1e-3, 0.999), (0.05, 0.9)])
+def test_a_momentum_that_learns_or_has_yet_to_learn_is_sound(rate: float, momentum: float) -> None:
+    assert "OPT010" not in found(carried(rate, momentum))

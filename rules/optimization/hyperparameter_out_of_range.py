@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import sqrt
+from math import isfinite, sqrt
+from statistics import median
 from typing import Any
 
 from trainlint.rule import (
@@ -36,6 +37,14 @@ LARGEST_OPTIMIZER_EPS = 1.0
 SHORTEST_ALPHA = 0.5
 # Below, float32 holds a zero or a number without all of its digits.
 LEAST_EPS = 1.2e-38
+# Seen to hinder: in a run that has learnt less than this share of a guess's loss after so many steps,
+LEARNT = 0.1
+STEPS = 20
+# an ε of so many times the gradients, where no layer moves faster than this part of its weights,
+DWARFED = 10.0
+SLOW = 10**-3.5
+# and a momentum that remembers a thousand steps.
+LONGEST_MOMENTUM = 0.999
 # Why the usual value of an optimizer's option is that.
 WHY = {
     "betas": "Kingma & Ba 2015: the default (0.9, 0.999); it converges for β₁ < √β₂ (Reddi et al. 2018)",
@@ -88,6 +97,10 @@ def hyperparameter_out_of_range(
     - SGD's momentum from 1 on, whose velocity never fades, and a dampening of 1, which lets no gradient
       in after the first;
     - RMSprop's α at 1, or below one half, as other frameworks' 1 − α;
+    - where the run learns next to nothing: an ε from `largest_eps` on that is ten times as large as the
+      root mean square of any layer's gradients, with updates below 3·10⁻⁴ of the weights; and a momentum
+      of SGD from 0.999 on, a sum over a thousand steps, where a quarter of a guess's loss was gone and is
+      back;
     - a limit of 0 or less for `clip_grad_norm_`, which leaves nothing of any gradient or turns it around.
 
     A momentum counts from `largest_momentum` on, an ε from `largest_eps`. `momentum=None`, the average
@@ -137,7 +150,7 @@ def hyperparameter_out_of_range(
     and Reddi, Kale & Kumar 2018, arXiv:1904.09237 (β₁ < √β₂).
     """
     if trace is not None:
-        yield from _watched(trace, edits)
+        yield from _watched(trace, edits, largest_eps)
     if graph is None or edits is None:
         return
     seen: set[Any] = set()
@@ -157,13 +170,15 @@ def hyperparameter_out_of_range(
             yield _eps(graph, edits, node, float(eps))
 
 
-def _watched(trace: Trace, edits: SourceEdits | None) -> Iterator[Finding]:
+def _watched(trace: Trace, edits: SourceEdits | None, largest_eps: float) -> Iterator[Finding]:
     """What is wrong with the optimizers of a run."""
-    for optimizer in trace.optimizers:
+    for place, optimizer in enumerate(trace.optimizers):
         said: dict[str, tuple[str, Any, float]] = {}
         for group in optimizer.groups if optimizer.steps else ():
             for option, told in _of_group(optimizer.kind, group):
                 said.setdefault(option, told)
+        for option, told in _hindering(trace, place, largest_eps):
+            said.setdefault(option, told)
         for option, (what, better, value) in said.items():
             yield _of_optimizer(edits, optimizer, option, what, better, value)
     for clip in trace.clips:
@@ -215,6 +230,48 @@ def _of_group(kind: str, group: Mapping[str, Any]) -> Iterator[tuple[str, tuple[
             "is divided by its own size"
         )
         yield "alpha", (what, float(f"{1 - alpha:.6g}"), alpha)
+
+
+def _hindering(
+    trace: Trace, place: int, largest_eps: float
+) -> Iterator[tuple[str, tuple[str, Any, float]]]:
+    """The same, for what is seen to keep a run from learning: no range is wrong for every run."""
+    learnt = [part for o in trace.objectives if (part := o.learnt(STEPS)) is not None]
+    if not learnt or max(learnt) >= LEARNT or not {"loss", "data"} <= trace.own:
+        return
+    optimizer = trace.optimizers[place]
+    for number, group in enumerate(optimizer.groups):
+        eps, momentum = _number(group.get("eps")), _number(group.get("momentum"))
+        weights = [w for m in trace.trained for w in m.weights() if w.group == (place, number)]
+        sizes = [g / sqrt(w.elements) for w in weights if (g := w.median("gradient")) is not None]
+        paces = [pace for w in weights if (pace := w.median("update")) is not None]
+        largest = max(sizes, default=0.0)
+        is_large = eps is not None and eps >= max(largest_eps, DWARFED * largest)
+        if optimizer.kind in ADAPTIVE and eps is not None and is_large and largest and paces:
+            what = (
+                f"gradients are of {largest:.1g} a weight, so that √v + ε is about {eps:g} whatever "
+                f"they are, and no layer changes by more than {max(paces):.1g} of its weights a step"
+            )
+            if max(paces) < SLOW:
+                yield "eps", (what, 1e-8, eps)
+        is_long = momentum is not None and LONGEST_MOMENTUM <= momentum < 1
+        lost = _lost(trace)
+        if optimizer.kind == "SGD" and momentum is not None and is_long and lost is not None:
+            what = (
+                f"the velocity is a sum over about {1 / (1 - momentum):.0f} steps, and runs past what it "
+                f"found: the loss was at {lost:.3g}, and is that of a guess again"
+            )
+            yield "momentum", (what, 0.9, momentum)
+
+
+def _lost(trace: Trace) -> float | None:
+    """The least loss, in the median of five steps, where a quarter of a guess's was gone."""
+    guesses = [o.guess for o in trace.objectives if o.guess]
+    values = [value for _, value in trace.losses if isfinite(value)]
+    if len(guesses) != 1 or len(values) < STEPS:
+        return None
+    least = min(median(values[place : place + 5]) for place in range(len(values) - 4))
+    return least if least < 0.75 * guesses[0] else None
 
 
 def _number(value: Any) -> float | None:

@@ -246,6 +246,7 @@ def _finding(
         rate = max(optimizer.rates[0][1], default=0.0)
     first = next(iter(paces.values()))
     kind = "the optimizer" if optimizer is None else optimizer.kind
+    place = next((place for place, o in enumerate(trace.optimizers) if o is optimizer), None)
     return Finding(
         f"{message}: {f'lr={rate:g} is' if rate else 'the rate is'} too high for {kind}",
         where=(optimizer.site if optimizer is not None else None) or model.site,
@@ -258,6 +259,7 @@ def _finding(
         fixes=_fixes(trace, edits, model, optimizer, rate, first),
         severity=Severity.ERROR if certain else Severity.WARNING,
         confidence=Confidence.LIKELY,
+        fault=None if place is None else ("learning-rate", place),
     )
 
 

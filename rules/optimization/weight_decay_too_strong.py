@@ -9,6 +9,7 @@ from statistics import median
 from trainlint.rule import (
     Confidence,
     Finding,
+    Fix,
     OptimizerTrace,
     ParameterTrace,
     Patch,
@@ -20,6 +21,9 @@ from trainlint.rule import (
     rule,
 )
 
+# The rate that goes with a usual decay: of a large product, the part that is further off is at fault.
+USUAL_RATE = 1e-3
+USUAL_RATE_SGD = 0.1
 # They divide the decay by the size of the gradients, as all that is in the gradient.
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta"})
 
@@ -28,7 +32,7 @@ COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "
     "OPT004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "learning-rate-too-high"],
+    explains=["loss-never-moves", "underfitting", "learning-rate-too-high", "dead-relu"],
     own=["optimizer"],
 )
 def weight_decay_too_strong(
@@ -50,7 +54,8 @@ def weight_decay_too_strong(
     Reported from η·λ = `shrinkage` on, after `steps` steps. For Adam and the like, which scale the decay
     as they do the gradient, where λ·‖w‖ is more than `ratio` times the loss's own gradient. A
     warning where the weights did shrink and the model has not come half of the way from a guess to 0; else
-    advice, since layers before a normalisation can do with any size.
+    advice, since layers before a normalisation can do with any size. Where it is the rate that is further
+    from what is usual than the decay, that is said, and is one finding with learning-rate-too-high.
 
     ## Bad
     ```python
@@ -106,9 +111,20 @@ def weight_decay_too_strong(
                 message += f"; they are at {left:.2g} of what they were"
             is_decoupled = "AdamW" in optimizer.kind or group.get("decoupled_weight_decay")
             usual = 0.01 if is_decoupled else 1e-4
-            rate = max(
-                (rates[number] for _, rates in optimizer.rates if number < len(rates)), default=0.0
-            )
+            rate = _rate(optimizer, number)
+            usual_rate = USUAL_RATE_SGD if optimizer.kind == "SGD" else USUAL_RATE
+            is_rate = "shrinkage" in evidence and rate / usual_rate > decay / usual
+            if is_rate:
+                yield Finding(
+                    f"{message}; the decay is usual, and lr={rate:g} is not",
+                    where=optimizer.site,
+                    evidence={"weight_decay": decay, "left": left, **evidence},
+                    fixes=[_slower(edits, optimizer, rate, usual_rate)],
+                    severity=Severity.WARNING if is_harm else Severity.INFO,
+                    confidence=Confidence.LIKELY,
+                    fault=("learning-rate", place),
+                )
+                continue
             yield Finding(
                 message,
                 where=optimizer.site,
@@ -154,13 +170,32 @@ def _judged(
             f"weight_decay={decay:g} pulls at the weights {median(ratios):.2g} times as hard as the loss's "
             f"gradient does, and {optimizer.kind} makes whole steps of it"
         ), {"decay_over_gradient": median(ratios)}
-    rate = max((rates[number] for _, rates in optimizer.rates if number < len(rates)), default=0.0)
+    rate = _rate(optimizer, number)
     if rate * decay < shrinkage:
         return None
     return (
         f"lr·weight_decay = {rate:g}·{decay:g} takes {min(1.0, rate * decay):.2g} of the weights in each "
         f"step: without a gradient they halve in {max(1, round(log(2) / (rate * decay)))} steps"
     ), {"shrinkage": rate * decay}
+
+
+def _rate(optimizer: OptimizerTrace, number: int) -> float:
+    """The largest rate of the group."""
+    return max((rates[number] for _, rates in optimizer.rates if number < len(rates)), default=0.0)
+
+
+def _slower(edits: SourceEdits, optimizer: OptimizerTrace, rate: float, usual: float) -> Fix:
+    factor = usual / rate
+    made = optimizers.made_rate(optimizer)
+    better = float(f"{(made or rate) * factor:.0e}")
+    return explained(
+        optimizers.with_option(
+            edits, optimizer, "lr", better, title=f"lower the learning rate to lr={better:g}"
+        ),
+        reason=f"each step leaves 1 − lr·λ of a weight: λ is usual, and lr {rate / usual:.2g} times "
+        "the usual one",
+        patches=[Patch.training("learning-rate", factor=float(f"{factor:.2g}"))],
+    )
 
 
 def _left(weights: list[ParameterTrace]) -> float | None:
