@@ -604,6 +604,36 @@ def test_loops_are_mended_or_left_to_their_author(code: str) -> None:
     assert len(plain) >= 10
 
 
+STEPPED_FIRST = """import torch
+from torch import nn
+from torch.nn import functional as F
+
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(20):
+    x = torch.randn(16, 8)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+    optimizer.step()  # learn
+    loss.backward()
+"""
+
+
+def test_a_step_before_the_backward_pass_is_moved_behind_it() -> None:
+    result, fix = outcome(STEPPED_FIRST, "OPT001")
+    assert result == "gone"
+    assert fix is not None
+    new = edited(STEPPED_FIRST, fix, SPELLINGS)
+    assert new.endswith("    loss.backward()\n    optimizer.step()  # learn\n")
+
+
+def test_a_step_before_the_backward_pass_of_a_rotated_loop_is_sound() -> None:
+    rotated = STEPPED_FIRST.replace("    optimizer.zero_grad()\n", "").replace(
+        "    loss.backward()", "    optimizer.zero_grad()\n    loss.backward()"
+    )
+    assert outcome(rotated, "OPT001") == ("absent", None)
+
+
 def test_clipping_is_put_between_backward_and_step() -> None:
     """GRD005 on a recurrent model, in the same loops."""
     made = 0

@@ -40,7 +40,8 @@ def parameters_not_optimized(
     - It was given a part: `Adam(model.head.parameters())`, or a list that was made before a layer was
       added or replaced. The rest gets gradients and never moves.
     - It was given another model: one that was made anew, copied, or loaded after the optimizer.
-    - `zero_grad()` stands between `backward()` and `step()`, and the step finds nothing.
+    - `zero_grad()` stands between `backward()` and `step()`, or `step()` before `backward()` and behind
+      the next `zero_grad()`: the step finds nothing.
 
     A part is an error; where it holds more than `share` of what could be trained it is a warning, since
     then the rest alone may be meant to learn, and computes gradients for nothing. Steps without a
@@ -87,8 +88,9 @@ def parameters_not_optimized(
     Where only the other part shall learn. `requires_grad_(False)` then saves the time and the memory.
 
     ## Fix safety
-    Safe where `zero_grad()` is moved to before `backward()`, and where the optimizer is made after the
-    model is complete: both are plainly what was meant. Unsafe where it was given a part of the parameters.
+    Safe where `zero_grad()` is moved to before `backward()`, or `step()` behind it, and where the optimizer
+    is made after the model is complete: all are plainly what was meant. Unsafe where it was given a part of
+    the parameters.
 
     ## References
     PyTorch documentation, `torch.optim`, "Constructing it" and "Per-parameter options".
@@ -136,6 +138,14 @@ def _neglected(trace: Trace, edits: SourceEdits, model: ModelTrace, share: float
 
 
 def _zeroed(trace: Trace, edits: SourceEdits, incident: Incident) -> Finding:
+    later = loops.stepped_later(
+        trace,
+        edits,
+        title="call optimizer.step() behind backward(), before zero_grad() comes again",
+    )
+    earlier = loops.zeroed_earlier(
+        trace, edits, title="call optimizer.zero_grad() before backward(), not after it"
+    )
     return Finding(
         f"{incident.facts['optimizer']}.step() found no gradient in the {incident.count} steps that were "
         "looked at, though backward() had left one: it was cleared in between, and nothing is learnt",
@@ -143,9 +153,7 @@ def _zeroed(trace: Trace, edits: SourceEdits, incident: Incident) -> Finding:
         evidence={"times": incident.count, "first_step": incident.step},
         fixes=[
             explained(
-                loops.zeroed_earlier(
-                    trace, edits, title="call optimizer.zero_grad() before backward(), not after it"
-                ),
+                later if later.edits else earlier,
                 reason="step() reads .grad: what backward() adds must be there when it does",
                 patches=[Patch.training("zero-grad")],
                 safety=Safety.SAFE,

@@ -65,8 +65,11 @@ class Loop:
         return statement(self.text, self.step)
 
 
-def loop_of(trace: Trace, edits: SourceEdits) -> Loop:
-    """The only loop that trains. Raises `Refusal` where there are others, or it is not plain."""
+def loop_of(trace: Trace, edits: SourceEdits, *, steps_first: bool = False) -> Loop:
+    """The only loop that trains. Raises `Refusal` where there are others, or it is not plain.
+
+    Plain is that step() stands behind backward(), or with `steps_first` before it.
+    """
     if "loop" not in trace.own:
         raise Refusal("the training loop that was run is not one of yours")
     stepping = [optimizer for optimizer in trace.optimizers if optimizer.steps]
@@ -94,8 +97,9 @@ def loop_of(trace: Trace, edits: SourceEdits) -> Loop:
     anchor = anchors[0]
     if isinstance(anchor, ast.If):
         raise Refusal("backward() stands under an `if`")
-    if statements.index(anchor) >= statements.index(statement(text, step)):
-        raise Refusal("step() does not stand behind backward()")
+    first, second = statements.index(anchor), statements.index(statement(text, step))
+    if first == second or (second < first) != steps_first:
+        raise Refusal(f"step() does not stand {'before' if steps_first else 'behind'} backward()")
     return Loop(text, step, backward, anchor, ast.unparse(step.func.value))
 
 
@@ -189,6 +193,19 @@ def zeroed_earlier(trace: Trace, edits: SourceEdits, *, title: str) -> Fix:
         if len(found) != 1:
             raise Refusal("zero_grad() does not stand between backward() and step()")
         return moved(loop.text, found[0], loop.anchor, title=title)
+    except Refusal as refusal:
+        return Fix(title, obstacle=str(refusal))
+
+
+def stepped_later(trace: Trace, edits: SourceEdits, *, title: str) -> Fix:
+    """The step that stands before the backward pass, behind a `zero_grad()`, moved to behind it."""
+    try:
+        loop = loop_of(trace, edits, steps_first=True)
+        statements = block(loop.text, loop.stepping)
+        before = statements[: statements.index(loop.stepping)]
+        if not isinstance(loop.stepping, ast.Expr) or not any(map(_clears, before)):
+            raise Refusal("no zero_grad() stands before step() in its block")
+        return moved(loop.text, loop.stepping, loop.anchor, after=True, title=title)
     except Refusal as refusal:
         return Fix(title, obstacle=str(refusal))
 
