@@ -276,6 +276,27 @@ def test_a_block_that_is_built_in_a_loop_gives_one_finding() -> None:
     assert found.evidence["modules"] == [f"{n}.norm" for n in range(4)]
 
 
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.3)) for _ in "ab"]
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def test_dropout_in_a_list_that_no_mode_reaches_stands_under_the_list() -> None:
+    with recording():
+        model = Listed()
+    report = trainlint.check(model, torch.randn(4, 8), select=["ARC003", "REG002"])
+    assert [(f.code, {s.code for s in f.symptoms}) for f in report.findings] == [
+        ("ARC003", {"REG002"})
+    ]
+
+
 def test_errors_come_before_warnings_across_rules() -> None:
     with recording():
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))

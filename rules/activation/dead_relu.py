@@ -36,6 +36,7 @@ _RECTIFIERS = ("relu", "relu6", "clamp", "clamp_min", "threshold")
         "no-gradient",
         "learning-rate-too-low",
         "cannot-memorise",
+        "input-without-influence",
     ],
     own=["loss", "optimizer", "data"],
     shows="dead",

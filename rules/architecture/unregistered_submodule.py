@@ -38,7 +38,7 @@ REASON = "nn.Module registers modules and parameters that are attributes, and th
     severity=Severity.ERROR,
     since="0.1",
     topics=["gradient-flow"],
-    explains=["no-gradient", "random-in-eval"],
+    explains=["no-gradient", "random-in-eval", "dropout-always-on"],
 )
 def unregistered_submodule(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """Layers in a plain list, tuple or dict take part in the forward but are never trained.
@@ -290,8 +290,14 @@ def _finding(graph: Graph, edits: SourceEdits, hidden: HiddenWeights) -> Finding
         },
         fixes=[_fix(edits, hidden)],
         confidence=Confidence.CERTAIN if hidden.attribute else Confidence.LIKELY,
-        affects=[hidden.node],
+        affects=[hidden.node, *_calls_within(graph, hidden)],
     )
+
+
+def _calls_within(graph: Graph, hidden: HiddenWeights) -> Iterator[Any]:
+    """What the hidden layers compute, those without weights as well: no mode reaches them either."""
+    inner = {id(layer) for module in hidden.modules for layer in module.modules()}
+    return (node for node in graph.calls_in_order if id(graph.operation(node).owner) in inner)
 
 
 def _what(graph: Graph, hidden: HiddenWeights) -> tuple[str, int]:

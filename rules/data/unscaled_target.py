@@ -36,6 +36,7 @@ from trainlint.rule import (
         "exploding-gradient",
         "underfitting",
         "cannot-memorise",
+        "dead-relu",
     ],
     own=["data", "loss"],
 )

@@ -38,7 +38,13 @@ _MOST_DEALT = 20_000
     "DAT003",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "learning-rate-too-high", "exploding-gradient"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "learning-rate-too-high",
+        "exploding-gradient",
+        "dead-relu",
+    ],
     own=["data"],
 )
 def unshuffled_training(

@@ -22,7 +22,13 @@ from trainlint.rule import (
     "LOS011",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "no-gradient", "learning-rate-too-low"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "no-gradient",
+        "learning-rate-too-low",
+        "cannot-memorise",
+    ],
     own=["loss"],
 )
 def detached_loss(trace: Trace, edits: SourceEdits) -> Iterator[Finding]:

@@ -21,7 +21,13 @@ from trainlint.rule import (
     "OPT007",
     severity=Severity.INFO,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+        "learning-rate-too-low",
+        "no-gradient",
+    ],
     own=(),
 )
 def frozen_parameters(
