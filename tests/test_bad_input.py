@@ -235,7 +235,7 @@ def test_internal_errors_show_their_traceback_only_with_debug(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(
         "import trainlint.api\ndef fail(*a, **k): raise RuntimeError('boom')\n"
-        "trainlint.api.check = fail\n"
+        "trainlint.api.FileCheck.report = fail\n"
     )
     plain = trainlint("check", "net.py", env=broken)
     assert plain.status == 2

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from trainlint.fixes.composing import Change, Proposal, Rows, compose, spliced
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
-from trainlint.fixes.fixing import Changed, Fixed, Wish, fix_files
-from trainlint.fixes.matching import mapped
+from trainlint.fixes.fixing import Changed, Fixed, Wish, _first, fix_files
+from trainlint.fixes.matching import judge, mapped
 from trainlint.fixes.source import SourceText
 from trainlint.fixes.writing import reason_to_spare
 from trainlint.records import RUN_STOPPED, Report, ReportedFinding, TargetResult
@@ -284,13 +284,37 @@ def test_a_fix_at_the_place_of_another_waits_for_the_next_round(folder: Path) ->
     ]  # fmt: skip
 
 
-def test_a_cause_without_an_edit_makes_room_for_its_symptoms(folder: Path) -> None:
+def test_a_symptom_is_never_mended_in_place_of_its_cause(folder: Path) -> None:
     cause, symptom = found(str(folder / "net.py"), "harm(1)\npoor(2)\n")
     nested = ReportedFinding(**{**asdict(cause), "symptoms": [symptom]})
     own = ReportedFinding(**{**asdict(symptom), "symptoms": [cause]})
     report = Report([nested, own])
-    assert [each.name for each in Wish().findings(report)] == ["poor", "poor"]
-    assert [each.symptoms for each in Wish().findings(report)] == [[], [cause]]
+    assert [each.name for each in Wish().findings(report)] == ["poor"]
+    assert [each.symptoms for each in Wish().findings(report)] == [[cause]]
+
+
+def test_what_a_training_shows_waits_for_what_was_known_before(folder: Path) -> None:
+    (known,) = found(str(folder / "net.py"), "poor(1)\n")
+    seen = ReportedFinding(**{**asdict(known), "stage": "probe", "module": "b"})
+    elsewhere = ReportedFinding(**{**asdict(seen), "target": "other.py::Net"})
+    proposals = [Proposal(each, each.fixes[0]) for each in (seen, known, elsewhere)]
+    assert _first(proposals) == (proposals[1:], True)
+    assert _first(proposals[::2]) == (proposals[::2], False)
+
+
+def test_what_becomes_an_error_counts_as_new(folder: Path) -> None:
+    (finding,) = found(str(folder / "net.py"), "poor(1)\n")
+    by_severity = {
+        severity: Report(
+            [ReportedFinding(**{**asdict(finding), "severity": severity})],
+            [TargetResult(finding.target, "ok", stages=["static"])],
+        )
+        for severity in ("warning", "error")
+    }
+    worse = judge(by_severity["warning"], by_severity["error"], {}, [])
+    better = judge(by_severity["error"], by_severity["warning"], {}, [])
+    assert not worse.is_good
+    assert better.is_good
 
 
 def asdict(finding: ReportedFinding) -> dict[str, Any]:

@@ -438,8 +438,9 @@ class Rule:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages whose facts the rule needs."""
-        return tuple(dict.fromkeys(FACT_STAGES[fact] for fact in self.facts.values()))
+        """The stages whose facts the rule needs. The source alone tells nothing of a model."""
+        told = [fact for fact in self.facts.values() if fact != "SourceEdits"]
+        return tuple(dict.fromkeys(FACT_STAGES[fact] for fact in told or self.facts.values()))
 
 
 def rule(

@@ -34,7 +34,9 @@ from trainlint.records import Repair, Report, ReportedFinding
 if TYPE_CHECKING:
     from trainlint.api import FileCheck, Progress
 
-ROUNDS: Final = 4
+ROUNDS: Final = 6
+# What is seen in a training may follow from what was known before.
+_LATE: Final = "probe"
 Ask = Callable[[Proposal, Sequence["Changed"]], bool]
 
 
@@ -95,14 +97,12 @@ class Wish:
         ))  # fmt: skip
 
     def findings(self, report: Report) -> Iterator[ReportedFinding]:
-        """The findings that are to be fixed; a cause without an edit makes room for its symptoms."""
+        """The findings that are to be fixed. To mend a symptom would hide its cause."""
         for finding in self.wanted(report).findings:
             if finding.severity == "info" and not self.advice:
                 continue
             if any(map(self.allows, finding.fixes)):
                 yield finding
-            else:
-                yield from (each for each in finding.symptoms if any(map(self.allows, each.fixes)))
 
 
 @dataclass(frozen=True)
@@ -175,19 +175,19 @@ class _Work:
 
     def round(self, number: int, report: Report) -> Report | None:
         """Try what the report offers; the report of what then stands, or None where nothing came of it."""
-        proposals = list(self._proposals(number, report))
+        proposals, late = _first(list(self._proposals(number, report)))
         composition = compose(proposals, self._source)
         for proposal, reason in composition.impossible:
             self._settle(number, proposal, "refused", reason)
         made = [proposal for proposal in composition.made if self._is_agreed(number, proposal)]
         if not made:
-            return None
+            return report if late else None
         choice = choose(made, lambda some: self._tried(some, report))
         for proposal, reason in choice.rejected:
             self._settle(number, proposal, "rolled-back", reason)
         if choice.best is None:
             # What had to wait for these, or was put off, may still be good.
-            is_open = composition.waiting or len(choice.rejected) < len(made)
+            is_open = late or composition.waiting or len(choice.rejected) < len(made)
             return report if is_open else None
         for proposal in choice.kept:
             self._settle(number, proposal, "applied")
@@ -305,6 +305,25 @@ class _Work:
             del self._texts[name]
         self.repairs = [_not_written(repair, failed) for repair in self.repairs]
         return not failed
+
+
+def _first(proposals: Sequence[Proposal]) -> tuple[list[Proposal], bool]:
+    """Those to be made now, and whether others wait until it is known if they are still needed.
+
+    What a training showed waits for what was found in the same file without one.
+    """
+    early = {
+        proposal.finding.target.partition("::")[0]
+        for proposal in proposals
+        if proposal.finding.stage != _LATE
+    }
+    now = [
+        proposal
+        for proposal in proposals
+        if proposal.finding.stage != _LATE
+        or proposal.finding.target.partition("::")[0] not in early
+    ]
+    return now, len(now) < len(proposals)
 
 
 def _not_written(repair: Repair, failed: Mapping[str, str]) -> Repair:

@@ -80,7 +80,7 @@ def judge(
             continue
         same = [other for other in known if places.are_same(other, finding)]
         counted = max((_count(other) for other in same), default=0)
-        if counted >= _count(finding):
+        if counted >= _count(finding) and not _is_worse(finding, same):
             continue
         if _is_revealed(finding, before, fixed):
             revealed = True
@@ -134,6 +134,13 @@ def _count(finding: ReportedFinding) -> int:
     """How many modules it is about."""
     modules = finding.evidence.get("modules")
     return len(modules) if isinstance(modules, list) else 1
+
+
+def _is_worse(finding: ReportedFinding, before: Sequence[ReportedFinding]) -> bool:
+    """Whether it has become an error."""
+    return finding.severity == Severity.ERROR and all(
+        other.severity != Severity.ERROR for other in before
+    )
 
 
 def _where(finding: ReportedFinding) -> str:

@@ -48,6 +48,8 @@ def outcome_of(fix: Fix) -> str:
     if attempt.after is None:
         return attempt.reason if attempt.reason.startswith("not tried") else _failed(attempt)
     reason = f": {attempt.reason}" if attempt.reason else ""
+    if attempt.cleared and not attempt.reason.startswith("it brings"):
+        return f"tried: {_figures(attempt)}; no proof that it helps{reason}"
     return f"tried, not proved to help{reason} ({_figures(attempt)})"
 
 

@@ -101,10 +101,14 @@ def remarks(fixed: Fixed, *, wrote: bool) -> Iterator[str]:
             yield f"rolled back: {repair.title}: {repair.reason}"
         elif repair.status == "refused":
             yield f"not applied: {repair.title}: {repair.reason}"
-    yield _summary(repairs, fixed.unsafe, "fixed" if wrote else "would fix")
+    shown = sum(
+        finding.severity != "info" and not any(fix.edits for fix in finding.fixes)
+        for finding in fixed.report.findings
+    )
+    yield _summary(repairs, fixed.unsafe, shown, "fixed" if wrote else "would fix")
 
 
-def _summary(repairs: Sequence[Repair], unsafe: int, verb: str) -> str:
+def _summary(repairs: Sequence[Repair], unsafe: int, shown: int, verb: str) -> str:
     """`fixed 2 findings (norm-features-mismatch 2), 1 rolled back, 2 more with --unsafe-fixes`."""
     applied = Counter(repair.name for repair in repairs if repair.status == "applied")
     names = ", ".join(name if count == 1 else f"{name} {count}" for name, count in applied.items())
@@ -120,4 +124,5 @@ def _summary(repairs: Sequence[Repair], unsafe: int, verb: str) -> str:
         count = sum(repair.status == status for repair in repairs)
         parts += [f"{count} {text}"] if count else []
     parts += [f"{unsafe} more with --unsafe-fixes"] if unsafe else []
+    parts += [f"{shown} left that cannot be edited for you"] if shown else []
     return ", ".join(parts)
