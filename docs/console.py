@@ -19,6 +19,7 @@ BLOCK = re.compile(
     r"^```console\n\$ (?P<command>[^\n]+)\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 SECONDS = re.compile(r"\(\d+\.\d s\)|(?<=\"seconds\": )[\d.]+|\d+(?= of them recorded)")
+SLOWDOWN = re.compile(r",\s+[\d.]+ times the\s+time of a\s+step")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run(command: str) -> Run:
 
 def without_seconds(text: str) -> str:
     """The text with every duration replaced, so that two runs compare equal."""
-    return SECONDS.sub("(… s)", text)
+    return SLOWDOWN.sub("", SECONDS.sub("(… s)", text))
 
 
 def main() -> int:

@@ -92,6 +92,7 @@ def test_every_finding_lies_in_a_fixture_with_a_location() -> None:
 
 def test_every_rule_has_a_broken_fixture() -> None:
     from trainlint.registry import all_rules
+    from trainlint.rule import FACT_STAGES
 
     shown = {
         code
@@ -101,8 +102,16 @@ def test_every_rule_has_a_broken_fixture() -> None:
     }
     # Rules that read a trace alone are about training loops, see `fixtures/loops`; those on sweeps compare
     # many trainings, see `fixtures/generalization`.
-    other = (("probe",), ("sweep",))
-    about_models = {rule.code for rule in all_rules() if rule.stages not in other}
+    about_models = {
+        rule.code
+        for rule in all_rules()
+        if {
+            FACT_STAGES[fact]
+            for name, fact in rule.facts.items()
+            if name not in rule.optional and fact != "SourceEdits"
+        }
+        not in ({"probe"}, {"sweep"})
+    }
     assert about_models <= shown
 
 

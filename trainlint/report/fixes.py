@@ -68,7 +68,7 @@ def _figures(attempt: Attempt) -> str:
     return ", ".join(parts)
 
 
-_WORTH_SAYING = 1.2
+_WORTH_SAYING = 1.5
 
 
 def combination_of(repair: CombinedFixes) -> str:
