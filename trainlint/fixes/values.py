@@ -204,6 +204,13 @@ def literal_behind(
         return _behind_name(text, node, current, depth - 1)
     if isinstance(node, ast.Attribute):
         return _behind_attribute(text, node, current, depth - 1)
+    if (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and isinstance(node.slice, ast.Constant)
+        and isinstance(node.slice.value, str)
+    ):
+        return _behind_entry(text, node, node.value, current, depth - 1)
     raise Refused(f"`{short(text, node)}` is computed")
 
 
@@ -252,6 +259,35 @@ def _behind_name(
     if value is None:
         raise Refused(f"`{name}` takes several values")
     return literal_behind(text, value, current, depth)
+
+
+def _behind_entry(
+    text: SourceText, node: ast.Subscript, table: ast.Name, current: Any, depth: int
+) -> tuple[ast.expr, bool]:
+    """The value in a dictionary that is written out, and of which only entries are read: `cfg["lr"]`."""
+    shown, name = short(text, node), table.id
+    scope = _scope_with(text, name, table)
+    if scope is None:
+        raise Refused(f"`{shown}` comes from elsewhere")
+    assert isinstance(node.slice, ast.Constant)
+    bound = [b.node for b in text.names.bindings[name] if scope_of(text, b.node) is scope]
+    value = _assigned(text, bound[0]) if len(bound) == 1 else None
+    if not isinstance(value, ast.Dict) or None in value.keys:
+        raise Refused(f"`{name}` is not written out in one place")
+    entries = [text.parents[use] for use in _uses(text, name, scope)]
+    for entry in entries:
+        is_read = isinstance(entry, ast.Subscript) and isinstance(entry.ctx, ast.Load)
+        if not is_read or not isinstance(entry.slice, ast.Constant):  # type: ignore[attr-defined]
+            raise Refused(f"`{name}` is also handed on, or changed")
+    key = node.slice.value
+    times = sum(entry.slice.value == key for entry in entries)  # type: ignore[attr-defined]
+    if times != 1:
+        raise Refused(f"`{shown}` is used in {times} places")
+    pairs = zip(value.keys, value.values, strict=True)
+    written = [v for k, v in pairs if isinstance(k, ast.Constant) and k.value == key]
+    if len(written) != 1:
+        raise Refused(f"`{shown}` is not written out in one place")
+    return literal_behind(text, written[0], current, depth)
 
 
 def scope_of(text: SourceText, node: ast.AST) -> ast.AST:
@@ -470,7 +506,24 @@ def as_neighbour(
         return with_keyword(text, call, wanted.name, content)
     if ast.dump(written) == ast.dump(theirs):
         return None
+    if is_last_use(text, written):
+        raise Refused(f"the argument `{short(text, written)}` would be used no more")
     return replaced(text, written, content)
+
+
+def is_last_use(text: SourceText, node: ast.expr) -> bool:
+    """Whether this is the one place in which an argument is used that callers have to give."""
+    if not isinstance(node, ast.Name):
+        return False
+    scope = _scope_with(text, node.id, node)
+    if not isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return False
+    is_argument = any(
+        isinstance(bound.node, ast.arg) and scope_of(text, bound.node) is scope
+        for bound in text.names.bindings.get(node.id, ())
+    )
+    is_given = node.id not in dict(_defaults(scope.args))
+    return is_argument and is_given and len(_uses(text, node.id, scope)) == 1
 
 
 def is_pure(node: ast.expr) -> bool:

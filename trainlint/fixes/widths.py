@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
 from trainlint.analysis.layers import Mismatch, agreed_width, describe_source, mismatches
+from trainlint.fixes import values
 from trainlint.fixes.edit import Fix, Safety
 from trainlint.fixes.patch import Patch
 
@@ -81,7 +82,13 @@ def _source_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, source: 
         old = _passed(ours, 1, out)
         new = _passed(theirs, wants.position, wants.argument)
         differ = old is not None and new is not None and ast.dump(old) != ast.dump(new)
-        if differ and old is not None and new is not None and not isinstance(new, ast.Constant):
+        if (
+            differ
+            and old is not None
+            and new is not None
+            and not isinstance(new, ast.Constant)
+            and not values.is_last_use(text, old)
+        ):
             name = f"{out}={ast.unparse(old)} → {ast.unparse(new)} in {graph.label(source)}"
             fixes.append(
                 edits.replaced_expression(
