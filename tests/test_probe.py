@@ -544,3 +544,28 @@ def test_a_model_beside_that_the_optimizer_has_instead_is_noted(tmp_path: Path) 
     assert target["notes"] == [
         "not probed: optimizer has the parameters of teacher, and none of this model"
     ]
+
+
+FUNCTION = """\
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+RATE = 1e-7
+x = torch.randn(256, 8)
+model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+criterion = nn.CrossEntropyLoss()
+
+def optimizer(model):
+    return torch.optim.Adam(model.parameters(), lr=RATE)
+
+train_loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 32, shuffle=True)
+"""
+
+
+def test_an_optimizer_that_a_function_makes_has_its_line_and_its_edit(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(FUNCTION)
+    result = run_command("check", "net.py", "--format=json", "--select=OPT003", cwd=tmp_path)
+    (found,) = result.found("OPT003")
+    assert found["location"]["row"] == 11
+    assert [edit["location"]["row"] for edit in found["fixes"][0]["edits"]] == [5]

@@ -19,7 +19,7 @@ from trainlint.observe.hooks import observed
 from trainlint.observe.observer import TrainingObserver
 from trainlint.probe.batches import Batch, ProbeProblem, described, moved
 from trainlint.probe.guard import Writes
-from trainlint.sites import Site, outermost, owner_of
+from trainlint.sites import Site, optimizer_site, outermost, owner_of
 from trainlint.targets.loading import Stop
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def train(
     """
     observer = TrainingObserver(period=1)
     if isinstance(optimizer, torch.optim.Optimizer):
-        observer.optimizer_made(optimizer, setup.optimizer_site())
+        made = optimizer_site(optimizer)
+        observer.optimizer_made(optimizer, made if _is_users(made) else None)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     started = time.monotonic()
     ended: str | None = None
