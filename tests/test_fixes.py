@@ -254,7 +254,9 @@ MENDED = sorted(
     path.name
     for path in (FIXTURES / "broken").glob("*.py")
     if path.name != "forgotten_suppression.py"
-)
+)[
+    ::4
+]  # each rule's own fixtures are mended in test_rule_fixes_model.py and test_rule_fixes_training.py
 
 
 @pytest.fixture(scope="session")
@@ -269,7 +271,7 @@ def test_after_the_edits_the_findings_are_gone(once: Any, tmp_path: Path) -> Non
     What is edited once may show again at the next line: there are two rounds, as `--fix` has several.
     """
     mended = by_file(once.findings)
-    assert len(mended) >= 15
+    assert len(mended) >= 10
     for path, pairs in mended.items():
         mend(path, pairs, tmp_path / path.name)
     after = trainlint.check([tmp_path / path.name for path in mended])
