@@ -252,7 +252,7 @@ def _added_to_init(edits: SourceEdits, method: Method, call: str) -> Fix:
         node
         for node in ast.walk(text.tree)
         if type(node) is type(last)
-        and (node.lineno, node.col_offset) == (last.lineno, last.col_offset)  # type: ignore[attr-defined]
+        and (node.lineno, node.col_offset) == (last.lineno, last.col_offset)
     )
     assert isinstance(own, ast.stmt)
     return edits.beside(text, own, after=call, title=title, reason=reason)

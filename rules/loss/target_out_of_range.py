@@ -214,8 +214,8 @@ def _unbounded(edits: SourceEdits, loss: LossTrace, least: float, largest: float
 
 def _into_bounds(edits: SourceEdits, site: Site | None, least: float, largest: float) -> Fix:
     reason = "−t·log σ(z) − (1 − t)·log(1 − σ(z)) has a least value for 0 ≤ t ≤ 1 alone"
-    changes = {(-1, 1): "({} + 1) / 2", (1, 2): "{} - 1"}
-    change = "{} / 255" if least >= 0 and largest == 255 else changes.get((least, largest))  # type: ignore[call-overload]
+    changes = {(-1.0, 1.0): "({} + 1) / 2", (1.0, 2.0): "{} - 1"}
+    change = "{} / 255" if least >= 0 and largest == 255 else changes.get((least, largest))
     if change is None:
         return Fix(
             "bring the targets to 0 and 1, or to probabilities between them",
