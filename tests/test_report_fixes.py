@@ -37,6 +37,10 @@ CASES = {
         Fix("x", attempt=Attempt(reason="not tried: no time left")),
         "not tried: no time left",
     ),
+    "one of several": (
+        Fix("x", attempt=Attempt(cleared=True, reason="the model does not run yet for another fault")),
+        "tried: the finding is gone; no proof that it helps: the model does not run yet for another fault",
+    ),
     "failed": (
         Fix("x", attempt=Attempt(reason="the training raised ValueError: no")),
         "tried, and failed: the training raised ValueError: no",

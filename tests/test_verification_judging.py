@@ -171,6 +171,24 @@ def test_a_finding_that_was_not_looked_for_is_not_cleared() -> None:
     assert found.attempt.cleared is False
 
 
+def test_one_of_two_faults_that_stop_a_model_may_be_mended_first() -> None:
+    stopped = [Training(seed, "the training raised RuntimeError", parameters=10) for seed in (0, 1)]
+    unrun = msgspec.structs.replace(RESULT, stages=["static"])
+    first = finding("NRM001", stage="static", severity="error")
+    second = finding("ARC002", row=20, module="head", stage="static", severity="error")
+
+    one = verdict([first, second], [second], control=stopped, changed=stopped, was=unrun, now=unrun)
+    unknown = verdict([first], [], control=stopped, changed=stopped, was=unrun, now=unrun)
+    worse = verdict(
+        [first, second], [second], changed=stopped, now=unrun, control=trained(0.9, 0.8)
+    )
+
+    assert one.attempt.reason == "the model does not run yet for another fault: ARC002 arc002"
+    assert (one.clears, one.costs) == (True, False)
+    assert unknown.costs
+    assert worse.costs
+
+
 def test_what_did_not_run_has_to_learn() -> None:
     broken = [Training(seed, "the training raised ValueError", parameters=10) for seed in (0, 1)]
 

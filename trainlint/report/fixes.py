@@ -54,6 +54,8 @@ def outcome_of(fix: Fix) -> str:
 
 
 def _failed(attempt: Attempt) -> str:
+    if attempt.cleared:
+        return f"tried: the finding is gone; no proof that it helps: {attempt.reason}"
     return f"tried, and failed: {attempt.reason}"
 
 

@@ -35,6 +35,9 @@ _COST: Final = 0.02
 _ABOUT_VALIDATION: Final = ("generalization", "regularization")
 UNKNOWN_UNIT: Final = "the loss of a constant answer is not known"
 STAYS: Final = "the finding stays"
+STILL_STOPPED: Final = "the model does not run yet for another fault"
+# The stage in which a model is first run on numbers.
+_RUN: Final = "signal"
 NOT_LOWER: Final = f"the loss is not lower by more than {LEAST_GAIN:g} of a constant answer's"
 
 
@@ -77,8 +80,9 @@ def judged(
         for grave in (_SEVERE, _as_grave_as(finding))
     ]
     of_findings = objections[0]
-    reason = of_findings or _doubt(outcome, attempt, pairs)
-    is_untold = pairs.problem in (NO_TRAINING, UNKNOWN_UNIT)
+    hindrance = "" if of_findings else _hindrance(before, control, outcome)
+    reason = of_findings or hindrance or _doubt(outcome, attempt, pairs)
+    is_untold = bool(hindrance) or pairs.problem in (NO_TRAINING, UNKNOWN_UNIT)
     gain = attempt.gain
     return Verdict(
         msgspec.structs.replace(attempt, reason=reason),
@@ -98,6 +102,17 @@ def is_about_validation(finding: ReportedFinding) -> bool:
     """Whether validation samples show it, and not those that are trained on."""
     family = next((rule.family for rule in all_rules() if rule.code == finding.code), "")
     return family in _ABOUT_VALIDATION
+
+
+def _hindrance(before: Checked, control: Outcome, outcome: Outcome) -> str:
+    """What else keeps a model from running that did not run before: one of several faults is mended."""
+    results = (before.result, outcome.result)
+    if any(result is None or _RUN in result.stages for result in results) or not all(
+        training.reason for training in (*control.trainings, *outcome.trainings)
+    ):
+        return ""
+    left = [each for each in outcome.findings or () if each.severity == _SEVERE[0]]
+    return f"{STILL_STOPPED}: {left[0].code} {left[0].name}" if left else ""
 
 
 def _as_grave_as(finding: ReportedFinding) -> Sequence[str]:
