@@ -1,77 +1,80 @@
-"""Run the commands of a Markdown file's `console` blocks and put their real output below them.
+"""Put the real output below the commands of `console` blocks.
 
-`python docs/console.py` rewrites the README's blocks; `tests/test_docs.py` fails where one is stale.
-A block holds one command after `$ ` and its output. Seconds differ from run to run and do not count.
+`python docs/console.py` does so for the README, the quickstart and the guides, `python docs/console.py
+docs/guides/ci.md ...` for the pages that are named. The other blocks of a page are run too, as its commands
+build on them; what is wrong with one is said. Output that agrees with what the page shows is left as it is.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(
-    r"^```console\n\$ (?P<command>[^\n]+)\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL
+sys.path.insert(0, str(Path(__file__).parent))
+
+from blocks import (
+    README,
+    REPOSITORY,
+    Block,
+    Project,
+    agrees,
+    blocks,
+    check_block,
+    in_the_clone,
+    pages,
+    runs,
+    with_gaps,
 )
-SECONDS = re.compile(r"\(\d+\.\d s\)|(?<=\"seconds\": )[\d.]+|\d+(?= of them recorded)")
-SLOWDOWN = re.compile(r",\s+[\d.]+ times the\s+time of a\s+step")
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a command printed, and its exit status."""
-
-    output: str
-    status: int
-    errors: str
-
-
-def executable(name: str) -> str:
-    """A command of the environment in which this runs."""
-    return str(Path(sys.executable).with_name(name))
-
-
-def run(command: str) -> Run:
-    """Run one command line of this project from its root, as in a pipe of 120 columns."""
-    words = shlex.split(command)
-    watches = words[:2] == ["trainlint", "run"]  # whose report is on standard error
-    done = subprocess.run(
-        [executable(words[0]), *words[1:]],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120", "PYTHONPATH": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if watches else subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return Run(done.stdout, done.returncode, done.stderr or "")
+def refreshed(block: Block, project: Project) -> list[str]:
+    """The lines of a `console` block with what its commands print now."""
+    lines: list[str] = []
+    for command, done, status in runs(block, project):
+        fresh = command.output
+        if not agrees(command.output, done.output):
+            fresh = with_gaps(command.output, done.output)
+        lines += [*f"$ {command.command}".splitlines(), *fresh.splitlines()]
+        if done.status != status:
+            print(f"{block.page.name}:{block.line}: exit status {done.status}, not {status}")
+    return lines
 
 
-def without_seconds(text: str) -> str:
-    """The text with every duration replaced, so that two runs compare equal."""
-    return SLOWDOWN.sub("", SECONDS.sub("(… s)", text))
+def refresh(page: Path, home: Path) -> bool:
+    """Rewrite a page; whether all of its other blocks hold."""
+    text = page.read_text(encoding="utf-8").splitlines()
+    project = in_the_clone() if page == README else Project.at(home)
+    if page != README and REPOSITORY in page.read_text(encoding="utf-8"):
+        project.publish()
+    failures = []
+    moved = 0
+    for block in blocks(page):
+        block = replace(block, line=block.line + moved)
+        if block.kind == "console":
+            start, stop = block.line, block.line + len(block.text.splitlines())
+            indent = re.match(r"\s*", text[start - 1])[0]  # type: ignore[index]
+            fresh = [f"{indent}{line}".rstrip() for line in refreshed(block, project)]
+            text[start:stop] = fresh
+            moved += len(fresh) - (stop - start)
+            page.write_text("\n".join(text) + "\n", encoding="utf-8")
+        elif page != README:
+            failures += check_block(block, project)
+    for failure in failures:
+        print(failure)
+    return not failures
 
 
 def main() -> int:
-    """Rewrite the README's blocks."""
-    path = ROOT / "README.md"
-
-    def fresh(block: re.Match[str]) -> str:
-        output = run(block["command"]).output
-        if without_seconds(output) == without_seconds(block["output"]):
-            return block[0]
-        return f"```console\n$ {block['command']}\n{output}```"
-
-    text = path.read_text(encoding="utf-8")
-    path.write_text(BLOCK.sub(fresh, text), encoding="utf-8")
-    return 0
+    """Rewrite the pages that are named, or all."""
+    named = [Path(name).resolve() for name in sys.argv[1:]]
+    held = []
+    for page in named or pages():
+        with tempfile.TemporaryDirectory() as home:
+            held.append(refresh(page, Path(home)))
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":

@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import yaml
+from blocks import REPOSITORY, ROOT, Block, blocks, check_block, commands, in_the_clone
 
+from trainlint import __version__
 from trainlint.config import Config, load_config
 from trainlint.registry import all_rules, check_options
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = blocks(ROOT / "README.md")
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 
-def script(name: str) -> ModuleType:
-    """A script of docs/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-console = script("console")
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return [content for found, content in BLOCK.findall(text) if found == language]
+def of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
 
 
 def setup_lines() -> tuple[str, str]:
-    main, tests = (block.strip() for block in blocks("sh"))
+    main, tests = (block.text.strip() for block in of("sh"))
     return main, tests
 
 
 # ---------------------------------------------------------------------- the README's commands
-
-
-def test_every_block_of_the_readme_is_of_a_kind_that_is_tested() -> None:
-    assert {language for language, _ in BLOCK.findall(README)} == {
-        "sh", "bash", "console", "python", "toml", "yaml",
-    }  # fmt: skip
 
 
 def test_the_setup_lines_stand_at_the_top_and_install_with_the_constraints() -> None:
@@ -71,49 +51,37 @@ def test_ci_runs_the_readmes_test_line() -> None:
 
 def test_what_the_first_setup_line_runs_is_what_the_readme_shows() -> None:
     last = setup_lines()[0].rpartition(" && ")[2].removeprefix(".venv/bin/")
-    assert last == console.BLOCK.search(README)["command"]
-
-
-@pytest.mark.parametrize("block", list(console.BLOCK.finditer(README)), ids=lambda b: b["command"])
-def test_the_output_in_the_readme_is_what_the_command_prints(block: re.Match[str]) -> None:
-    done = console.run(block["command"])
-    assert console.without_seconds(done.output) == console.without_seconds(block["output"]), (
-        "stale: run python docs/console.py"
-    )
-    shown = re.search(r"exit (\d)$", done.output)
-    assert done.status == (int(shown[1]) if shown and "--exit-zero" not in block["command"] else 0)
+    assert last == commands(of("console")[0])[0].command
 
 
 @pytest.mark.parametrize(
-    "command", [line for block in blocks("bash") for line in block.splitlines()]
+    "block",
+    [block for block in BLOCKS if block.kind != "sh"],
+    ids=lambda block: f"{block.kind}: {block.text.splitlines()[0]}",
 )
-def test_the_commands_of_the_readme_succeed(command: str) -> None:
-    done = console.run(command)
-    assert (done.status, done.errors) == (0, "")
+def test_the_blocks_of_the_readme_hold(block: Block) -> None:
+    failures = list(check_block(block, in_the_clone()))
+    assert not failures, "\n\n".join(map(str, failures))
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_the_python_of_the_readme_runs(number: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", blocks("python")[number]],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_hook_of_the_readme_exists() -> None:
+    """What it does when it runs is in README.md's words and in test_pre_commit.py."""
+    (block,) = of("yaml")
+    (repository,) = yaml.safe_load(block.text)["repos"]
+    known = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    assert (repository["repo"], repository["rev"]) == (REPOSITORY, f"v{__version__}")
+    assert {hook["id"] for hook in repository["hooks"]} <= {hook["id"] for hook in known}
 
 
 def test_the_configuration_of_the_readme_is_accepted_and_complete(tmp_path: Path) -> None:
     import msgspec
 
-    (block,) = blocks("toml")
+    (block,) = of("toml")
     path = tmp_path / "pyproject.toml"
-    path.write_text(block, encoding="utf-8")
+    path.write_text(block.text, encoding="utf-8")
     check_options(load_config(path).rules)
     for field in msgspec.structs.fields(Config):
-        assert field.encode_name in block
+        assert field.encode_name in block.text
 
 
 def test_the_readme_names_every_option_of_check() -> None:
@@ -233,7 +201,14 @@ def test_the_rule_of_contributing_works_in_a_pack_of_its_own(tmp_path: Path) -> 
             f"from torch import nn\nmodel = nn.Sequential({layers})\n", encoding="utf-8"
         )
     done = subprocess.run(
-        [console.executable("trainlint"), "check", "bad.py", "good.py", "--format", "concise"],
+        [
+            Path(sys.executable).with_name("trainlint"),
+            "check",
+            "bad.py",
+            "good.py",
+            "--format",
+            "concise",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
