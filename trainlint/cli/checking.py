@@ -1,0 +1,299 @@
+"""`trainlint check`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from trainlint.cli.options import (
+    config_option,
+    debug_option,
+    plots_option,
+    report_options,
+    rule_options,
+    show_info_option,
+)
+from trainlint.cli.terminal import bar_shown, check_shown, console_on
+from trainlint.cli.writing import Manner, check_writable, complain, outputs_of, write_report
+from trainlint.config import FAIL_ON, Config, load_config
+from trainlint.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainlint.baseline import Baseline
+    from trainlint.fixes.fixing import Fixed, Wish
+    from trainlint.records import Report
+
+
+@click.command()
+@click.argument("targets", nargs=-1, metavar="TARGET...")
+@rule_options
+@click.option("--inputs", metavar="SHAPES", help="Inputs such as 2x3x32x32,2x16:long.")
+@click.option(
+    "--static", is_flag=True, help="Only the graph: the model is not run on real numbers."
+)
+@click.option(
+    "--scan", is_flag=True, help="A file that is named, but holds no model, is passed over."
+)
+@click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
+@report_options
+@show_info_option
+@plots_option
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="Leave out the findings in this file."
+)
+@click.option(
+    "--write-baseline", type=click.Path(path_type=Path),
+    help="Write all findings to this file, for --baseline.",
+)  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(min=1), help="Seconds for each model [120].")
+@click.option(
+    "--memory-limit",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Memory for each child process.",
+)
+@click.option(
+    "--probe-steps", type=click.IntRange(min=0), metavar="N",
+    help="Optimizer steps of the probe; 0 for none [50].",
+)  # fmt: skip
+@click.option(
+    "--probe-seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Seconds of the probe at most [30].",
+)  # fmt: skip
+@click.option(
+    "--verify/--no-verify", default=None,
+    help="Try the fixes of errors and warnings on copies, and say which are proved to help.",
+)  # fmt: skip
+@click.option(
+    "--verify-seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Seconds of --verify at most [120].",
+)  # fmt: skip
+@click.option(
+    "--kfold", type=click.IntRange(min=2), metavar="K",
+    help="Cross-validate what has no error, on K folds of its training data.",
+)  # fmt: skip
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), metavar="E",
+    help="Epochs of each training of --kfold [as many steps as the probe].",
+)  # fmt: skip
+@click.option(
+    "--jobs", type=click.IntRange(min=1),
+    help="Files checked, or folds trained, at once [one a core].",
+)  # fmt: skip
+@click.option(
+    "--fix/--no-fix", default=None,
+    help="Write fixes to the files: those that pass a check of the edited text.",
+)  # fmt: skip
+@click.option(
+    "--unsafe-fixes/--no-unsafe-fixes", default=None,
+    help="With --fix, --diff: also fixes that change the model.",
+)  # fmt: skip
+@click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
+@click.option("--fix-only", is_flag=True, help="As --fix, without a report of what is left.")
+@click.option("--interactive", is_flag=True, help="As --fix, but ask before each fix.")
+@config_option
+@debug_option
+@click.pass_context
+def check(
+    ctx: click.Context,
+    targets: tuple[str, ...],
+    select: tuple[str, ...],
+    extend_select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    inputs: str | None,
+    static: bool,
+    scan: bool,
+    fail_on: str | None,
+    exit_zero: bool,
+    form: str,
+    output: tuple[str, ...],
+    statistics: bool,
+    show_info: bool,
+    plots: bool | None,
+    baseline: Path | None,
+    write_baseline: Path | None,
+    timeout: float | None,
+    memory_limit: int | None,
+    probe_steps: int | None,
+    probe_seconds: float | None,
+    verify: bool | None,
+    verify_seconds: float | None,
+    kfold: int | None,
+    epochs: float | None,
+    jobs: int | None,
+    fix: bool | None,
+    unsafe_fixes: bool | None,
+    diff: bool,
+    fix_only: bool,
+    interactive: bool,
+    config_path: Path | None,
+    debug: bool,
+) -> None:
+    """Check the models in files, directories, file.py::Name and package.module:attribute.
+
+    Exit status: 0 nothing at or above --fail-on, 1 findings, 2 a usage or configuration error, or a
+    target that could not be loaded or analysed. With --diff, 1 where it shows something.
+    """
+    config = load_config(config_path)
+    overrides = {
+        "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
+        "probe_steps": probe_steps, "probe_seconds": probe_seconds, "verify": verify,
+        "verify_seconds": verify_seconds, "fix": fix, "unsafe_fixes": unsafe_fixes,
+    }  # fmt: skip
+    config = msgspec.structs.replace(
+        config, **{name: value for name, value in overrides.items() if value is not None}
+    )
+    wanted = list(targets) or config.targets
+    if not wanted:
+        raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
+    _check_trainings({"--kfold": kfold, "--verify": verify}, static=static)
+    if verify_seconds and not config.verify:
+        raise UsageError("--verify-seconds is for --verify")
+    if epochs and not kfold:
+        raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
+    asked = {"--diff": diff, "--fix-only": fix_only, "--interactive": interactive}
+    is_fixing = config.fix or any(asked.values())
+    _check_fixing(asked, bool(output or form != "text" or statistics or kfold or write_baseline))
+    if scan and not any(_may_hold_models(Path(target)) for target in wanted):
+        ctx.exit(0)
+    from trainlint.api import file_check
+    from trainlint.baseline import read_baseline
+    from trainlint.baseline import write_baseline as write_report_as_baseline
+    from trainlint.fixes.fixing import fix_files
+    from trainlint.rule import STAGES
+
+    outputs, is_elsewhere = outputs_of(output, form)
+    check_writable([*(path for _, path in outputs), *([write_baseline] if write_baseline else [])])
+    known = config.baseline if baseline is None else str(baseline)
+    before = None if known is None else read_baseline(Path(known))
+
+    checked = file_check(
+        wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
+        stages=STAGES[:1] if static else STAGES, scan=scan,
+        graphs="html" in (form, *(each for each, _ in outputs)),
+        config=config, debug=debug or bool(ctx.obj),
+    )  # fmt: skip
+    with check_shown(is_shown=not interactive) as (progress, advance):
+        look = partial(
+            checked.report, progress, verify=config.verify and not static, advance=advance
+        )
+        fixed = None
+        if is_fixing:
+            wish = _wish(config, before, advice=show_info, write=not diff, interactive=interactive)
+            fixed = fix_files(checked, wish, progress, look)
+        report = look() if fixed is None else fixed.report
+    _tell_fixed(report, fixed, diff=diff, offer=bool(unsafe_fixes))
+    if diff or fix_only:
+        complain(report)
+        differs = diff and fixed is not None and fixed.changed and not exit_zero
+        ctx.exit(2 if report.has_errors else int(bool(differs)))
+    if kfold:
+        from trainlint.generalization.crossvalidation import with_folds
+
+        with bar_shown("folds") as advance:
+            report = with_folds(report, kfold, config, epochs=epochs, progress=advance)
+    complain(report)
+    if write_baseline is not None:
+        write_report_as_baseline(report, write_baseline)
+        click.echo(
+            f"trainlint: wrote {len(report.findings)} findings to {write_baseline}", err=True
+        )
+        ctx.exit(2 if report.has_errors else 0)
+    if before is not None:
+        report = _without_known(report, before, str(known))
+    if form == "concise":  # its lines have no place for what the other forms say themselves
+        from trainlint.report.concise import remarks
+
+        for remark in remarks(report):
+            click.echo(f"trainlint: {remark}", err=True)
+    manner = Manner(config.fail_on, show_info, plots, statistics)
+    write_report(report, form, outputs, manner, is_elsewhere=is_elsewhere)
+    ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
+
+
+def _check_trainings(asked: Mapping[str, Any], *, static: bool) -> None:
+    """Raises `UsageError` for what trains a model that is not to be run."""
+    for name, is_given in asked.items():
+        if is_given and static:
+            raise UsageError(
+                f"{name} trains the model, --static does not even run it: leave one out"
+            )
+
+
+def _check_fixing(asked: Mapping[str, bool], wants_report: bool) -> None:
+    """Raises `UsageError` for ways of fixing that exclude each other, or where nobody can be asked."""
+    given = [name for name, is_given in asked.items() if is_given]
+    if "--diff" in given and len(given) > 1:
+        raise UsageError(f"--diff writes nothing: leave out {given[0]} or {given[1]}")
+    if wants_report and given and given[0] != "--interactive":
+        raise UsageError(
+            f"{given[0]} writes no report: leave out --format, --output, --statistics, --kfold and "
+            "--write-baseline"
+        )
+    if "--interactive" in given and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("--interactive needs a terminal to ask in; --diff shows the fixes")
+
+
+def _tell_fixed(report: Report, fixed: Fixed | None, *, diff: bool, offer: bool) -> None:
+    """What was done, on stderr; with `diff`, what would be, as a patch on stdout.
+
+    Where nothing was asked to be done, an `offer` says what could be.
+    """
+    from trainlint.report import repairs
+
+    if fixed is None:
+        if offer:
+            click.echo(f"trainlint: {repairs.offer(report)}", err=True)
+        return
+    for remark in repairs.remarks(fixed, wrote=not diff):
+        click.echo(f"trainlint: {remark}", err=True)
+    if diff and sys.stdout.isatty():
+        repairs.print_diff(fixed.changed, console_on(sys.stdout))
+    elif diff:
+        click.echo(repairs.unified(fixed.changed), nl=False)
+
+
+def _wish(
+    config: Config, before: Baseline | None, *, advice: bool, write: bool, interactive: bool
+) -> Wish:
+    """Which fixes to apply."""
+    from trainlint.baseline import without
+    from trainlint.fixes.fixing import Wish
+    from trainlint.report.repairs import Questions
+
+    return Wish(
+        unsafe=config.unsafe_fixes,
+        advice=advice,
+        write=write,
+        ask=Questions(console_on(sys.stderr), sys.stdin.readline) if interactive else None,
+        wanted=lambda report: report if before is None else without(report, before)[0],
+    )
+
+
+def _may_hold_models(path: Path) -> bool:
+    """Whether there is more to do than to look at the text, as a commit hook does most of the time."""
+    if not path.is_file():
+        return True
+    from trainlint.targets.discovery import holds_models
+
+    return holds_models(path)
+
+
+def _without_known(report: Report, baseline: Baseline, name: str) -> Report:
+    """Without the findings of a baseline; what that did is said on stderr."""
+    from trainlint.baseline import without
+
+    report, dropped, gone = without(report, baseline)
+    if dropped:
+        click.echo(f"trainlint: {dropped} findings stand in {name}, and are left out", err=True)
+    for entry in gone:
+        text = f"{entry.target}: {entry.code} of {name} no longer occurs"
+        click.echo(f"trainlint: {text}", err=True)
+    return report

@@ -1,0 +1,107 @@
+"""From the options of a report to that report in its files and on the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from trainlint.cli.terminal import console_on
+from trainlint.errors import UsageError
+from trainlint.report import FORMAT_NAMES, rendered
+
+if TYPE_CHECKING:
+    from trainlint.records import Report
+
+
+def outputs_of(values: tuple[str, ...], form: str) -> tuple[list[tuple[str, Path]], bool]:
+    """(form, file) of each --output, and whether one takes the terminal's place.
+
+    Raises `UsageError` for several files without a form.
+    """
+    outputs = []
+    plain = 0
+    for value in values:
+        prefix, separator, name = value.partition(":")
+        if separator and name and prefix in FORMAT_NAMES:
+            outputs.append((prefix, Path(name)))
+        else:
+            plain += 1
+            outputs.append((form, Path(value)))
+    if plain > 1:
+        raise UsageError(
+            f"one file for --format {form}; others with their form: --output sarif:FILE"
+        )
+    return outputs, plain == 1
+
+
+def check_writable(files: list[Path]) -> None:
+    """Before anything is run: the report of a long one must not be lost."""
+    for file in files:
+        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            reason = "is a directory" if file.is_dir() else "no such folder, or not writable"
+            raise UsageError(f"cannot write {file}: {reason}")
+
+
+def complain(report: Report) -> None:
+    """One line on stderr for each target that could not be checked, and what it printed last."""
+    for target in report.targets:
+        if target.status == "error":
+            click.echo(f"trainlint: error: {target.target}: {target.reason}", err=True)
+            for line in target.output.strip().splitlines()[-5:]:
+                click.echo(f"    | {line[:200]}", err=True)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a report is written, in whatever form."""
+
+    fail_on: str
+    show_info: bool
+    plots: bool | None
+    statistics: bool = False
+    status: int | None = None
+
+
+def write_report(
+    report: Report,
+    form: str,
+    outputs: list[tuple[str, Path]],
+    manner: Manner,
+    *,
+    is_elsewhere: bool,
+    to: TextIO | None = None,
+) -> None:
+    """To each file, and to the terminal unless one of them takes its place."""
+    if not is_elsewhere:
+        _write(report, form, to or sys.stdout, manner)
+    for each, path in outputs:
+        try:
+            stream = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        with stream:
+            _write(report, each, stream, manner)
+
+
+def _write(report: Report, form: str, stream: TextIO, manner: Manner) -> None:
+    if manner.statistics and form in ("text", "concise", "json"):
+        from trainlint.report import statistics
+
+        text = statistics.render(report, form, show_info=manner.show_info)
+    elif form == "text":
+        from trainlint.report.text import print_report
+
+        print_report(
+            report, console_on(stream), show_info=manner.show_info, fail_on=manner.fail_on,
+            plots=manner.plots, status=manner.status,
+        )  # fmt: skip
+        return
+    else:
+        text = rendered(report, form, show_info=manner.show_info, fail_on=manner.fail_on)
+    if text:
+        stream.write(text + "\n")
