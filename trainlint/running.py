@@ -30,9 +30,22 @@ _LATE: Final = 2.0
 
 
 def is_first_of_several() -> bool:
-    """Whether this process reports: not where `torchrun` or its like started it as another one."""
-    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return not (rank.isdigit() and size.isdigit() and int(size) > 1 and int(rank) > 0)
+    """Whether this process reports: the first of those that train together, or the only one.
+
+    Asked of `torch.distributed` where it is in use, else of the variables by which `torchrun` and its like
+    (Lightning's have no RANK) tell a process who it is. Imports no torch.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return bool(distributed.get_rank() == 0)
+    if _number_in("WORLD_SIZE") <= 1:
+        return True
+    return not any(_number_in(name) for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def _number_in(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0
 
 
 @dataclass(frozen=True)

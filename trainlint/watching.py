@@ -71,6 +71,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         from torch import nn
 
         from trainlint.observe.observer import FREE, TrainingObserver
+        from trainlint.observe.roots import unwrapped
         from trainlint.observe.structure import StaticFindings
 
         _check(on, stages)
@@ -81,7 +82,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         rules = select_rules(selected, [*config.ignore, *ignore], config.extend_select)
         self._settings = Settings(rules, options)
         models = [model] if isinstance(model, nn.Module) else model
-        self._target = type(models[0]).__name__ if models else "training"
+        self._target = type(unwrapped(models[0])).__name__ if models else "training"
         self._static = StaticFindings(self._settings, self._target) if "static" in stages else None
         self._on = None if on is None else Severity(on)
         self._scribe = None if log is None else Scribe(log)

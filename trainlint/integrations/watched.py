@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainlint.running import is_first_of_several
 from trainlint.watching import watch
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Watched:
             return
         self._is_open = False
         self._watch.__exit__(None if error is None else type(error), error, None)
-        if self._show and is_first():
+        if self._show and is_first_of_several():
             print(self.report(), file=sys.stderr)
 
     def report(self) -> Report:
@@ -49,11 +49,3 @@ class Watched:
         if self._watch is None:
             raise RuntimeError("no training was watched yet")
         return self._watch.report()
-
-
-def is_first() -> bool:
-    """Whether this is the first of several processes, or the only one."""
-    return os.environ.get("RANK", "0") in ("", "0") and os.environ.get("LOCAL_RANK", "0") in (
-        "",
-        "0",
-    )

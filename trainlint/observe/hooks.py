@@ -12,6 +12,7 @@ is itself a torch function: leaving the mode inside would pop another one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -405,11 +406,14 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
     original_iter = DataLoader.__iter__
     original_loader: Any = DataLoader.__init__
 
+    # With the signatures of what they replace: Lightning makes a loader anew by that of its constructor.
+    @functools.wraps(original_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original_init(self, *args, **kwargs)
         if tell.is_listening():
             tell("optimizer_made", self, calling_site(2))
 
+    @functools.wraps(original_scale)
     def scale(self: Any, outputs: Any) -> Any:
         if not tell.is_listening():
             return original_scale(self, outputs)
@@ -417,17 +421,20 @@ def _others(tell: _Teller) -> Iterator[_Seam]:
         tell("scales", self, outputs, scaled)
         return scaled
 
+    @functools.wraps(original_step)
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         result = original_step(self, optimizer, *args, **kwargs)
         if tell.is_listening():
             tell("scaler_steps", self, optimizer, calling_site(2))
         return result
 
+    @functools.wraps(original_loader)
     def load(self: Any, *args: Any, **kwargs: Any) -> None:
         original_loader(self, *args, **kwargs)
         if tell.is_listening():
             tell("loader_made", self, calling_site(2))
 
+    @functools.wraps(original_iter)
     def iterate(self: Any) -> Any:
         if tell.is_listening():
             tell("passes", self, calling_site(2))

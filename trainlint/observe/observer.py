@@ -105,7 +105,7 @@ class TrainingObserver:
         self.after_step = after_step
         self._before_training = before_training
         self._awaited: KnownOptimizer | None = None
-        self._only = None if models is None else [weakref.ref(model) for model in models]
+        self._only = None if models is None else [weakref.ref(unwrapped(model)) for model in models]
         self._period = period
         self._adaptive = period == 0
         self._free = free

@@ -19,6 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from trainlint.capture.tracer import capture, is_wrapped
 from trainlint.engine import RawFinding, failures_as_text, run_rules
 from trainlint.observe.quiet import quiet
+from trainlint.observe.sharding import has_others
 from trainlint.preserve import is_lazy, preserved
 from trainlint.rule import FACT_STAGES
 
@@ -115,8 +116,7 @@ def _why_not(model: nn.Module) -> str | None:
         return "another torch function mode is active"
     if torch.is_inference_mode_enabled():
         return "inference mode is on"
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
+    if has_others():
         return "its forward may wait for other processes"
     for tensor in (*model.parameters(), *model.buffers()):
         if is_lazy(tensor) or is_wrapped(tensor):
