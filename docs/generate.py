@@ -1,4 +1,4 @@
-"""Write what the rules say of themselves into the docs: a page a rule, their index, the README's table.
+"""Write what the code says of itself into the docs: pages of rules, the README's table, the reference.
 
 `python docs/generate.py` writes, `python docs/generate.py --check` exits with 1 and the names of the
 files that are stale. What it reads are the docstrings, so that documentation and code cannot differ.
@@ -7,7 +7,10 @@ files that are stale. What it reads are the docstrings, so that documentation an
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+import references
 
 from trainlint.registry import all_rules
 from trainlint.report.explanation import Lesson
@@ -15,6 +18,12 @@ from trainlint.rule import Rule
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "rules"
+REFERENCE = ROOT / "docs" / "reference"
+INDEX = """\
+{count} rules, each with a page: what the fault does to a training, the formula, a bad and a good example, how
+it is mended, when to ignore it, and where it comes from. `trainlint explain CODE` shows the same in the
+terminal. A rule is named by its code, its name, its family, or a prefix of its code, wherever rules are
+chosen."""
 BEGIN, END = "<!-- rules: written by docs/generate.py -->", "<!-- end of rules -->"
 
 
@@ -37,14 +46,39 @@ def page(rule: Rule) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(prefix: str) -> str:
-    """All rules as a Markdown table; `prefix` is the way to the pages."""
+def table(prefix: str, rules: Iterable[Rule]) -> str:
+    """Rules as a Markdown table; `prefix` is the way to the pages."""
     rows = ["| code | name | severity | what it says |", "|---|---|---|---|"]
     rows += [
         f"| {rule.code} | [{rule.name}]({prefix}{rule.name}.md) | {rule.severity} | {rule.summary} |"
-        for rule in all_rules()
+        for rule in rules
     ]
     return "\n".join(rows)
+
+
+def families() -> dict[str, list[Rule]]:
+    """The rules by family, in the order of their codes."""
+    found: dict[str, list[Rule]] = {}
+    for rule in all_rules():
+        found.setdefault(rule.family, []).append(rule)
+    return found
+
+
+def family_page(family: str, rules: list[Rule]) -> str:
+    """The page of a family: its table."""
+    return f"# {family.capitalize()}\n\n{references.NOTE}\n\n{table('', rules)}\n"
+
+
+def index() -> str:
+    """The page of all rules, by family."""
+    lines = [
+        "# Rules", "", references.NOTE, "",
+        INDEX.format(count=len(all_rules())),
+        "",
+    ]  # fmt: skip
+    for family, rules in families().items():
+        lines += [f"## {family.capitalize()}", "", table("", rules), ""]
+    return "\n".join(lines)
 
 
 def readme(text: str) -> str:
@@ -53,16 +87,16 @@ def readme(text: str) -> str:
     _, found_end, after = rest.partition(END)
     if not found_begin or not found_end:
         raise SystemExit(f"README.md lacks {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table('docs/rules/')}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table('docs/rules/', all_rules())}\n{END}{after}"
 
 
 def wanted() -> dict[Path, str]:
     """Every generated file with its content."""
-    index = (
-        "# The rules\n\nWritten by `python docs/generate.py` from the docstrings in `rules/`.\n\n"
-    )
     files = {PAGES / f"{rule.name}.md": page(rule) for rule in all_rules()}
-    files[PAGES / "README.md"] = f"{index}{table('')}\n"
+    files |= {PAGES / f"{name}.md": family_page(name, rules) for name, rules in families().items()}
+    files[PAGES / "README.md"] = index()
+    files[REFERENCE / "cli.md"] = references.command_line()
+    files[REFERENCE / "configuration.md"] = references.configuration()
     files[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"))
     return files
 
@@ -80,8 +114,8 @@ def main() -> int:
         for path in (*stale, *orphans):
             print(f"{path.relative_to(ROOT)} is stale: run python docs/generate.py")
         return 1 if stale or orphans else 0
-    PAGES.mkdir(exist_ok=True)
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(files[path], encoding="utf-8")
     for path in orphans:
         path.unlink()

@@ -14,34 +14,81 @@ from trainlint.errors import ConfigError
 
 
 class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
-    """The keys of `[tool.trainlint]`, in kebab-case.
+    """The keys of `[tool.trainlint]`, in kebab-case; `docs/reference/configuration.md` is made of this."""
 
-    `timeout` is in seconds a model, `memory_limit` in MiB (0: four fifths of the machine's memory),
-    `jobs` the number of files checked, or folds trained, at once (0: one a core). `probe_steps` is how
-    many optimizer steps a probe trains (0: none), `probe_seconds` for how long at most. `verify` tries the
-    fixes of what is found, for `verify_seconds` at most. `fix` writes safe fixes to the files, with
-    `unsafe_fixes` also those that change the model. `baseline` is a file of findings that are left out.
-    `rules` holds the options of rules:
-    `[tool.trainlint.rules.saturating-stack] least = 4`.
-    """
-
-    targets: list[str] = []
-    select: tuple[str, ...] = ("ALL",)
-    extend_select: list[str] = []
-    ignore: list[str] = []
-    fail_on: str = "error"
-    inputs: str | None = None
-    timeout: Annotated[float, msgspec.Meta(ge=1)] = 120.0
-    memory_limit: Annotated[int, msgspec.Meta(ge=0)] = 0
-    jobs: Annotated[int, msgspec.Meta(ge=0)] = 0
-    probe_steps: Annotated[int, msgspec.Meta(ge=0)] = 50
-    probe_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
-    verify: bool = False
-    verify_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
-    baseline: str | None = None
-    fix: bool = False
-    unsafe_fixes: bool = False
-    rules: dict[str, dict[str, Any]] = {}
+    targets: Annotated[
+        list[str],
+        msgspec.Meta(description="What `trainlint check` checks when it is given nothing."),
+    ] = []
+    select: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(
+            description="The rules that are used: codes, prefixes, names, families or `ALL`."
+        ),
+    ] = ("ALL",)
+    extend_select: Annotated[
+        list[str], msgspec.Meta(description="Rules that are used besides those of `select`.")
+    ] = []
+    ignore: Annotated[
+        list[str],
+        msgspec.Meta(
+            description="Rules that are not used; of this and `select` the more specific one wins."
+        ),
+    ] = []
+    fail_on: Annotated[
+        str,
+        msgspec.Meta(
+            description="The least severity for exit status 1: `error`, `warning`, `info` or `never`."
+        ),
+    ] = "error"
+    inputs: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Inputs of the models: `2x3x32x32`, `2x16:long`; else they are found."
+        ),
+    ] = None
+    timeout: Annotated[float, msgspec.Meta(description="Seconds for each model.", ge=1)] = 120.0
+    memory_limit: Annotated[
+        int,
+        msgspec.Meta(
+            description="MiB for each child process; 0 is four fifths of the machine's memory.",
+            ge=0,
+        ),
+    ] = 0
+    jobs: Annotated[
+        int,
+        msgspec.Meta(
+            description="Files checked, or folds trained, at once; 0 is one a core.", ge=0
+        ),
+    ] = 0
+    probe_steps: Annotated[
+        int, msgspec.Meta(description="Optimizer steps that a probe trains; 0 for none.", ge=0)
+    ] = 50
+    probe_seconds: Annotated[
+        float, msgspec.Meta(description="Seconds of a probe at most.", gt=0)
+    ] = 30.0
+    verify: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Try the fixes of errors and warnings on copies, and say which are proved to help."
+        ),
+    ] = False
+    verify_seconds: Annotated[
+        float, msgspec.Meta(description="Seconds of `verify` at most.", gt=0)
+    ] = 120.0
+    baseline: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="A file of findings that are left out, as `--write-baseline` writes it."
+        ),
+    ] = None
+    fix: Annotated[bool, msgspec.Meta(description="Write safe fixes to the files.")] = False
+    unsafe_fixes: Annotated[
+        bool, msgspec.Meta(description="With `fix`, also fixes that change the model.")
+    ] = False
+    rules: Annotated[
+        dict[str, dict[str, Any]], msgspec.Meta(description="Options of rules, see below.")
+    ] = {}
 
 
 FAIL_ON = ("error", "warning", "info", "never")

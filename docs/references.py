@@ -1,0 +1,182 @@
+"""The reference pages that the code itself writes: the command line, and the configuration.
+
+`generate.py` puts what these functions return into `docs/reference/`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from trainlint.cli import main
+from trainlint.config import Config
+
+NOTE = "<!-- written by docs/generate.py -->"
+
+COMMAND_LINE = """\
+What `trainlint --help` and `trainlint COMMAND --help` say. Lists of values are separated by commas, or the
+option is given several times. Options come before the settings in [pyproject.toml](configuration.md); exit
+statuses have [a page of their own](exit-status.md)."""
+CONFIGURATION = """\
+`[tool.trainlint]` of the nearest `pyproject.toml`, at or above the directory in which trainlint is run; a
+`pyproject.toml` without it ends the search, too. `--config FILE` reads another file. Options of the
+[command line](cli.md) come first. An unknown key, or a value of the wrong type, is an error ([exit status
+2](exit-status.md)). Files are relative to the `pyproject.toml`."""
+
+# The options of `check`, by what they are about; one that is not named here comes last.
+GROUPS = {
+    "What is checked": (
+        "inputs", "static", "scan", "probe_steps", "probe_seconds", "kfold", "epochs", "watch",
+    ),
+    "Which rules": ("select", "extend_select", "ignore", "baseline", "write_baseline"),
+    "Fixes": (
+        "fix", "unsafe_fixes", "diff", "fix_only", "interactive", "verify", "verify_seconds",
+    ),
+    "The report": ("form", "output", "statistics", "show_info", "plots"),
+    "Exit status": ("fail_on", "exit_zero"),
+    "Limits and settings": ("timeout", "memory_limit", "jobs", "config_path", "debug"),
+}  # fmt: skip
+
+
+def command_line() -> str:
+    """Every command with its arguments and options, as `--help` has them."""
+    context = click.Context(main, info_name="trainlint")
+    lines = [
+        "# Command line", "", NOTE, "",
+        COMMAND_LINE,
+        "",
+    ]  # fmt: skip
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        if not command.hidden:
+            lines += [*_command(command, click.Context(command, context, info_name=name)), ""]
+    lines += ["## trainlint", "", *_options(main.params), ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+    name = f"trainlint {command.name}"
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield from (
+        f"## {name}",
+        "",
+        f"`{name} {usage}`",
+        "",
+        _marked(inspect.cleandoc(command.help or "")),
+        "",
+    )
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    named = {each.name: each for each in options}
+    groups = {
+        title: [named[name] for name in names if name in named] for title, names in GROUPS.items()
+    }
+    if sum(bool(group) for group in groups.values()) < len(GROUPS):
+        yield from _options(options)
+        return
+    grouped = {each.name for group in groups.values() for each in group}
+    groups["Other"] = [each for each in options if each.name not in grouped]
+    for title, group in groups.items():
+        if group:
+            yield from (f"### {title}", "", *_options(group), "")
+
+
+def _options(options: Sequence[click.Parameter]) -> Iterator[str]:
+    shown = [each for each in options if isinstance(each, click.Option) and not each.hidden]
+    if shown:
+        yield from ("| option | |", "|---|---|")
+    for option in shown:
+        spelling = ", ".join([*option.opts, *option.secondary_opts])
+        if not option.is_flag and not option.secondary_opts:
+            spelling += f" {_metavar(option)}"
+        said = [_cell(option.help or ""), _choices(option), _default(option)]
+        yield f"| `{spelling}` | {' '.join(part for part in said if part)} |"
+
+
+def _metavar(option: click.Option) -> str:
+    if option.metavar:
+        return option.metavar
+    if isinstance(option.type, click.Choice):
+        return "NAME"
+    return (
+        option.type.name.upper()
+        .removesuffix(" RANGE")
+        .replace("INTEGER", "N")
+        .replace("FLOAT", "X")
+    )
+
+
+def _choices(option: click.Option) -> str:
+    if not isinstance(option.type, click.Choice):
+        return ""
+    return f"One of {', '.join(f'`{choice}`' for choice in option.type.choices)}."
+
+
+def _default(option: click.Option) -> str:
+    is_shown = option.show_default and option.default is not None
+    return f"Default: `{option.default}`." if is_shown else ""
+
+
+def _cell(text: str) -> str:
+    return _marked(" ".join(text.split()).replace("|", "\\|"))
+
+
+def _marked(text: str) -> str:
+    """Options that are named in a help text, as code."""
+    return re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"`\g<0>`", text)
+
+
+def configuration() -> str:
+    """Every key of `[tool.trainlint]`."""
+    options = {each.name: each.opts[0] for each in main.commands["check"].params}
+    lines = [
+        "# Configuration", "", NOTE, "",
+        CONFIGURATION,
+        "", "| key | type | default | |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for field in msgspec.structs.fields(Config):
+        kind, meaning = _kind(field.type)
+        option = options.get(field.name)
+        also = f" On the command line: `{option}`." if option and option.startswith("-") else ""
+        default = _toml(Config(), field.name)
+        lines.append(f"| `{field.encode_name}` | {kind} | {default} | {_cell(meaning)}{also} |")
+    lines += [
+        "", "## Options of rules", "",
+        "A rule's page lists its options. They stand in a table of its name:", "",
+        "```toml", "[tool.trainlint.rules.saturating-stack]", "least = 4", "```",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _kind(annotation: Any) -> tuple[str, str]:
+    """A field's type in words, with its bounds, and its description."""
+    info = msgspec.inspect.type_info(annotation)
+    extra = ""
+    if isinstance(info, msgspec.inspect.Metadata):
+        extra = (info.extra_json_schema or {}).get("description", "")
+        info = info.type
+    if isinstance(info, msgspec.inspect.UnionType):
+        info = next(each for each in info.types if not isinstance(each, msgspec.inspect.NoneType))
+    words = {
+        msgspec.inspect.BoolType: "true or false", msgspec.inspect.StrType: "text",
+        msgspec.inspect.IntType: "integer", msgspec.inspect.FloatType: "number",
+        msgspec.inspect.DictType: "tables",
+    }  # fmt: skip
+    kind = words.get(type(info), "list of texts")
+    for name, sign in (("ge", "≥"), ("gt", ">")):
+        bound = getattr(info, name, None)
+        if bound is not None:
+            kind += f" {sign} {bound:g}"
+    return kind, extra
+
+
+def _toml(config: Config, name: str) -> str:
+    value = getattr(config, name)
+    if value is None:
+        return "none"
+    return f"`{msgspec.json.encode(value).decode()}`" if value != {} else "none"
