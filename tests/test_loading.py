@@ -92,6 +92,14 @@ FILES: dict[str, tuple[str, dict[str, str], str]] = {
         optimizer.step()
     late = nn.Linear(2, 2)
     """, {"loop.py::model": "ok"}, r"line 20: training begins there \(backward\)"),
+    "compiler.py": (TRAIN + """
+    import sys
+    loaded = "torch._dynamo.eval_frame"
+    optimizer.zero_grad()
+    assert loaded not in sys.modules, "an optimizer waits for the compiler"
+    torch.compile(torch.relu)
+    assert loaded in sys.modules, "what wants the compiler gets it"
+    """, {"compiler.py::model": "ok"}, ""),
     "in_function.py": (TRAIN + """
     def train():
         for group in optimizer.param_groups:

@@ -17,6 +17,7 @@ from trainlint.errors import UsageError
 from trainlint.fingerprints import fingerprinted
 from trainlint.fixes.source import SourceText
 from trainlint.loss.uses import Recipe
+from trainlint.measure.memory import usable_processors
 from trainlint.overlay import overlaid
 from trainlint.probe.setup import Setup
 from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told, encode
@@ -480,7 +481,7 @@ def _check_files(
     """What the jobs find, each in a process of its own; `known` are answers of earlier ones."""
     from trainlint.processes.supervisor import run_jobs
 
-    workers = config.jobs or min(len(jobs), os.cpu_count() or 1)
+    workers = config.jobs or min(len(jobs), usable_processors())
     keys = [encode(job) for job in jobs]
     by_job = {number: known.get(key, _Collected()) for number, key in enumerate(keys)}
     pending = {number: job for number, job in enumerate(jobs) if keys[number] not in known}

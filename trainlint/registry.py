@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -74,17 +74,19 @@ def find_rule(selector: str) -> Rule:
     raise UsageError(_unknown(selector))
 
 
-def _specificity(selector: str, rule: Rule) -> int:
-    """How closely the selector names the rule: 0 not at all, ALL 1, a family 2, prefixes more."""
-    if selector == "ALL":
-        return 1
-    if selector in (rule.code, rule.name):
+def _selectors_of(rule: Rule) -> set[str]:
+    prefixes = {rule.code[:length] for length in range(1, len(rule.code))}
+    return {rule.code, rule.name, rule.family, *prefixes}
+
+
+def _specificity(selectors: Collection[str], rule: Rule) -> int:
+    """How closely one of them names the rule: 0 not at all, ALL 1, a family 2, prefixes more."""
+    if rule.code in selectors or rule.name in selectors:
         return 100
-    if selector == rule.family:
-        return 2
-    if selector.isascii() and selector.isalnum() and rule.code.startswith(selector):
-        return 2 + len(selector)
-    return 0
+    for length in range(len(rule.code) - 1, 0, -1):
+        if rule.code[:length] in selectors:
+            return 2 + length
+    return 2 if rule.family in selectors else int("ALL" in selectors)
 
 
 def select_rules(
@@ -97,17 +99,14 @@ def select_rules(
     Selectors are codes (`NRM001`), prefixes (`NRM`), rule names, family names or `ALL`. Raises
     `UsageError` for a selector that matches nothing.
     """
-    chosen: list[Rule] = []
-    wanted = [*select, *extend_select]
-    for selector in (*wanted, *ignore):
-        if not any(_specificity(selector, rule) for rule in all_rules()):
+    known = {"ALL"}.union(*(_selectors_of(rule) for rule in all_rules()))
+    wanted, refused = {*select, *extend_select}, set(ignore)
+    for selector in (*select, *extend_select, *ignore):
+        if selector not in known:
             raise UsageError(_unknown(selector))
-    for rule in all_rules():
-        asked = max((_specificity(selector, rule) for selector in wanted), default=0)
-        refused = max((_specificity(selector, rule) for selector in ignore), default=0)
-        if asked > refused:
-            chosen.append(rule)
-    return tuple(chosen)
+    return tuple(
+        rule for rule in all_rules() if _specificity(wanted, rule) > _specificity(refused, rule)
+    )
 
 
 def _unknown(selector: str) -> str:

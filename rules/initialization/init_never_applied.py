@@ -97,8 +97,8 @@ def init_never_applied(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
     """
     seen: set[Any] = set()
     for owner in dict.fromkeys(base for m in graph.model.modules() for base in type(m).__mro__):
-        for method in own_methods(owner):
-            if method is None or edits.text(method.filename) is None:
+        for method in own_methods(owner, within=lambda name: edits.text(name) is not None):
+            if method is None:
                 continue
             place = (method.filename, method.tree.lineno)
             if place not in seen:

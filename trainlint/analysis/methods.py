@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -42,22 +42,35 @@ def _functions_by_row(filename: str) -> dict[tuple[int, str], Function]:
     if source is None or source.tree is None:
         return {}
     found: dict[tuple[int, str], Function] = {}
-    for node in ast.walk(source.tree):
+    for node in _statements(source.tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(line.lineno for line in node.decorator_list)])
             found[first, node.name] = node
     return found
 
 
-def own_methods(owner: type) -> Iterator[Method | None]:
-    """The methods that the class itself defines; None for each whose source cannot be had."""
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All statements below, and no expressions: they are nine tenths of a tree."""
+    for block in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for statement in getattr(tree, block, ()):
+            yield statement
+            yield from _statements(statement)
+
+
+def own_methods(
+    owner: type, *, within: Callable[[str], bool] | None = None
+) -> Iterator[Method | None]:
+    """The methods that the class itself defines; None for each whose source cannot be had.
+
+    With `within`, only those of files whose names it accepts: no other file is parsed.
+    """
     for value in list(vars(owner).values()):
         function: Any = getattr(value, "fget", None) or getattr(value, "__func__", value)
         if not callable(function) or isinstance(function, type):
             continue
         function = inspect.unwrap(function)
         code = getattr(function, "__code__", None)
-        if code is None:
+        if code is None or not (within is None or within(code.co_filename)):
             continue
         tree = _functions_by_row(code.co_filename).get((code.co_firstlineno, code.co_name))
         yield None if tree is None else Method(code.co_name, owner, code.co_filename, tree)

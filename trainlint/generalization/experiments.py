@@ -8,7 +8,6 @@ in this process, one after another.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from trainlint.config import Config
 from trainlint.errors import TrainlintError
 from trainlint.generalization.swept import Inquiry, Outline
 from trainlint.generalization.variants import Variant
+from trainlint.measure.memory import usable_processors
 from trainlint.records import Figure
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def run_trials(
         raise ValueError("no trials were asked for")
     first = max(range(len(specs)), key=lambda n: specs[n].variant.width)
     rest = [number for number in range(len(specs)) if number != first]
-    workers = max(1, min(config.jobs or os.cpu_count() or 1, len(rest)))
+    workers = max(1, min(config.jobs or usable_processors(), len(rest)))
     run.work([[first], *(rest[n::workers] for n in range(workers) if rest[n::workers])], workers)
     if run.split is None:
         reasons = [result.reason for result in run.results.values() if result.reason]

@@ -38,6 +38,7 @@ from trainlint.generalization.swept import (
     factor,
 )
 from trainlint.generalization.variants import Variant
+from trainlint.measure.memory import usable_processors
 from trainlint.records import SweepReport, TargetResult
 from trainlint.registry import select_rules
 
@@ -222,7 +223,7 @@ def _search(seconds: float, config: Config, factors: Sequence[float], folds: int
     A layer's cost rises with the square of its width, but no step costs less than its overhead.
     """
     cost = folds * sum(max(1.0, width * width) for width in factors)
-    workers = config.jobs or os.cpu_count() or 1
+    workers = config.jobs or usable_processors()
     return min(_LONGEST_SEARCH, max(_LEAST_SEARCH, _FOR_TRAINING * seconds * workers / cost))
 
 

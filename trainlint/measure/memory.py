@@ -1,4 +1,4 @@
-"""How much memory there is to take. Imports no torch."""
+"""How much memory there is to take, and how many processors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def peak_memory() -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def usable_processors() -> int:
+    """How many processors this process may use: a queue or a container often gives it fewer than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -399,21 +399,25 @@ def _serve(workers: int, parent: int) -> None:
             break
         jobs.append(decode_job(line))
     # All that a child needs, once; nothing here may run a tensor operation.
-    import sympy  # type: ignore[import-untyped]  # noqa: F401 (torch's meta functions want it)
-    import torch  # noqa: F401
+    import torch.fx.experimental.symbolic_shapes  # noqa: F401 (meta functions want it, and sympy)
 
+    import trainlint.loss.objective
     import trainlint.loss.uses
+    import trainlint.measure.attention
     import trainlint.measure.influence
+    import trainlint.measure.locating
     import trainlint.measure.pulse
+    import trainlint.measure.unused
     import trainlint.registry
     import trainlint.subject
     import trainlint.targets.loading
+    import trainlint.theory.mean_field
     import trainlint.theory.propagation
 
     trainlint.registry.all_rules()
     if any(_trains(job) for job in jobs):
         import trainlint.generalization.laboratory
-
+    if any(job.trials is not None for job in jobs):  # which are made on folds
         with contextlib.suppress(ImportError):
             import sklearn.model_selection  # noqa: F401
     # What is there now stays: a child's collector need not look through all of torch each time.

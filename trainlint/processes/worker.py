@@ -69,6 +69,8 @@ def work(job: Job, send: Send) -> None:
     """Do the job and report through `send`, ending with `Done`."""
     import torch
 
+    from trainlint.processes.startup import optimizers_without_compiler
+
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # a vanishing signal is slow otherwise, by a factor of a hundred
     torch.manual_seed(0)  # the same figures in every report
@@ -87,7 +89,7 @@ def work(job: Job, send: Send) -> None:
         # What it printed before `os._exit` or a crash must not be lost in a buffer.
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     send(Begin(job.target))
-    with overlaid(job.overlay):
+    with overlaid(job.overlay), optimizers_without_compiler():
         if job.trials is not None:
             _make_trials(job, job.trials, send_after_output)
         elif job.plan is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import msgspec
 
 from trainlint.errors import TrainlintError
 from trainlint.fixes.edit import Attempt
+from trainlint.measure.memory import usable_processors
 from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.verification.candidates import Candidate, candidates, with_attempts
 from trainlint.verification.changes import Budget, Maker, Outcome, Progress, Trial, Version
@@ -33,7 +33,7 @@ def budget_of(config: Config) -> Budget:
         config.probe_steps or _STEPS,
         config.probe_seconds,
         time.monotonic() + config.verify_seconds,
-        config.jobs or os.cpu_count() or 1,
+        config.jobs or usable_processors(),
         config.verify_seconds,
     )
 
