@@ -221,7 +221,12 @@ class Project:
             "LANG": "C.UTF-8",
             "COLUMNS": str(self.columns),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": "",
+            # What a page installs is there for this page alone.
+            "PIP_TARGET": str(self.home / "site"),
+            "PIP_NO_DEPS": "true",
+            "PIP_NO_BUILD_ISOLATION": "false",  # which, by pip's logic, means without isolation
+            "PIP_DISABLE_PIP_VERSION_CHECK": "true",
+            "PYTHONPATH": str(self.home / "site"),
             "PYTHONUNBUFFERED": "1",  # so that both streams come in the order of a terminal
         }
         object.__setattr__(self, "environment", environment)

@@ -81,10 +81,12 @@ def {function}(graph: Graph) -> Iterator[Finding]:
 '''
 
 
-def write_rule(directory: Path, family: str, name: str) -> Path:
+def write_rule(directory: Path, family: str, name: str, letters: str | None = None) -> Path:
     """Write `directory/family/name.py` and return its path.
 
-    Raises `UsageError` for an unknown family, a malformed or taken name, or an existing file.
+    Its code is the next free one of the family's letters, or of a pack's own `letters`. Raises `UsageError`
+    for an unknown family, letters that are no three to five capitals, a malformed or taken name, or an
+    existing file.
     """
     family = family.replace("-", "_")
     if family not in FAMILY_CODES:
@@ -93,8 +95,11 @@ def write_rule(directory: Path, family: str, name: str) -> Path:
         raise UsageError(f"{name!r} is not a kebab-case name such as flat-loss")
     if any(rule.name == name for rule in all_rules()):
         raise UsageError(f"there is a rule {name} already")
-    letters = FAMILY_CODES[family]
-    taken = [int(rule.code[3:]) for rule in all_rules() if rule.code.startswith(letters)]
+    letters = letters or FAMILY_CODES[family]
+    if not re.fullmatch(r"[A-Z]{3,5}", letters):
+        raise UsageError(f"{letters!r} are no letters of a code: three to five capitals, as ACME")
+    numbered = re.compile(rf"{letters}(\d+)")
+    taken = [int(found[1]) for rule in all_rules() if (found := numbered.fullmatch(rule.code))]
     code = f"{letters}{max(taken, default=0) + 1:03d}"
     function = name.replace("-", "_")
     path = directory / family / f"{function}.py"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "assert_clean",
+    "assert_examples",
     "assert_gradients_flow",
     "assert_learns",
     "assert_no_dead_units",
@@ -215,6 +216,22 @@ def assert_no_dead_units(
             f"(at most {most:.0%} of a layer are allowed)"
         )
     return shares
+
+
+def assert_examples(*selectors: str) -> None:
+    """The Bad examples in the docstrings of these rules fire, and the Good ones are silent for all rules.
+
+    For the tests of a rule pack; `selectors` are codes, prefixes, names or families, as for `--select`. Good
+    ones may have advice (info) of other rules. Raises `AssertionError` with a line for each example that
+    does otherwise, and `UsageError` for a selector that fits no rule.
+    """
+    __tracebackhide__ = True
+    from trainlint.examples import failures
+    from trainlint.registry import select_rules
+
+    wrong = list(failures(select_rules(selectors)))
+    if wrong:
+        raise AssertionError("\n".join(wrong))
 
 
 def _total(output: Any) -> Tensor:

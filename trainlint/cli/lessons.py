@@ -71,8 +71,9 @@ def rules(form: str) -> None:
     "--directory", type=click.Path(path_type=Path, file_okay=False), default=Path("rules"),
     show_default=True, help="Root of the rule pack.",
 )  # fmt: skip
-def new_rule(family: str, name: str, directory: Path) -> None:
+@click.option("--letters", help="The pack's own letters, such as ACME, for the code.")
+def new_rule(family: str, name: str, directory: Path, letters: str | None) -> None:
     """Write the skeleton of a rule: trainlint new-rule normalization batchnorm-on-output."""
     from trainlint.scaffold import write_rule
 
-    click.echo(f"wrote {write_rule(directory, family, name)}")
+    click.echo(f"wrote {write_rule(directory, family, name, letters)}")
