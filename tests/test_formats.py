@@ -144,6 +144,7 @@ class Descriptor(_Closed):
     id: str
     name: str
     short_description: Text
+    full_description: Text
     help: Text
     default_configuration: Level
     properties: dict[str, Any]
@@ -205,6 +206,10 @@ def test_sarif_names_files_from_the_repositorys_root(here: Path) -> None:
     assert unquote(physical.artifact_location.uri) == "src dir/net.py"
     assert physical.region == Region(9, 21, 9, 39)
     assert [rule.id for rule in run.tool.driver.rules] == ["ARC013", "NRM001"]
+    for rule in run.tool.driver.rules:
+        assert rule.full_description.text.startswith(rule.short_description.text)
+        assert len(rule.full_description.text) < 1024  # what GitHub shows of it
+        assert "## Bad" in rule.help.text
     assert [place.message for place in result.related_locations] == [Text("so also: behind it")]
     (fix,) = result.fixes
     assert fix.artifact_changes[0].replacements[0].inserted_content.text == "64"
@@ -303,6 +308,14 @@ def test_gitlab_code_quality(here: Path) -> None:
     assert json.loads(rendered(Report(), "gitlab")) == []
 
 
+def test_gitlab_shows_what_could_not_be_checked(here: Path) -> None:
+    failed = [TargetResult(f"{name}.py::Net", "error", "no such module") for name in ("a", "b")]
+    entries = json.loads(rendered(Report(targets=failed), "gitlab"))
+    assert [entry["location"]["path"] for entry in entries] == ["src dir/a.py", "src dir/b.py"]
+    assert entries[0]["description"] == "a.py::Net could not be checked: no such module"
+    assert entries[0]["fingerprint"] != entries[1]["fingerprint"]
+
+
 @settings(deadline=None)
 @given(st.text(), st.sampled_from(["error", "warning", "info", "never"]))
 def test_junit_is_xml_whatever_is_said(message: str, fail_on: str) -> None:
@@ -331,6 +344,20 @@ def test_markdown_has_a_row_and_a_diff(here: Path) -> None:
     assert "a\\|b &lt;c&gt; \\*d\\*" in row
     assert "+ 9 │ self.norm = nn.BatchNorm2d(64)" in text
     assert "nothing found in 1 model" in rendered(report_of(), "markdown")
+
+
+def test_markdown_is_no_longer_than_a_comment_may_be(here: Path) -> None:
+    many = [found(module=f"layer{n}", message=f"number {n} " + "é|" * 200) for n in range(400)]
+    failed = TargetResult("other.py", "error", "reason " * 20)
+    text = rendered(Report(many, [failed]), "markdown")
+    assert 50_000 < len(text) < 65_536
+    assert "other.py` could not be checked" in text
+    assert text.count("| 🔴 error") + int(re.search(r"and (\d+) more findings", text)[1]) == 400
+    few = rendered(Report(many[:80], []), "markdown")
+    assert few.count("| 🔴 error") == 80
+    shown = few.count("<details>")
+    assert 0 < shown == few.count("</details>")
+    assert shown + int(re.search(r"and (\d+) more details", few)[1]) == 80
 
 
 # ---------------------------------------------------------------------- fingerprints

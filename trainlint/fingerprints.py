@@ -32,6 +32,12 @@ def fingerprinted(findings: Sequence[ReportedFinding]) -> list[ReportedFinding]:
     ]
 
 
+def fingerprint_of(target: str) -> str:
+    """The fingerprint of a target itself, for what is said of it as a whole."""
+    file, _, name = target.partition("::")
+    return _hashed("", in_repository(file), name)
+
+
 def _ordinals(findings: Sequence[ReportedFinding]) -> list[int]:
     """The place of each among those of its rule and scope, in the order of the file."""
     in_file = sorted(range(len(findings)), key=lambda number: _position(findings[number]))

@@ -6,12 +6,13 @@ from typing import Any, Final
 
 import msgspec
 
-from trainlint.fingerprints import in_repository
+from trainlint.fingerprints import fingerprint_of, in_repository
 from trainlint.records import Report, ReportedFinding
 
 _COMMANDS: Final = {"error": "error", "warning": "warning", "info": "notice"}
 # GitLab's scale is info, minor, major, critical, blocker.
 _SEVERITIES: Final = {"error": "critical", "warning": "major", "info": "info"}
+_UNCHECKED: Final = "blocker"
 
 
 def github(report: Report, *, show_info: bool = False) -> str:
@@ -54,10 +55,22 @@ def _property(text: str) -> str:
 def gitlab(report: Report, *, show_info: bool = False) -> str:
     """The JSON list that `artifacts:reports:codequality` takes.
 
-    What has no file of its own is named by that of its target, line 1.
+    What has no file of its own is named by that of its target, line 1. What could not be checked is one
+    more entry.
     """
     findings = [f for f in report.findings if show_info or f.severity != "info"]
     entries: list[dict[str, Any]] = [
+        {
+            "description": f"{target.target} could not be checked: {target.reason}",
+            "check_name": "trainlint",
+            "fingerprint": fingerprint_of(target.target),
+            "severity": _UNCHECKED,
+            "location": {"path": _file_of(target.target), "lines": {"begin": 1}},
+        }
+        for target in report.targets
+        if target.status == "error"
+    ]
+    entries += [
         {
             "description": f"{finding.name}: {finding.message}",
             "check_name": finding.code,
@@ -71,7 +84,11 @@ def gitlab(report: Report, *, show_info: bool = False) -> str:
 
 
 def _path(finding: ReportedFinding) -> str:
-    return in_repository(finding.filename or finding.target.partition("::")[0])
+    return _file_of(finding.target) if finding.filename is None else in_repository(finding.filename)
+
+
+def _file_of(target: str) -> str:
+    return in_repository(target.partition("::")[0])
 
 
 def _lines(finding: ReportedFinding) -> dict[str, int]:

@@ -22,6 +22,7 @@ _SCHEMA: Final = (
 )
 _LEVELS: Final = {"error": "error", "warning": "warning", "info": "note"}
 _ROOT: Final = "%SRCROOT%"
+_LONGEST: Final = 1000  # of a full description: GitHub takes 1024 characters
 FINGERPRINT: Final = "trainlint/v1"
 
 
@@ -65,10 +66,23 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "id": rule.code,
         "name": "".join(word.capitalize() for word in rule.name.split("-")),
         "shortDescription": {"text": rule.summary},
+        "fullDescription": {"text": _description(rule)},
         "help": {"text": rule.documentation, "markdown": rule.documentation},
         "defaultConfiguration": {"level": _LEVELS[str(rule.severity)]},
         "properties": {"tags": [rule.family], "trainlint/name": rule.name},
     }
+
+
+def _description(rule: Rule) -> str:
+    """What the rule's page says before its first heading, so many of the paragraphs as fit."""
+    paragraphs = rule.documentation.partition("\n## ")[0].split("\n\n")[1:]
+    text = rule.summary
+    for paragraph in paragraphs:
+        longer = f"{text} {' '.join(paragraph.split())}"
+        if len(longer) > _LONGEST:
+            break
+        text = longer
+    return text
 
 
 def _result(finding: ReportedFinding, places: dict[str, int]) -> dict[str, Any]:

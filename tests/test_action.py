@@ -1,0 +1,259 @@
+"""The GitHub Action: action.yml is what its users' workflows name, and its steps run in a real bash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainlint.report import FORMAT_NAMES
+
+ROOT = Path(__file__).parent.parent
+ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+INSTALL, CHECK = ACTION["runs"]["steps"]
+EXPRESSION = re.compile(r"\$\{\{ *([\w.-]+) *\}\}")
+BROKEN = """\
+from torch import nn
+
+print("::error::not a finding")
+model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(32))
+"""
+SOUND = BROKEN.replace("BatchNorm2d(32)", "BatchNorm2d(16)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did, as the runner sees it."""
+
+    status: int
+    log: str
+    outputs: dict[str, str]
+    summary: str
+
+
+def step(
+    given: Mapping[str, Any], workspace: Path, inputs: Mapping[str, str], **environment: str
+) -> Step:
+    """Run a step of the action as the runner does: inputs put in, then bash."""
+    known = {name: one.get("default", "") for name, one in ACTION["inputs"].items()}
+    assert set(inputs) <= set(known)
+    values = {f"inputs.{name}": value for name, value in {**known, **inputs}.items()}
+    values["github.action_path"] = str(ROOT)
+
+    def put_in(text: str) -> str:
+        return EXPRESSION.sub(lambda match: values[match[1]], text)
+
+    temporary = workspace.parent / "temp"
+    temporary.mkdir(exist_ok=True)
+    files = {name: temporary / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    for file in files.values():
+        file.write_text("")
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", given["run"]],
+        cwd=workspace / put_in(given.get("working-directory", ".")),
+        env={
+            **os.environ, "RUNNER_TEMP": str(temporary),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **{name: str(file) for name, file in files.items()},
+            **{name: put_in(text) for name, text in given["env"].items()}, **environment,
+        },
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    lines = files["GITHUB_OUTPUT"].read_text(encoding="utf-8").splitlines()
+    summary = files["GITHUB_STEP_SUMMARY"].read_text(encoding="utf-8")
+    return Step(
+        done.returncode, done.stdout, dict(line.split("=", 1) for line in lines), summary
+    )  # fmt: skip
+
+
+def commands(log: str) -> list[str]:
+    """The workflow commands that the runner would obey."""
+    obeyed, until = [], None
+    for line in log.splitlines():
+        if until is not None:
+            until = None if line == f"::{until}::" else until
+        elif line.startswith("::stop-commands::"):
+            until = line.removeprefix("::stop-commands::")
+        elif line.startswith("::"):
+            obeyed.append(line)
+    return obeyed
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A repository whose models lie in a folder with a space in its name."""
+    folder = tmp_path / "work"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "my models").mkdir()
+    (folder / "my models" / "broken.py").write_text(BROKEN)
+    (folder / "my models" / "sound.py").write_text(SOUND)
+    return folder
+
+
+# ---------------------------------------------------------------------- its shape
+
+
+def test_the_action_has_the_shape_that_the_runner_wants() -> None:
+    assert set(ACTION) == {
+        "name", "description", "author", "branding", "inputs", "outputs", "runs",
+    }  # fmt: skip
+    assert ACTION["runs"]["using"] == "composite"
+    for one in (INSTALL, CHECK):
+        assert set(one) <= {"name", "id", "shell", "working-directory", "env", "run"}
+        assert one["shell"] == "bash"
+    for value in ACTION["inputs"].values():
+        assert set(value) == {"description", "default"}
+        assert isinstance(value["default"], str)
+    assert ACTION["inputs"]["format"]["default"] in FORMAT_NAMES
+
+
+def test_no_input_is_put_into_a_script_and_each_is_used() -> None:
+    used = set()
+    for one in (INSTALL, CHECK):
+        assert "${{" not in one["run"]
+        for text in (one["working-directory"], *one["env"].values()):
+            used |= set(EXPRESSION.findall(text))
+        for name in one["env"]:
+            assert name in one["run"] or name in ("COLUMNS", "PYTHONUTF8")
+    assert {name.removeprefix("inputs.") for name in used if name.startswith("inputs.")} == set(
+        ACTION["inputs"]
+    )
+    values = {output["value"] for output in ACTION["outputs"].values()}
+    assert values == {f"${{{{ steps.check.outputs.{name} }}}}" for name in ACTION["outputs"]}
+
+
+# ---------------------------------------------------------------------- checking
+
+
+def test_a_broken_model_fails_the_step_and_is_shown_everywhere(workspace: Path) -> None:
+    done = step(
+        CHECK, workspace,
+        {"targets": "my models\n", "static": "true", "sarif": "found here.sarif", "args": "--jobs=1"},
+    )  # fmt: skip
+    assert done.status == 1
+    assert "norm-features-mismatch NRM001  my models/broken.py:4:" in done.log
+    (annotation,) = commands(done.log)
+    assert annotation.startswith(
+        "::error title=NRM001 norm-features-mismatch,file=my models/broken.py,line=4,"
+    )
+    assert done.summary.startswith("### trainlint: 1 error, 0 warnings")
+    assert Path(done.outputs["markdown"]).read_text(encoding="utf-8") == done.summary
+    assert done.outputs["sarif"] == str(workspace / "found here.sarif")
+    (run,) = json.loads(Path(done.outputs["sarif"]).read_text(encoding="utf-8"))["runs"]
+    (result,) = run["results"]
+    uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert uri == "my%20models/broken.py"
+    assert {name: done.outputs[name] for name in ("status", "errors", "warnings")} == {
+        "status": "1", "errors": "1", "warnings": "0",
+    }  # fmt: skip
+
+
+def test_a_sound_model_passes_in_its_own_directory(workspace: Path) -> None:
+    done = step(
+        CHECK, workspace,
+        {"targets": "\n  sound.py  \n\n", "static": "true", "working-directory": "my models",
+         "annotations": "false", "summary": "false"},
+    )  # fmt: skip
+    assert (done.status, commands(done.log), done.summary) == (0, [], "")
+    assert done.outputs["errors"] == "0"
+    assert "sarif" not in done.outputs
+
+
+NASTY = 'a\'; touch stolen; "$(touch stolen)" `touch stolen` ${{ github.token }} *'
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(ACTION["inputs"]) - {"working-directory", "python", "version"})
+)
+def test_what_an_input_holds_is_never_run(name: str, workspace: Path) -> None:
+    done = step(CHECK, workspace, {"targets": "sound.py", name: NASTY}, PYTHON=recorder(workspace))
+    assert not list(workspace.rglob("stolen"))
+    given = json.loads((workspace / "given.json").read_text())
+    assert given[:3] == ["-m", "trainlint", "check"]
+    if name not in ("static", "annotations", "summary"):  # which are compared, and not passed on
+        (passed,) = (word for word in given if NASTY in word)
+        assert passed.removesuffix(NASTY) in (
+            "", f"--{name}=", "--sarif=", "--output=sarif:",
+        )  # fmt: skip
+    assert done.outputs["status"] == "0"
+
+
+def recorder(workspace: Path) -> str:
+    """A `python` that writes down what trainlint is called with, and does the rest."""
+    script = workspace.parent / "recorder"
+    script.write_text(
+        "#!/usr/bin/env bash\n"
+        f'if [ "$2" = -m ]; then "{sys.executable}" -c \'import json, sys; '
+        'json.dump(sys.argv[1:], open("given.json", "w"))\' "${@:2}"\n'
+        f'else exec "{sys.executable}" "$@"; fi\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_bad_option_is_said_and_fails_the_step(workspace: Path) -> None:
+    done = step(CHECK, workspace, {"targets": "no such.py", "sarif": "out.sarif"})
+    assert done.status == 2
+    assert "no such.py: no such file" in done.log
+    assert done.outputs.get("status") == "2"
+
+
+# ---------------------------------------------------------------------- installing
+
+
+def environment(folder: Path, **installed: str) -> str:
+    """A Python of its own with packages of these versions, and a pip that writes down its arguments."""
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60
+    )
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name, version in installed.items():
+        metadata = packages / f"{name}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+    (packages / "pip.py").write_text(
+        "import pathlib, sys\npathlib.Path(sys.prefix, 'asked').write_text('\\n'.join(sys.argv[1:]))\n"
+    )
+    return str(folder / "bin" / "python")
+
+
+@pytest.mark.parametrize(
+    ("installed", "version", "asked"),
+    [
+        ({"torch": "2.6.0+cpu"}, "", [str(ROOT), "torch==2.6.0+cpu"]),
+        ({"torch": "2.6.0", "trainlint": "9"}, "", None),
+        ({"torch": "2.6.0", "trainlint": "9"}, "9", None),
+        ({"torch": "2.6.0", "trainlint": "9"}, "8; rm x", ["trainlint==8; rm x", "torch==2.6.0"]),
+    ],
+)
+def test_trainlint_is_installed_where_it_is_missing(
+    installed: dict[str, str], version: str, asked: list[str] | None, workspace: Path
+) -> None:
+    python = environment(workspace.parent / "venv", **installed)
+    done = step(INSTALL, workspace, {"python": python, "version": version})
+    assert done.status == 0, done.log
+    note = workspace.parent / "venv" / "asked"
+    if asked is None:
+        assert not note.exists()
+    else:
+        assert note.read_text().splitlines() == ["install", "--quiet", *asked]
+
+
+def test_without_torch_nothing_is_installed(workspace: Path) -> None:
+    python = environment(workspace.parent / "venv")
+    done = step(INSTALL, workspace, {"python": python})
+    assert done.status == 2
+    (said,) = commands(done.log)
+    assert "no torch here: install your packages" in said
+    assert not (workspace.parent / "venv" / "asked").exists()
