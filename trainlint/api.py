@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -190,6 +190,21 @@ class FileCheck:
     rules: Sequence[Rule]
     config: Config
     _known: dict[bytes, _Collected] = field(default_factory=dict, repr=False)
+    _standing: dict[bytes, _Collected] = field(default_factory=dict, repr=False)
+
+    def after(self, earlier: FileCheck, is_concerned: Callable[[str], bool]) -> FileCheck:
+        """The same, with the answers of an earlier check for the files that no change since concerns.
+
+        What could not be checked is checked anew: its reason may lie outside of the files.
+        """
+        standing = {
+            key: known
+            for job in self.jobs
+            if job.path and not is_concerned(job.path)
+            if (known := earlier._known.get(key := encode(job))) is not None
+            and all(result.status != "error" for result in known.results)
+        }
+        return replace(self, _known={}, _standing=standing)
 
     def report(
         self,
@@ -245,6 +260,7 @@ class FileCheck:
         jobs = [_with_overlay(job, texts) for job in self.jobs]
         if not texts:
             self._known.clear()
+            self._known.update(self._standing)
         collected, files = _check_files(jobs, self.config, progress, self._known)
         collected.results += _directories_without_models(self.targets, jobs)
         with overlaid(overlay or {}):

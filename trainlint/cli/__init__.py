@@ -14,7 +14,8 @@ from trainlint.cli.lessons import explain, new_rule, rules
 from trainlint.cli.options import debug_option
 from trainlint.cli.terminal import PLAIN_SIGNS
 from trainlint.cli.training import run, sweep
-from trainlint.errors import TrainlintError, UsageError
+from trainlint.cli.writing import say_error
+from trainlint.errors import UsageError
 
 
 class _Group(click.Group):
@@ -29,16 +30,7 @@ class _Group(click.Group):
             click.echo("trainlint: interrupted", err=True)
             ctx.exit(130)
         except Exception as error:
-            if "--debug" in sys.argv:
-                import traceback
-
-                traceback.print_exc()
-            text = f"error: {error}"
-            if not isinstance(error, TrainlintError):
-                text = (
-                    f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
-                )
-            click.echo(f"trainlint: {text}", err=True)
+            say_error(error)
             ctx.exit(2)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -20,7 +21,14 @@ from trainlint.cli.options import (
     show_info_option,
 )
 from trainlint.cli.terminal import bar_shown, check_shown, console_on
-from trainlint.cli.writing import Manner, check_writable, complain, outputs_of, write_report
+from trainlint.cli.writing import (
+    Manner,
+    check_writable,
+    complain,
+    outputs_of,
+    say_error,
+    write_report,
+)
 from trainlint.config import FAIL_ON, Config, load_config
 from trainlint.errors import UsageError
 
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     from trainlint.baseline import Baseline
     from trainlint.fixes.fixing import Fixed, Wish
     from trainlint.records import Report
+    from trainlint.rounds import Earlier, Round
 
 
 @click.command()
@@ -98,124 +107,189 @@ if TYPE_CHECKING:
 @click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
 @click.option("--fix-only", is_flag=True, help="As --fix, without a report of what is left.")
 @click.option("--interactive", is_flag=True, help="As --fix, but ask before each fix.")
+@click.option(
+    "--watch", is_flag=True,
+    help="Check again when a file changes; Ctrl-C ends it, with the exit status of the last check.",
+)  # fmt: skip
 @config_option
 @debug_option
 @click.pass_context
-def check(
-    ctx: click.Context,
-    targets: tuple[str, ...],
-    select: tuple[str, ...],
-    extend_select: tuple[str, ...],
-    ignore: tuple[str, ...],
-    inputs: str | None,
-    static: bool,
-    scan: bool,
-    fail_on: str | None,
-    exit_zero: bool,
-    form: str,
-    output: tuple[str, ...],
-    statistics: bool,
-    show_info: bool,
-    plots: bool | None,
-    baseline: Path | None,
-    write_baseline: Path | None,
-    timeout: float | None,
-    memory_limit: int | None,
-    probe_steps: int | None,
-    probe_seconds: float | None,
-    verify: bool | None,
-    verify_seconds: float | None,
-    kfold: int | None,
-    epochs: float | None,
-    jobs: int | None,
-    fix: bool | None,
-    unsafe_fixes: bool | None,
-    diff: bool,
-    fix_only: bool,
-    interactive: bool,
-    config_path: Path | None,
-    debug: bool,
-) -> None:
+def check(ctx: click.Context, /, watch: bool, **options: Any) -> None:
     """Check the models in files, directories, file.py::Name and package.module:attribute.
 
     Exit status: 0 nothing at or above --fail-on, 1 findings, 2 a usage or configuration error, or a
     target that could not be loaded or analysed. With --diff, 1 where it shows something.
     """
-    config = load_config(config_path)
-    overrides = {
-        "fail_on": fail_on, "timeout": timeout, "memory_limit": memory_limit, "jobs": jobs,
-        "probe_steps": probe_steps, "probe_seconds": probe_seconds, "verify": verify,
-        "verify_seconds": verify_seconds, "fix": fix, "unsafe_fixes": unsafe_fixes,
-    }  # fmt: skip
-    config = msgspec.structs.replace(
-        config, **{name: value for name, value in overrides.items() if value is not None}
-    )
-    wanted = list(targets) or config.targets
-    if not wanted:
-        raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
-    _check_trainings({"--kfold": kfold, "--verify": verify}, static=static)
-    if verify_seconds and not config.verify:
-        raise UsageError("--verify-seconds is for --verify")
-    if epochs and not kfold:
-        raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
-    asked = {"--diff": diff, "--fix-only": fix_only, "--interactive": interactive}
-    is_fixing = config.fix or any(asked.values())
-    _check_fixing(asked, bool(output or form != "text" or statistics or kfold or write_baseline))
-    if scan and not any(_may_hold_models(Path(target)) for target in wanted):
+    options["debug"] = options["debug"] or bool(ctx.obj)
+    asked = _Asked(**options)
+    if watch:
+        asked.check_watched()
+    _, wanted = asked.configured()
+    if watch:
+        from trainlint.rounds import check_on_changes
+
+        look = partial(_checked, asked)
+        targets = lambda: asked.configured()[1]  # noqa: E731
+        ctx.exit(check_on_changes(look, targets, asked.config_path, say_error))
+    if asked.scan and not any(_may_hold_models(Path(target)) for target in wanted):
         ctx.exit(0)
+    ctx.exit(_checked(asked).status)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options of `check`."""
+
+    targets: tuple[str, ...]
+    select: tuple[str, ...]
+    extend_select: tuple[str, ...]
+    ignore: tuple[str, ...]
+    inputs: str | None
+    static: bool
+    scan: bool
+    fail_on: str | None
+    exit_zero: bool
+    form: str
+    output: tuple[str, ...]
+    statistics: bool
+    show_info: bool
+    plots: bool | None
+    baseline: Path | None
+    write_baseline: Path | None
+    timeout: float | None
+    memory_limit: int | None
+    probe_steps: int | None
+    probe_seconds: float | None
+    verify: bool | None
+    verify_seconds: float | None
+    kfold: int | None
+    epochs: float | None
+    jobs: int | None
+    fix: bool | None
+    unsafe_fixes: bool | None
+    diff: bool
+    fix_only: bool
+    interactive: bool
+    config_path: Path | None
+    debug: bool
+
+    def configured(self) -> tuple[Config, list[str]]:
+        """The settings with what overrides them here, and the targets.
+
+        Raises `ConfigError`, and `UsageError` for options that exclude each other.
+        """
+        config = load_config(self.config_path)
+        given = {name: getattr(self, name) for name in _OVERRIDING}
+        config = msgspec.structs.replace(
+            config, **{name: value for name, value in given.items() if value is not None}
+        )
+        wanted = list(self.targets) or config.targets
+        if not wanted:
+            raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
+        _check_trainings({"--kfold": self.kfold, "--verify": self.verify}, static=self.static)
+        if self.verify_seconds and not config.verify:
+            raise UsageError("--verify-seconds is for --verify")
+        if self.epochs and not self.kfold:
+            raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
+        wants_report = (
+            self.output, self.form != "text", self.statistics, self.kfold, self.write_baseline
+        )  # fmt: skip
+        _check_fixing(self.fixing, any(wants_report))
+        return config, wanted
+
+    @property
+    def fixing(self) -> dict[str, bool]:
+        """The ways of fixing besides `--fix`, and whether they were asked for."""
+        return {
+            "--diff": self.diff, "--fix-only": self.fix_only, "--interactive": self.interactive
+        }  # fmt: skip
+
+    def check_watched(self) -> None:
+        """Raises `UsageError` for what is done once, not again and again."""
+        if self.interactive:
+            raise UsageError("--watch asks nothing: leave out --interactive")
+        if self.write_baseline is not None:
+            raise UsageError("--watch would write the baseline anew each time: leave one out")
+
+
+_OVERRIDING: Final = (
+    "fail_on", "timeout", "memory_limit", "jobs", "probe_steps", "probe_seconds", "verify",
+    "verify_seconds", "fix", "unsafe_fixes",
+)  # fmt: skip
+
+
+def _checked(asked: _Asked, earlier: Earlier | None = None) -> Round:
+    """Check, and write the report. `earlier` answers for what has not changed since."""
     from trainlint.api import file_check
     from trainlint.baseline import read_baseline
-    from trainlint.baseline import write_baseline as write_report_as_baseline
     from trainlint.fixes.fixing import fix_files
+    from trainlint.rounds import Round
     from trainlint.rule import STAGES
 
-    outputs, is_elsewhere = outputs_of(output, form)
-    check_writable([*(path for _, path in outputs), *([write_baseline] if write_baseline else [])])
-    known = config.baseline if baseline is None else str(baseline)
+    config, wanted = asked.configured()
+    outputs, _ = outputs_of(asked.output, asked.form)
+    written = [] if asked.write_baseline is None else [asked.write_baseline]
+    check_writable([*(path for _, path in outputs), *written])
+    known = asked.baseline or config.baseline
     before = None if known is None else read_baseline(Path(known))
 
     checked = file_check(
-        wanted, inputs, select=select or None, ignore=ignore, extend_select=extend_select,
-        stages=STAGES[:1] if static else STAGES, scan=scan,
-        graphs="html" in (form, *(each for each, _ in outputs)),
-        config=config, debug=debug or bool(ctx.obj),
+        wanted, asked.inputs, select=asked.select or None, ignore=asked.ignore,
+        extend_select=asked.extend_select, stages=STAGES[:1] if asked.static else STAGES,
+        scan=asked.scan, graphs="html" in (asked.form, *(each for each, _ in outputs)),
+        config=config, debug=asked.debug,
     )  # fmt: skip
-    with check_shown(is_shown=not interactive) as (progress, advance):
+    if earlier is not None:
+        checked = earlier.carried(checked)
+    with check_shown(is_shown=not asked.interactive) as (progress, advance):
         look = partial(
-            checked.report, progress, verify=config.verify and not static, advance=advance
+            checked.report, progress, verify=config.verify and not asked.static, advance=advance
         )
         fixed = None
-        if is_fixing:
-            wish = _wish(config, before, advice=show_info, write=not diff, interactive=interactive)
+        if config.fix or any(asked.fixing.values()):
+            wish = _wish(
+                config, before, advice=asked.show_info, write=not asked.diff,
+                interactive=asked.interactive,
+            )  # fmt: skip
             fixed = fix_files(checked, wish, progress, look)
         report = look() if fixed is None else fixed.report
-    _tell_fixed(report, fixed, diff=diff, offer=bool(unsafe_fixes))
-    if diff or fix_only:
+    _tell_fixed(report, fixed, diff=asked.diff, offer=bool(asked.unsafe_fixes))
+    wrote = fixed.changed if fixed is not None and not asked.diff else []
+    return Round(_concluded(asked, config, report, fixed, before), checked, wrote)
+
+
+def _concluded(
+    asked: _Asked, config: Config, report: Report, fixed: Fixed | None, before: Baseline | None
+) -> int:
+    """Write what was asked for of a report; the exit status."""
+    if asked.diff or asked.fix_only:
         complain(report)
-        differs = diff and fixed is not None and fixed.changed and not exit_zero
-        ctx.exit(2 if report.has_errors else int(bool(differs)))
-    if kfold:
+        differs = asked.diff and fixed is not None and fixed.changed and not asked.exit_zero
+        return 2 if report.has_errors else int(bool(differs))
+    if asked.kfold:
         from trainlint.generalization.crossvalidation import with_folds
 
         with bar_shown("folds") as advance:
-            report = with_folds(report, kfold, config, epochs=epochs, progress=advance)
+            report = with_folds(report, asked.kfold, config, epochs=asked.epochs, progress=advance)
     complain(report)
-    if write_baseline is not None:
-        write_report_as_baseline(report, write_baseline)
-        click.echo(
-            f"trainlint: wrote {len(report.findings)} findings to {write_baseline}", err=True
-        )
-        ctx.exit(2 if report.has_errors else 0)
+    if asked.write_baseline is not None:
+        from trainlint.baseline import write_baseline
+
+        write_baseline(report, asked.write_baseline)
+        said = f"wrote {len(report.findings)} findings to {asked.write_baseline}"
+        click.echo(f"trainlint: {said}", err=True)
+        return 2 if report.has_errors else 0
     if before is not None:
-        report = _without_known(report, before, str(known))
-    if form == "concise":  # its lines have no place for what the other forms say themselves
+        report = _without_known(report, before, str(asked.baseline or config.baseline))
+    if asked.form == "concise":  # its lines have no place for what the other forms say themselves
         from trainlint.report.concise import remarks
 
         for remark in remarks(report):
             click.echo(f"trainlint: {remark}", err=True)
-    manner = Manner(config.fail_on, show_info, plots, statistics)
-    write_report(report, form, outputs, manner, is_elsewhere=is_elsewhere)
-    ctx.exit(0 if exit_zero else report.exit_status(config.fail_on))
+    manner = Manner(config.fail_on, asked.show_info, asked.plots, asked.statistics)
+    outputs, is_elsewhere = outputs_of(asked.output, asked.form)
+    write_report(report, asked.form, outputs, manner, is_elsewhere=is_elsewhere)
+    return 0 if asked.exit_zero else report.exit_status(config.fail_on)
 
 
 def _check_trainings(asked: Mapping[str, Any], *, static: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from trainlint.cli.terminal import console_on
-from trainlint.errors import UsageError
+from trainlint.errors import TrainlintError, UsageError
 from trainlint.report import FORMAT_NAMES, rendered
 
 if TYPE_CHECKING:
@@ -45,6 +45,18 @@ def check_writable(files: list[Path]) -> None:
         if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
             reason = "is a directory" if file.is_dir() else "no such folder, or not writable"
             raise UsageError(f"cannot write {file}: {reason}")
+
+
+def say_error(error: Exception) -> None:
+    """One line on stderr; `--debug` anywhere shows the traceback."""
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    text = f"error: {error}"
+    if not isinstance(error, TrainlintError):
+        text = f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
+    click.echo(f"trainlint: {text}", err=True)
 
 
 def complain(report: Report) -> None:

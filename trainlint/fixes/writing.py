@@ -128,12 +128,12 @@ def _docstring(header: str) -> str:
 def root_of(path: Path) -> Path:
     """The folder of the project that the file is part of; its own where nothing marks one."""
     folder = Path(os.path.realpath(path)).parent
-    marked = (
-        each
-        for each in (folder, *folder.parents)
-        if any((each / name).exists() for name in _ROOT_MARKS)
-    )
-    return next(marked, folder)
+    return next(filter(is_root, (folder, *folder.parents)), folder)
+
+
+def is_root(folder: Path) -> bool:
+    """Whether something in it marks the folder as that of a project."""
+    return any((folder / name).exists() for name in _ROOT_MARKS)
 
 
 def write_together(changes: Sequence[tuple[Original, str]]) -> None:

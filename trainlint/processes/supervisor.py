@@ -21,11 +21,11 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,7 @@ from trainlint.processes.jobs import (
     encode,
 )
 from trainlint.processes.lifetime import adopt_orphans, end_with_parent
+from trainlint.processes.zygotes import Zygote, give_way
 
 CAN_FORK: Final = sys.platform == "linux"
 _KEPT_OUTPUT: Final = 4000
@@ -76,40 +77,16 @@ class _Child:
 def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Message], None, None]:
     """Run the jobs, at most `workers` at once, and yield (number of the job, message) as they come.
 
-    Every job ends with `Done` or `Died`. Closing the generator ends all children.
+    Every job ends with `Done` or `Died`. Closing the generator ends all children. Raises `Abandoned`.
     """
-    from trainlint.processes.worker import prepare_environment
-
     if not CAN_FORK:
         yield from _supervise(enumerate(jobs), workers)
         return
-    complaints = tempfile.TemporaryFile()  # noqa: SIM115
-    zygote = subprocess.Popen(
-        # -P: a `random.py` in the current folder must not be what torch imports. A session of its
-        # own: Ctrl-C reaches only us, and we end it.
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "trainlint.processes.supervisor",
-            str(workers),
-            str(os.getpid()),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        env=prepare_environment(dict(os.environ)),
-        start_new_session=True,
-    )
-    assert zygote.stdin is not None
-    assert zygote.stdout is not None
+    zygote = Zygote.ready()
     open_jobs = set(range(len(jobs)))
-    why = ""
     try:
-        with contextlib.suppress(BrokenPipeError):
-            zygote.stdin.write(b"".join(encode(job) + b"\n" for job in jobs) + b"\n")
-            zygote.stdin.flush()
-        for line in zygote.stdout:
+        zygote.ask(jobs, workers)
+        for line in zygote.answers():
             place, _, content = line.partition(b" ")
             message = decode_message(content)
             if isinstance(message, (Done, Died)):
@@ -117,25 +94,11 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Message]
             yield int(place), message
             if not open_jobs:
                 break
-        if open_jobs:
-            zygote.wait()
-            complaints.seek(0)
-            last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
-            why = last or f"exit status {zygote.returncode}"
+        why = zygote.complaint() if open_jobs else ""
         for number in sorted(open_jobs):
             yield number, Died(jobs[number].target, f"the supervising process ended: {why}")
     finally:
-        if open_jobs:
-            zygote.terminate()
-        with contextlib.suppress(BrokenPipeError):
-            zygote.stdin.close()
-        zygote.stdout.close()
-        complaints.close()
-        try:
-            zygote.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            zygote.kill()
-            zygote.wait()
+        zygote.end(at_once=bool(open_jobs))
 
 
 def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[int, Message]]:
@@ -146,6 +109,7 @@ def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[
     room = 1 if any(_trains(job) for _, job in waiting) else workers
     try:
         while waiting or running:
+            give_way()
             while waiting and len(running) < room:
                 child = _start(*waiting.popleft())
                 running[child.number] = child
@@ -384,8 +348,12 @@ def _write(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _serve(workers: int, parent: int) -> None:
-    """The zygote: import torch, then fork a child for every job on standard input."""
+def _serve(parent: int) -> None:
+    """The zygote: import torch, then fork a child for every job on standard input.
+
+    The first line there is how many may run at once; an empty one ends the jobs. Nothing comes to a zygote
+    that was started before it was needed, and then was not.
+    """
     end_with_parent(signal.SIGTERM)
     adopt_orphans()
     if os.getppid() != parent:
@@ -393,11 +361,6 @@ def _serve(workers: int, parent: int) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    jobs = []
-    for line in sys.stdin.buffer:
-        if not line.strip():
-            break
-        jobs.append(decode_job(line))
     # All that a child needs, once; nothing here may run a tensor operation.
     import torch.fx.experimental.symbolic_shapes  # noqa: F401 (meta functions want it, and sympy)
 
@@ -415,6 +378,10 @@ def _serve(workers: int, parent: int) -> None:
     import trainlint.theory.propagation
 
     trainlint.registry.all_rules()
+    asked = list(takewhile(bytes.strip, sys.stdin.buffer))
+    if not asked:
+        return
+    jobs = [decode_job(line) for line in asked[1:]]
     if any(_trains(job) for job in jobs):
         import trainlint.generalization.laboratory
     if any(job.trials is not None for job in jobs):  # which are made on folds
@@ -426,10 +393,10 @@ def _serve(workers: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = sys.stdout.buffer
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        for number, message in _supervise(enumerate(jobs), workers):
+        for number, message in _supervise(enumerate(jobs), int(asked[0])):
             results.write(b"%d %s\n" % (number, encode(message)))
             results.flush()
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]))

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +39,7 @@ from trainlint.processes.jobs import (
     Tried,
 )
 from trainlint.records import TargetResult
+from trainlint.targets.imports import module_file
 from trainlint.verification.changes import Plan, Training
 
 if TYPE_CHECKING:
@@ -545,19 +545,7 @@ def _inputs(job: Job, loaded: LoadedFile, model: nn.Module) -> Inputs | None:
 
 def _find(job: Job) -> Path:
     """The file of the job; that of a dotted name is found without importing anything."""
-    if job.dotted is None:
-        return Path(job.path)
-    folders: Sequence[str] | None = [str(Path.cwd()), *sys.path]
-    spec = None
-    for part in job.dotted.split("."):
-        spec = None if folders is None else PathFinder.find_spec(part, folders)
-        if spec is None:
-            raise LoadError(f"there is no module {job.dotted} here")
-        locations = spec.submodule_search_locations
-        folders = None if locations is None else list(locations)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise LoadError(f"{job.dotted} is no Python file")
-    return Path(spec.origin)
+    return Path(job.path) if job.dotted is None else module_file(job.dotted)
 
 
 def _unreadable(path: Path) -> str:

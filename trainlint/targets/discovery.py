@@ -75,13 +75,18 @@ def python_files(folder: Path) -> Iterator[Path]:
 
     Hidden folders, virtual environments, installed packages and tests are left out.
     """
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_skipped(Path(place, name)))
-        for name in sorted(names):
-            path = Path(place, name)
-            is_python = path.suffix == ".py" and not name.startswith(".")
-            if is_python and not is_test_file(path) and mentions_framework(path):
+    for place in source_folders(folder):
+        for path in sorted(place.glob("*.py")):
+            is_file = path.is_file() and not path.name.startswith(".")
+            if is_file and not is_test_file(path) and mentions_framework(path):
                 yield path
+
+
+def source_folders(folder: Path) -> Iterator[Path]:
+    """The folder and those below it that may hold a project's own code, in order."""
+    for place, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_skipped(Path(place, name)))
+        yield Path(place)
 
 
 def is_test_file(path: Path) -> bool:
@@ -112,6 +117,17 @@ def holds_models(path: Path) -> bool:
         if text.tree is None:
             return True
     return any(candidate.likely for candidate in discover(text).candidates)
+
+
+def syntax_error(text: SourceText) -> str:
+    """Where a text does not parse, and why."""
+    try:
+        ast.parse(text.text)
+    except SyntaxError as error:
+        return f"does not parse: {error.msg} at line {error.lineno}"
+    except ValueError as error:
+        return f"does not parse: {error}"
+    return "does not parse"
 
 
 def _is_skipped(folder: Path) -> bool:

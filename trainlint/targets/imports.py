@@ -7,38 +7,70 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final
 
+from trainlint.errors import LoadError
 from trainlint.fixes.source import SourceText
+from trainlint.overlay import version_of
 
 # What imports by a name that the syntax does not show.
 _OPEN_ENDED: Final = frozenset({"importlib", "__import__", "runpy", "exec", "path_hooks"})
 
 
-def imported_files(filename: str) -> frozenset[str] | None:
-    """Real paths of the file and of what it imports, by way of others too; None where that is not known."""
-    start = Path(os.path.realpath(filename))
-    bases = (*start.parents, Path(os.path.realpath(Path.cwd())))
+Imported = tuple[int, Sequence[str]]
+
+
+def imported_files(*filenames: str) -> frozenset[str] | None:
+    """Real paths of the files and of all that they import, at any remove; None where that is not known."""
+    starts = [Path(os.path.realpath(filename)) for filename in filenames]
+    folders = list(dict.fromkeys(folder for start in starts for folder in start.parents))
+    bases = (*folders, Path(os.path.realpath(Path.cwd())))
     found: set[str] = set()
-    waiting = [start, *(folder / "__init__.py" for folder in start.parents)]
+    waiting = [*starts, *(folder / "__init__.py" for folder in folders)]
     while waiting:
         path = Path(os.path.realpath(waiting.pop()))
         if str(path) in found or not path.is_file():
             continue
         found.add(str(path))
-        text = SourceText.read(str(path))
-        if text is None or text.tree is None:
-            continue
-        for names in _imported(text.tree):
-            if names is None:
-                return None
+        imported = _imports_of(str(path), version_of(str(path)))
+        if imported is None:
+            return None
+        for names in imported:
             waiting += _candidates(names, path, bases)
     return frozenset(found)
 
 
-def _imported(tree: ast.Module) -> Iterator[tuple[int, Sequence[str]] | None]:
+def module_file(dotted: str) -> Path:
+    """The file of a module, found without importing anything. Raises `LoadError`."""
+    folders: Sequence[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for part in dotted.split("."):
+        spec = None if folders is None else PathFinder.find_spec(part, folders)
+        if spec is None:
+            raise LoadError(f"there is no module {dotted} here")
+        locations = spec.submodule_search_locations
+        folders = None if locations is None else list(locations)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise LoadError(f"{dotted} is no Python file")
+    return Path(spec.origin)
+
+
+@lru_cache(maxsize=4096)
+def _imports_of(path: str, _version: object) -> tuple[Imported, ...] | None:
+    """What one file imports, parsed once a version of it; None where an import is not written down."""
+    text = SourceText.read(path)
+    if text is None or text.tree is None:
+        return ()
+    imported = list(_imported(text.tree))
+    return None if None in imported else tuple(each for each in imported if each is not None)
+
+
+def _imported(tree: ast.Module) -> Iterator[Imported | None]:
     """(levels up, parts of the name) of each import; None for one that is not written down."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -57,9 +89,7 @@ def _is_open_ended(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in _OPEN_ENDED
 
 
-def _candidates(
-    imported: tuple[int, Sequence[str]], importer: Path, bases: Sequence[Path]
-) -> Iterator[Path]:
+def _candidates(imported: Imported, importer: Path, bases: Sequence[Path]) -> Iterator[Path]:
     """Where the module may lie, and the packages around it."""
     level, parts = imported
     starts = [importer.parents[level - 1]] if 0 < level <= len(importer.parents) else bases

@@ -36,7 +36,7 @@ from trainlint.probe.setup import setup_of
 from trainlint.records import RUN_STOPPED
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
-from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover
+from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover, syntax_error
 
 
 class Stop(BaseException):
@@ -77,7 +77,7 @@ def load_file(
     does not parse.
     """
     if text.tree is None:
-        raise LoadError(_syntax_error(text))
+        raise LoadError(syntax_error(text))
     name, package = _module_name(path, text.tree)
     if dotted is not None:
         name = dotted
@@ -105,16 +105,6 @@ def load_file(
     if loaded.stopped:
         loaded.notes.append(loaded.stopped)
     return loaded
-
-
-def _syntax_error(text: SourceText) -> str:
-    try:
-        ast.parse(text.text)
-    except SyntaxError as error:
-        return f"does not parse: {error.msg} at line {error.lineno}"
-    except ValueError as error:
-        return f"does not parse: {error}"
-    return "does not parse"
 
 
 def _module_name(path: Path, tree: ast.Module) -> tuple[str, str]:
