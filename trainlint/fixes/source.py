@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Required, TypedDict, TypeVar, Unpack
 
 from trainlint.fixes import blocks, constructions, sequences, spelling, statements, values
 from trainlint.fixes.changes import Change, Refused, checked, merged, replaced
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["CallBuilder", "SourceEdits", "SourceText", "apply"]
 
 CallBuilder = Callable[[ast.Call, str], str | None]
+
+
+class Described(TypedDict, total=False):
+    """What a fix is besides its edits: unsafe unless said otherwise."""
+
+    title: Required[str]
+    safety: Safety
+    reason: str
+    patches: Sequence[Patch]
 
 
 class SourceEdits:
@@ -51,14 +60,11 @@ class SourceEdits:
         value: Any,
         *,
         current: Any,
-        title: str,
-        safety: Safety,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
         neighbour: tuple[Site | None, int, str] | None = None,
         built: int = 1,
         suits: int | None = None,
         factors: Sequence[int] = (),
+        **described: Unpack[Described],
     ) -> Fix:
         """Set one argument of the call at `site`, which is `current` now.
 
@@ -85,18 +91,10 @@ class SourceEdits:
                 raise Refused(f"the call makes {built} layers that need different values")
             return [values.set_argument(text, call, wanted)]
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
     def callee(
-        self,
-        sites: Sequence[Site | None],
-        old: str,
-        new: str,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        self, sites: Sequence[Site | None], old: str, new: str, **described: Unpack[Described]
     ) -> Fix:
         """Call `new` for `old` at all these sites: `nn.Sigmoid()` to `nn.ReLU()`, `x.sigmoid()` too."""
 
@@ -104,16 +102,10 @@ class SourceEdits:
             for site in sites:
                 yield spelling.renamed(*self._call(site), old, new)
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
     def replaced_calls(
-        self,
-        changes: Sequence[tuple[Site | None, CallBuilder]],
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        self, changes: Sequence[tuple[Site | None, CallBuilder]], **described: Unpack[Described]
     ) -> Fix:
         """Replace whole calls by what `build(call, its source text)` returns for each.
 
@@ -128,92 +120,37 @@ class SourceEdits:
                     raise Refused(f"`{values.short(text, call)}` is written in another way")
                 yield replaced(text, call, content)
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
     def replaced_expression(
-        self,
-        text: SourceText,
-        node: ast.expr,
-        content: str,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        self, text: SourceText, node: ast.expr, content: str, **described: Unpack[Described]
     ) -> Fix:
         """Replace one expression of a file, an assigned value for instance, by other source."""
+        return self._fix(
+            lambda: [replaced(self._editable(text), _own(text, node), content)], **described
+        )
 
-        def build() -> Iterable[Change]:
-            return [replaced(self._editable(text), _own(text, node), content)]
-
-        return self._fix(build, title, safety, reason, patches)
-
-    def removed(
-        self,
-        site: Site | None,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def removed(self, site: Site | None, **described: Unpack[Described]) -> Fix:
         """Take a call out.
 
         An operation gives way to what it is applied to; a layer is dropped at the end of a `Sequential`,
         else it becomes `nn.Identity()`, so that no key of the state moves.
         """
+        return self._fix(lambda: [constructions.removed(*self._call(site))], **described)
 
-        def build() -> Iterable[Change]:
-            return [constructions.removed(*self._call(site))]
-
-        return self._fix(build, title, safety, reason, patches)
-
-    def before_statement(
-        self,
-        site: Site | None,
-        line: str,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def before_statement(self, site: Site | None, line: str, **described: Unpack[Described]) -> Fix:
         """Put a line, or several, before the statement that holds the call at `site`.
 
         Give names of torch in full, `torch.nn.utils.clip_grad_norm_(...)`; they are spelled as in the file.
         """
+        return self._fix(lambda: [self._beside(site, line, after=False)], **described)
 
-        def build() -> Iterable[Change]:
-            return [self._beside(site, line, after=False)]
-
-        return self._fix(build, title, safety, reason, patches)
-
-    def after_statement(
-        self,
-        site: Site | None,
-        line: str,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def after_statement(self, site: Site | None, line: str, **described: Unpack[Described]) -> Fix:
         """Put a line, or several, behind the statement that holds the call at `site`."""
-
-        def build() -> Iterable[Change]:
-            return [self._beside(site, line, after=True)]
-
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(lambda: [self._beside(site, line, after=True)], **described)
 
     def moved_before(
-        self,
-        site: Site | None,
-        other: Site | None,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        self, site: Site | None, other: Site | None, **described: Unpack[Described]
     ) -> Fix:
         """Move the statement that holds the call at `site` to before the one that holds that at `other`."""
 
@@ -227,61 +164,24 @@ class SourceEdits:
                 statements.moved_before(text, statement, statements.statement_at(text, other_call))
             ]
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
-    def initialised(
-        self,
-        site: Site | None,
-        call: str,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def initialised(self, site: Site | None, call: str, **described: Unpack[Described]) -> Fix:
         """Put a line behind the statement that constructs a layer at `site`.
 
         `call` is the line, with `{}` for the layer: `torch.nn.init.kaiming_normal_({}.weight)`. An element
         of a `Sequential` is `self.layers[1]`.
         """
+        return self._fix(lambda: [constructions.initialised(*self._call(site), call)], **described)
 
-        def build() -> Iterable[Change]:
-            return [constructions.initialised(*self._call(site), call)]
-
-        return self._fix(build, title, safety, reason, patches)
-
-    def behind(
-        self,
-        site: Site | None,
-        layer: str,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def behind(self, site: Site | None, layer: str, **described: Unpack[Described]) -> Fix:
         """Put a layer, `torch.nn.ReLU()`, behind the one made at `site`: in its `Sequential` or list."""
+        return self._fix(lambda: [sequences.behind(*self._call(site), layer)], **described)
 
-        def build() -> Iterable[Change]:
-            return [sequences.behind(*self._call(site), layer)]
-
-        return self._fix(build, title, safety, reason, patches)
-
-    def module_list(
-        self,
-        site: Site | None,
-        *,
-        title: str,
-        safety: Safety = Safety.SAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def module_list(self, site: Site | None, **described: Unpack[Described]) -> Fix:
         """Wrap the plain list, kept as an attribute, that the layer made at `site` is put into."""
-
-        def build() -> Iterable[Change]:
-            return [constructions.module_list(*self._call(site))]
-
-        return self._fix(build, title, safety, reason, patches)
+        described.setdefault("safety", Safety.SAFE)
+        return self._fix(lambda: [constructions.module_list(*self._call(site))], **described)
 
     def normalised(
         self,
@@ -289,11 +189,7 @@ class SourceEdits:
         layer: str,
         size: tuple[int, str],
         uses: Sequence[Site | None],
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        **described: Unpack[Described],
     ) -> Fix:
         """Put a layer, `torch.nn.BatchNorm2d`, behind `self.a = Conv(...)`, which is made at `site`.
 
@@ -309,23 +205,11 @@ class SourceEdits:
             own = [use for _, use in calls]
             return [constructions.normalised(text, call, layer, wanted, own)]
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
-    def residual(
-        self,
-        site: Site | None,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
+    def residual(self, site: Site | None, **described: Unpack[Described]) -> Fix:
         """Add its input to what the call at `site` gives: `y = self.f(x)` to `y = x + self.f(x)`."""
-
-        def build() -> Iterable[Change]:
-            return [constructions.residual(*self._call(site))]
-
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(lambda: [constructions.residual(*self._call(site))], **described)
 
     def together(
         self,
@@ -347,7 +231,7 @@ class SourceEdits:
                 yield from self._made[tuple(fix.edits)]
 
         if all(not fix.edits or tuple(fix.edits) in self._made for fix in fixes):
-            return self._fix(build, title, safety or worst, why, own)
+            return self._fix(build, title=title, safety=safety or worst, reason=why, patches=own)
         edits = list(dict.fromkeys(edit for fix in fixes for edit in fix.edits))
         obstacle = next((fix.obstacle for fix in fixes if not fix.edits), self._clash(edits))
         if obstacle:
@@ -365,25 +249,6 @@ class SourceEdits:
                 return "the edits meet in one place"
         return ""
 
-    def inserted_after(
-        self,
-        site: Site | None,
-        line: Callable[[str], str],
-        *,
-        title: str,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
-    ) -> Fix:
-        """Insert a line after `self.name = <call at site>`; `line("self.name")` gives its text."""
-
-        def build() -> Iterable[Change]:
-            text, call = self._call(site)
-            return [
-                constructions.initialised(text, call, line(constructions.target_of(text, call)[0]))
-            ]
-
-        return self._fix(build, title, Safety.UNSAFE, reason, patches)
-
     def beside(
         self,
         text: SourceText,
@@ -391,10 +256,7 @@ class SourceEdits:
         *,
         before: str = "",
         after: str = "",
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        **described: Unpack[Described],
     ) -> Fix:
         """Put `before` in front of a statement (`x = `, `return `, lines), or lines `after` below it."""
 
@@ -405,17 +267,10 @@ class SourceEdits:
             code = statements.dedented(text, own, after or before.rstrip())
             return [statements.inserted(text, own, code, after=bool(after))]
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
     def without_context(
-        self,
-        filename: str,
-        start: Location,
-        *,
-        title: str,
-        safety: Safety = Safety.UNSAFE,
-        reason: str = "",
-        patches: Sequence[Patch] = (),
+        self, filename: str, start: Location, **described: Unpack[Described]
     ) -> Fix:
         """Take away the `with` or the decorator whose expression begins at a place, not what it holds."""
 
@@ -425,7 +280,7 @@ class SourceEdits:
                 raise Refused("the file cannot be read")
             return [blocks.without_context(self._editable(text), start)]
 
-        return self._fix(build, title, safety, reason, patches)
+        return self._fix(build, **described)
 
     # ------------------------------------------------------------------ what stands at a site
 
@@ -488,10 +343,11 @@ class SourceEdits:
     def _fix(
         self,
         build: Callable[[], Iterable[Change]],
+        *,
         title: str,
-        safety: Safety,
-        reason: str,
-        patches: Sequence[Patch],
+        safety: Safety = Safety.UNSAFE,
+        reason: str = "",
+        patches: Sequence[Patch] = (),
     ) -> Fix:
         try:
             changes = merged(list(build()))
