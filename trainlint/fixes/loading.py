@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Final
 
+from trainlint.fixes.changes import Refused
 from trainlint.fixes.edit import Fix
-from trainlint.fixes.reading import Refusal, bound_to, call, last_name, with_keyword
+from trainlint.fixes.reading import bound_to, call, last_name, refusable, with_keyword
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,29 +24,28 @@ _PARTS: Final = ("random_split", "Subset")
 _DEEPEST: Final = 4
 
 
+@refusable
 def with_option(edits: SourceEdits, site: Site | None, name: str, value: str, *, title: str) -> Fix:
     """`shuffle=True`, `drop_last=True` in the `DataLoader` that is made at `site`."""
-    try:
-        text, made = call(edits, site, "the loader")
-        if last_name(made.func) != "DataLoader":
-            raise Refusal("the loader is made in another way than by DataLoader(...)")
-        if any(word.arg is None for word in made.keywords):
-            raise Refusal("its options are unpacked from elsewhere")
-        if any(word.arg in ("sampler", "batch_sampler") for word in made.keywords):
-            raise Refusal("its sampler gives the order")
-        given = next((word.value for word in made.keywords if word.arg == name), None)
-        if isinstance(given, ast.Constant):
-            return edits.replaced_expression(text, given, value, title=title)
-        if given is not None or len(made.args) > 2:
-            raise Refusal(f"`{name}` is decided elsewhere")
-        source = ast.get_source_segment(text.text, made) or ""
-        if not source.endswith(")") or "#" in source:
-            raise Refusal("a comment stands in the call")
-        return edits.replaced_expression(text, made, with_keyword(source, name, value), title=title)
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    text, made = call(edits, site, "the loader")
+    if last_name(made.func) != "DataLoader":
+        raise Refused("the loader is made in another way than by DataLoader(...)")
+    if any(word.arg is None for word in made.keywords):
+        raise Refused("its options are unpacked from elsewhere")
+    if any(word.arg in ("sampler", "batch_sampler") for word in made.keywords):
+        raise Refused("its sampler gives the order")
+    given = next((word.value for word in made.keywords if word.arg == name), None)
+    if isinstance(given, ast.Constant):
+        return edits.replaced_expression(text, given, value, title=title)
+    if given is not None or len(made.args) > 2:
+        raise Refused(f"`{name}` is decided elsewhere")
+    source = ast.get_source_segment(text.text, made) or ""
+    if not source.endswith(")") or "#" in source:
+        raise Refused("a comment stands in the call")
+    return edits.replaced_expression(text, made, with_keyword(source, name, value), title=title)
 
 
+@refusable
 def with_tensor(
     edits: SourceEdits, sites: Sequence[Site | None], place: int, change: str, *, title: str
 ) -> Fix:
@@ -53,19 +53,16 @@ def with_tensor(
 
     `place` counts from 0, the last one is -1.
     """
-    try:
-        changed: dict[tuple[int, int], Fix] = {}
-        for site in sites:
-            text, tensor = _tensor(edits, site, place)
-            source = ast.get_source_segment(text.text, tensor) or ""
-            if not isinstance(tensor, _SIMPLE):
-                source = f"({source})"
-            changed[tensor.lineno, tensor.col_offset] = edits.replaced_expression(
-                text, tensor, change.format(source), title=title
-            )
-        return edits.together(*changed.values(), title=title)
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    changed: dict[tuple[int, int], Fix] = {}
+    for site in sites:
+        text, tensor = _tensor(edits, site, place)
+        source = ast.get_source_segment(text.text, tensor) or ""
+        if not isinstance(tensor, _SIMPLE):
+            source = f"({source})"
+        changed[tensor.lineno, tensor.col_offset] = edits.replaced_expression(
+            text, tensor, change.format(source), title=title
+        )
+    return edits.together(*changed.values(), title=title)
 
 
 def _tensor(edits: SourceEdits, site: Site | None, place: int) -> tuple[SourceText, ast.expr]:
@@ -75,9 +72,9 @@ def _tensor(edits: SourceEdits, site: Site | None, place: int) -> tuple[SourceTe
     for _ in range(_DEEPEST):
         if isinstance(given, ast.Call) and last_name(given.func) == "TensorDataset":
             if given.keywords or any(isinstance(each, ast.Starred) for each in given.args):
-                raise Refusal("the tensors of the data set are unpacked from elsewhere")
+                raise Refused("the tensors of the data set are unpacked from elsewhere")
             if not -len(given.args) <= place < len(given.args) or len(given.args) < 2:
-                raise Refusal("the data set has other tensors")
+                raise Refused("the data set has other tensors")
             return text, given.args[place]
         if isinstance(given, ast.Call) and last_name(given.func) in _PARTS and given.args:
             given = given.args[0]
@@ -85,7 +82,7 @@ def _tensor(edits: SourceEdits, site: Site | None, place: int) -> tuple[SourceTe
             given = bound_to(text, given) or _unpacked(text, given)
         else:
             break
-    raise Refusal("the data set is no TensorDataset of this file")
+    raise Refused("the data set is no TensorDataset of this file")
 
 
 def _unpacked(text: SourceText, name: ast.Name) -> ast.expr | None:

@@ -10,18 +10,15 @@ import ast
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.activations import ACTIVATION_CLASSES, LOSS_CLASSES
-from trainlint.fixes.edit import Edit, Fix, Location
+from trainlint.fixes.changes import Refused
+from trainlint.fixes.edit import Fix
 from trainlint.fixes.patch import Occurrence, Patch
 from trainlint.fixes.reading import (
-    Refusal,
-    block,
     bound_to,
     call,
-    checked,
-    has_own_lines,
     is_path,
     last_name,
-    parent,
+    refusable,
     scope,
     statement,
     with_keyword,
@@ -41,27 +38,25 @@ _DETACHING: Final = ("item", "detach", "data", "numpy", "tolist", "cpu", "clone"
 # ---------------------------------------------------------------------- what it is given
 
 
+@refusable
 def with_operand(
     edits: SourceEdits, site: Site | None, place: int, change: str, *, title: str
 ) -> Fix:
     """`change`, such as `{}.squeeze(1)` or `{} / 255`, of an operand of the call or operator at `site`."""
-    try:
-        text, operand = _operand(edits, site, place)
-        source = ast.get_source_segment(text.text, operand) or ""
-        if not source or isinstance(operand, ast.Starred):
-            raise Refusal("what the loss is given is unpacked")
-        if not isinstance(operand, _SIMPLE):
-            source = f"({source})"
-        return edits.replaced_expression(text, operand, change.format(source), title=title)
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    text, operand = _operand(edits, site, place)
+    source = ast.get_source_segment(text.text, operand) or ""
+    if not source or isinstance(operand, ast.Starred):
+        raise Refused("what the loss is given is unpacked")
+    if not isinstance(operand, _SIMPLE):
+        source = f"({source})"
+    return edits.replaced_expression(text, operand, change.format(source), title=title)
 
 
 def _operand(edits: SourceEdits, site: Site | None, place: int) -> tuple[SourceText, ast.expr]:
     text = None if site is None else edits.text(site.filename)
     span = None if site is None else site.span()
     if text is None or text.tree is None or site is None or span is None:
-        raise Refusal("the loss stands in no file of yours")
+        raise Refused("the loss stands in no file of yours")
     row, end_row, column, end_column = span
     for node in ast.walk(text.tree):
         if isinstance(node, ast.BinOp):
@@ -70,14 +65,14 @@ def _operand(edits: SourceEdits, site: Site | None, place: int) -> tuple[SourceT
                 return text, (node.left, node.right)[place]
     found = text.call_at(site)
     if found is None:
-        raise Refusal("the loss is not found in the source")
+        raise Refused("the loss is not found in the source")
     if any(isinstance(given, ast.Starred) for given in found.args[: place + 1]):
-        raise Refusal("what the loss is given is unpacked")
+        raise Refused("what the loss is given is unpacked")
     if len(found.args) > place:
         return text, found.args[place]
     named = [word.value for word in found.keywords if word.arg in _OPERANDS[place]]
     if len(named) != 1:
-        raise Refusal("what the loss is given is not found in the call")
+        raise Refused("what the loss is given is not found in the call")
     return text, named[0]
 
 
@@ -91,7 +86,7 @@ def made(edits: SourceEdits, site: Site | None, kind: str) -> tuple[SourceText, 
     if name == kind or (layer and name == layer):
         return text, called
     if not is_path(called.func) or not layer:
-        raise Refusal("the loss is called in another way than by its name")
+        raise Refused("the loss is called in another way than by its name")
     value = bound_to(text, called.func)
     if isinstance(value, ast.Call) and last_name(value.func) == layer:
         return text, value
@@ -102,49 +97,43 @@ def made(edits: SourceEdits, site: Site | None, kind: str) -> tuple[SourceText, 
         if isinstance(node, ast.Call) and last_name(node.func) == layer
     ]
     if len(built) != 1:
-        raise Refusal(f"{len(built)} calls of {layer} stand in the file")
-    around = parent(text, built[0])
+        raise Refused(f"{len(built)} calls of {layer} stand in the file")
+    around = text.parents.get(built[0])
     targets = around.targets if isinstance(around, ast.Assign) else []
     if [last_name(target) for target in targets] != [name]:
-        raise Refusal(f"what {name} is, is decided elsewhere")
+        raise Refused(f"what {name} is, is decided elsewhere")
     return text, built[0]
 
 
+@refusable
 def swapped(edits: SourceEdits, site: Site | None, old: str, new: str, *, title: str) -> Fix:
     """The loss `new` in the place of `old`, whose first arguments are the same."""
-    try:
-        text, deciding = made(edits, site, old)
-        if deciding.keywords or len(deciding.args) > 2:
-            raise Refusal("the loss has options of its own")
-        callee = deciding.func
-        if not isinstance(callee, ast.Attribute):
-            raise Refusal(f"{last_name(callee)} is imported by its name")
-        name = new if callee.attr == old else LOSS_CLASSES[new]
-        source = f"{ast.unparse(callee.value)}.{name}"
-        return edits.replaced_expression(text, callee, source, title=title)
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    text, deciding = made(edits, site, old)
+    if deciding.keywords or len(deciding.args) > 2:
+        raise Refused("the loss has options of its own")
+    callee = deciding.func
+    if not isinstance(callee, ast.Attribute):
+        raise Refused(f"{last_name(callee)} is imported by its name")
+    name = new if callee.attr == old else LOSS_CLASSES[new]
+    source = f"{ast.unparse(callee.value)}.{name}"
+    return edits.replaced_expression(text, callee, source, title=title)
 
 
+@refusable
 def with_argument(
     edits: SourceEdits, site: Site | None, kind: str, name: str, value: str, *, title: str
 ) -> Fix:
     """A further keyword argument of the loss: `ignore_index=255`, `weight=...`."""
-    try:
-        text, deciding = made(edits, site, kind)
-        if any(word.arg in (name, None) for word in deciding.keywords):
-            raise Refusal(f"{name} is given already")
-        limit = 2 if last_name(deciding.func) == kind else 0
-        if len(deciding.args) > limit or any(isinstance(a, ast.Starred) for a in deciding.args):
-            raise Refusal("the loss has options of its own")
-        source = ast.get_source_segment(text.text, deciding) or ""
-        if "#" in source or not source.endswith(")"):
-            raise Refusal("a comment stands in the call")
-        return edits.replaced_expression(
-            text, deciding, with_keyword(source, name, value), title=title
-        )
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    text, deciding = made(edits, site, kind)
+    if any(word.arg in (name, None) for word in deciding.keywords):
+        raise Refused(f"{name} is given already")
+    limit = 2 if last_name(deciding.func) == kind else 0
+    if len(deciding.args) > limit or any(isinstance(a, ast.Starred) for a in deciding.args):
+        raise Refused("the loss has options of its own")
+    source = ast.get_source_segment(text.text, deciding) or ""
+    if "#" in source or not source.endswith(")"):
+        raise Refused("a comment stands in the call")
+    return edits.replaced_expression(text, deciding, with_keyword(source, name, value), title=title)
 
 
 # ---------------------------------------------------------------------- an activation before it
@@ -171,14 +160,14 @@ def without(
             built = None if text is None else text.call_at(made_at)
             if text is not None and built is not None and last_name(built.func) == layer:
                 if not isinstance(built.func, ast.Attribute):
-                    raise Refusal(f"{layer} is imported by its name")
+                    raise Refused(f"{layer} is imported by its name")
                 owner = ast.unparse(built.func.value)
                 return edits.replaced_expression(
                     text, built, f"{owner}.Identity()", title=title, patches=patches
                 )
         text, called = call(edits, site, name)
         return _unwrapped(edits, text, called, name, title, patches)
-    except Refusal as refusal:
+    except Refused as refusal:
         return Fix(title, obstacle=str(refusal), patches=patches)
 
 
@@ -206,8 +195,8 @@ def renamed(
                 return edits.replaced_expression(
                     text, node.func, source, title=title, patches=patches
                 )
-        raise Refusal(f"the call of {old} is not found in the source")
-    except Refusal as refusal:
+        raise Refused(f"the call of {old} is not found in the source")
+    except Refused as refusal:
         return Fix(title, obstacle=str(refusal), patches=patches)
 
 
@@ -235,7 +224,7 @@ def _unwrapped(
         source = ast.get_source_segment(text.text, operand) or ""
         content = source if isinstance(operand, _SIMPLE) else f"({source})"
         return edits.replaced_expression(text, node, content, title=title, patches=patches)
-    raise Refusal(f"the call of {name} is not found in the source")
+    raise Refused(f"the call of {name} is not found in the source")
 
 
 def last_of(trace: Trace, name: str) -> tuple[ModelTrace, SiteTrace] | None:
@@ -279,53 +268,42 @@ def _named(make: Any, model: ModelTrace, site: SiteTrace, **values: Any) -> Patc
 # ---------------------------------------------------------------------- its graph
 
 
+@refusable
 def reattached(trace: Trace, edits: SourceEdits, *, title: str) -> Fix:
     """The line taken out that makes a number, or a new leaf, of the loss before `backward()`."""
-    try:
-        text, backward = _backward(trace, edits)
-        assert isinstance(backward.func, ast.Attribute)
-        loss = backward.func.value
-        if not isinstance(loss, ast.Name):
-            raise Refusal("backward() is called on an expression")
-        around = scope(text, backward)
-        last = statement(text, backward)
-        cuts = [
-            node
-            for node in ast.walk(around or last)
-            if isinstance(node, ast.Assign)
-            and len(node.targets) == 1
-            and ast.unparse(node.targets[0]) == loss.id
-            and node.lineno < last.lineno
-            and _source_of(node.value) is not None
-        ]
-        if len(cuts) != 1:
-            raise Refusal("where the graph is dropped is not seen in the lines before backward()")
-        (cut,) = cuts
-        inner = _source_of(cut.value)
-        assert inner is not None
-        if inner.id != loss.id:
-            return edits.replaced_expression(text, cut.value, inner.id, title=title)
-        if not has_own_lines(text, cut) or len(block(text, cut)) == 1 or cut.lineno == 1:
-            raise Refusal("the line holds several statements")
-        end = cut.end_lineno or cut.lineno
-        out = Edit(
-            text.filename,
-            Location(cut.lineno - 1, len(text.lines[cut.lineno - 2]) + 1),
-            Location(end, len(text.lines[end - 1]) + 1),
-            "",
-        )
-        return checked(text, [out], title=title)
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    text, backward = _backward(trace, edits)
+    assert isinstance(backward.func, ast.Attribute)
+    loss = backward.func.value
+    if not isinstance(loss, ast.Name):
+        raise Refused("backward() is called on an expression")
+    around = scope(text, backward)
+    last = statement(text, backward)
+    cuts = [
+        node
+        for node in ast.walk(around or last)
+        if isinstance(node, ast.Assign)
+        and len(node.targets) == 1
+        and ast.unparse(node.targets[0]) == loss.id
+        and node.lineno < last.lineno
+        and _source_of(node.value) is not None
+    ]
+    if len(cuts) != 1:
+        raise Refused("where the graph is dropped is not seen in the lines before backward()")
+    (cut,) = cuts
+    inner = _source_of(cut.value)
+    assert inner is not None
+    if inner.id != loss.id:
+        return edits.replaced_expression(text, cut.value, inner.id, title=title)
+    return edits.deleted(text, cut, title=title)
 
 
 def _backward(trace: Trace, edits: SourceEdits) -> tuple[SourceText, ast.Call]:
     sites = {incident.site for incident in trace.of("loss-without-graph")}
     if len(sites) != 1:
-        raise Refusal(f"backward() is called at {len(sites)} places")
+        raise Refused(f"backward() is called at {len(sites)} places")
     text, backward = call(edits, next(iter(sites)), "backward()")
     if not isinstance(backward.func, ast.Attribute):
-        raise Refusal("backward() is called in another way than loss.backward()")
+        raise Refused("backward() is called in another way than loss.backward()")
     return text, backward
 
 

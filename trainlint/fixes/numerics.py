@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Any, Final
 
+from trainlint.fixes.changes import Refused
 from trainlint.fixes.edit import Fix
-from trainlint.fixes.reading import Refusal
+from trainlint.fixes.reading import refusable
 from trainlint.ops import ALIASES
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _GUARDS: Final = {
 _OPERATORS: Final = {ast.Div: "div", ast.Pow: "pow"}
 
 
+@refusable
 def guarded(
     edits: SourceEdits,
     site: Site | None,
@@ -43,30 +45,27 @@ def guarded(
     title: str,
 ) -> Fix:
     """The operand of the operation at `site` bounded: `x.clamp_min(1e-8).log()`, `x / (y + 1e-8)`."""
-    try:
-        name = ALIASES.get(operation, operation)
-        if name not in _GUARDS:
-            raise Refusal(f"what {operation} is given is not bounded by one factor or sum")
-        which, suffix = _GUARDS[name]
-        text = None if site is None else edits.text(site.filename)
-        if text is None or site is None:
-            raise Refusal("the operation stands in no file of yours")
-        operand = _operand(text, site, name, which)
-        source = ast.get_source_segment(text.text, operand)
-        if source is None or suffix.strip() in source:
-            raise Refusal("the operand is bounded already, or not found")
-        if not isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript)):
-            source = f"({source})"
-        content = f"({source}{suffix})" if suffix.startswith(" ") else source + suffix
-        return edits.replaced_expression(text, operand, content, title=title)
-    except Refusal as refusal:
-        return Fix(title, obstacle=str(refusal))
+    name = ALIASES.get(operation, operation)
+    if name not in _GUARDS:
+        raise Refused(f"what {operation} is given is not bounded by one factor or sum")
+    which, suffix = _GUARDS[name]
+    text = None if site is None else edits.text(site.filename)
+    if text is None or site is None:
+        raise Refused("the operation stands in no file of yours")
+    operand = _operand(text, site, name, which)
+    source = ast.get_source_segment(text.text, operand)
+    if source is None or suffix.strip() in source:
+        raise Refused("the operand is bounded already, or not found")
+    if not isinstance(operand, (ast.Name, ast.Attribute, ast.Call, ast.Subscript)):
+        source = f"({source})"
+    content = f"({source}{suffix})" if suffix.startswith(" ") else source + suffix
+    return edits.replaced_expression(text, operand, content, title=title)
 
 
 def _operand(text: SourceText, site: Site, name: str, which: int) -> ast.expr:
     span = site.span()
     if span is None or text.tree is None:
-        raise Refusal("the operation is not found in the source")
+        raise Refused("the operation is not found in the source")
     row, end_row, column, end_column = span
     found: list[ast.expr] = []
     for node in ast.walk(text.tree):
@@ -82,7 +81,7 @@ def _operand(text: SourceText, site: Site, name: str, which: int) -> ast.expr:
             if operand is not None:
                 found.append(operand)
     if len(found) != 1:
-        raise Refusal("the operation is not found in the source")
+        raise Refused("the operation is not found in the source")
     return found[0]
 
 

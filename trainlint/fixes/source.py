@@ -269,6 +269,48 @@ class SourceEdits:
 
         return self._fix(build, **described)
 
+    def enclosed(
+        self,
+        text: SourceText,
+        statement: ast.stmt,
+        *,
+        before: str,
+        after: str,
+        **described: Unpack[Described],
+    ) -> Fix:
+        """Put one line in front of a statement and one below it."""
+
+        def build() -> Iterable[Change]:
+            own = _own(self._editable(text), statement)
+            return [statements.enclosed(text, own, before, after)]
+
+        return self._fix(build, **described)
+
+    def moved(
+        self,
+        text: SourceText,
+        statement: ast.stmt,
+        other: ast.stmt,
+        *,
+        after: bool = False,
+        **described: Unpack[Described],
+    ) -> Fix:
+        """Move a statement to before another of its file, or to behind it, at that one's indentation."""
+
+        def build() -> Iterable[Change]:
+            own = _own(self._editable(text), statement), _own(text, other)
+            return [statements.moved(text, *own, after=after)]
+
+        return self._fix(build, **described)
+
+    def deleted(self, text: SourceText, statement: ast.stmt, **described: Unpack[Described]) -> Fix:
+        """Take a statement out, with its line."""
+
+        def build() -> Iterable[Change]:
+            return [statements.deleted(text, _own(self._editable(text), statement))]
+
+        return self._fix(build, **described)
+
     def without_context(
         self, filename: str, start: Location, **described: Unpack[Described]
     ) -> Fix:

@@ -50,8 +50,16 @@ def indentation(text: SourceText, statement: ast.stmt) -> str | None:
     return before if not before.strip(_BLANKS) else None
 
 
+def has_own_lines(text: SourceText, statement: ast.stmt) -> bool:
+    """Whether nothing but a comment shares the lines of a statement."""
+    return indentation(text, statement) is not None and _ends_its_line(text, statement)
+
+
 def _end_of_line(text: SourceText, offset: int) -> int:
-    row = text.place(offset).row
+    return _end_of_row(text, text.place(offset).row)
+
+
+def _end_of_row(text: SourceText, row: int) -> int:
     return text.starts[row - 1] + len(text.lines[row - 1])
 
 
@@ -75,11 +83,29 @@ def inserted(
     place = index + 1 if after else index - len(made)
     if place >= 0 and _same(block[place : place + len(made)], made):
         raise Refused("it stands there already")
-    splice = _splice(text, statement, code, made, after=after)
-    change = Change(text, (splice,), (), (Insertion(statement, after, code, made),))
+    change = _beside(text, statement, code, made, after=after)
     if check and not change.agrees():
         raise Refused("the text there does not allow it")
     return change
+
+
+def enclosed(text: SourceText, statement: ast.stmt, before: str, after: str) -> Change:
+    """One statement before another and one behind it, whatever stands there. Raises `Refused`."""
+    if not has_own_lines(text, statement):
+        raise Refused("the statement shares its line with others")
+    change = Change(text)
+    for code, is_after in ((before, False), (after, True)):
+        change += _beside(text, statement, code, tuple(ast.parse(code).body), after=is_after)
+    if not change.agrees():
+        raise Refused("the text there does not allow it")
+    return change
+
+
+def _beside(
+    text: SourceText, statement: ast.stmt, code: str, made: tuple[ast.stmt, ...], *, after: bool
+) -> Change:
+    splice = _splice(text, statement, code, made, after=after)
+    return Change(text, (splice,), (), (Insertion(statement, after, code, made),))
 
 
 def _same(one: list[ast.stmt], other: tuple[ast.stmt, ...]) -> bool:
@@ -158,8 +184,7 @@ def _cut(text: SourceText, statement: ast.stmt) -> tuple[int, int, str]:
         if row < len(text.starts):
             return first, text.starts[row], ""
         # The last line, without a newline: that of the line before goes.
-        previous = text.starts[statement.lineno - 2] + len(text.lines[statement.lineno - 2])
-        return previous, line_end, ""
+        return _end_of_row(text, statement.lineno - 1), line_end, ""
     between = list(significant(text.text, end, line_end))
     if between and between[0][1] == ";":
         place = between[0][0] + 1
@@ -180,33 +205,48 @@ def moved_before(text: SourceText, statement: ast.stmt, other: ast.stmt) -> Chan
     block = block_of(text, statement)
     if other not in block or statement is other:
         raise Refused("the two do not stand in one block")
-    if isinstance(statement, _COMPOUND):
-        raise Refused("it is a block of its own")
     here, there = block.index(statement), block.index(other)
     if here + 1 == there:
         raise Refused("it stands there already")
     passed = block[here + 1 : there] if here < there else block[there:here]
     for name in _conflicts(statement, passed):
         raise Refused(f"`{name}` is set in between")
-    own = indentation(text, statement)
-    if own is None or not _ends_its_line(text, statement) or indentation(text, other) is None:
+    return moved(text, statement, other)
+
+
+def moved(text: SourceText, statement: ast.stmt, other: ast.stmt, *, after: bool = False) -> Change:
+    """A statement to before another of the file, or to behind it, in its block. Raises `Refused`.
+
+    What they do to each other and to what stands in between is not looked at.
+    """
+    if isinstance(statement, _COMPOUND):
+        raise Refused("it is a block of its own")
+    if len(block_of(text, statement)) == 1:
+        raise Refused("nothing would be left in the block")
+    beside = indentation(text, other)
+    is_alone = has_own_lines(text, statement) and (not after or _ends_its_line(text, other))
+    if beside is None or not is_alone:
         raise Refused("the statement shares its line with others")
+    if indentation(text, statement) != beside and statement.lineno != statement.end_lineno:
+        raise Refused("it takes several lines")
     checked(text, statement)
     start, end = text.span(statement)
-    cut_end = _end_of_line(text, end)
-    moved = text.text[start:cut_end]  # a comment behind it goes with it
-    row = text.place(end).row
-    if row < len(text.starts):
-        cut = (text.starts[statement.lineno - 1], text.starts[row], "")
+    line_end = _end_of_line(text, end)
+    line = text.text[start:line_end]  # a comment behind it goes with it
+    first, last = text.span(other)
+    row = statement.lineno
+    # The newline before goes, since the statement may be put right behind its own.
+    cut = (_end_of_row(text, row - 1), line_end, "") if row > 1 else (0, text.starts[1], "")
+    if after:
+        place = _end_of_line(text, last)
+        put = (place, place, f"{text.newline}{beside}{line}")
     else:
-        first = statement.lineno - 2
-        cut = (text.starts[first] + len(text.lines[first]), cut_end, "")
-    place = text.span(other)[0]
+        put = (first, first, f"{line}{text.newline}{beside}")
     change = Change(
         text,
-        (cut, (place, place, f"{moved}{text.newline}{own}")),
+        (cut, put),
         (),
-        (Insertion(other, False, moved, (statement,)),),
+        (Insertion(other, after, line, (statement,)),),
         (statement,),
     )
     if not change.agrees():
