@@ -82,12 +82,21 @@ def index() -> str:
 
 
 def readme(text: str) -> str:
-    """The README with its table of rules brought up to date."""
+    """The README with its overview of the rules brought up to date."""
     before, found_begin, rest = text.partition(BEGIN)
     _, found_end, after = rest.partition(END)
     if not found_begin or not found_end:
         raise SystemExit(f"README.md lacks {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table('docs/rules/', all_rules())}\n{END}{after}"
+    return f"{before}{BEGIN}\n{overview('docs/rules/')}\n{END}{after}"
+
+
+def overview(prefix: str) -> str:
+    """The rules by family, a row each; `prefix` is the way to the pages."""
+    rows = ["| family | rules |", "|---|---|"]
+    for name, rules in families().items():
+        links = ", ".join(f"{rule.code} [{rule.name}]({prefix}{rule.name}.md)" for rule in rules)
+        rows.append(f"| [{name}]({prefix}{name}.md) | {links} |")
+    return "\n".join(rows)
 
 
 def wanted() -> dict[Path, str]:

@@ -88,6 +88,15 @@ def test_the_configuration_of_the_readme_is_accepted_and_complete(tmp_path: Path
         assert field.encode_name in block.text
 
 
+def test_the_hooks_of_the_readme_are_those_of_the_repository() -> None:
+    (block,) = of("yaml")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    (source,) = yaml.safe_load(block.text)["repos"]
+    assert {hook["id"] for hook in source["hooks"]} <= {hook["id"] for hook in hooks}
+    assert source["repo"] == REPOSITORY
+    assert source["rev"] == f"v{__version__}"
+
+
 def test_the_readme_names_every_option_of_check() -> None:
     from trainlint.cli import check
 
