@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "rules"
 REFERENCE = ROOT / "docs" / "reference"
 INDEX = """\
-{count} rules, each with a page: what the fault does to a training, the formula, a bad and a good example, how
-it is mended, when to ignore it, and where it comes from. `trainlint explain CODE` shows the same in the
+{count} rules, each with a page: what the fault does to a training, the formula, a bad and a good example,
+how it is mended, when to ignore it, and where it comes from. `trainlint explain CODE` shows the same in the
 terminal. A rule is named by its code, its name, its family, or a prefix of its code, wherever rules are
 chosen."""
 BEGIN, END = "<!-- rules: written by docs/generate.py -->", "<!-- end of rules -->"

@@ -221,9 +221,9 @@ def assert_no_dead_units(
 def assert_examples(*selectors: str) -> None:
     """The Bad examples in the docstrings of these rules fire, and the Good ones are silent for all rules.
 
-    For the tests of a rule pack; `selectors` are codes, prefixes, names or families.
-    ones may have advice (info) of other rules. Raises `AssertionError` with a line for each example that
-    does otherwise, and `UsageError` for a selector that fits no rule.
+    For the tests of a rule pack; `selectors` are codes, prefixes, names or families, as for `--select`.
+    Good ones may have advice (info) of other rules. Raises `AssertionError` with a line for each example
+    that does otherwise, and `UsageError` for a selector that fits no rule.
     """
     __tracebackhide__ = True
     from trainlint.examples import failures
