@@ -17,7 +17,7 @@ from trainlint.report.explanation import Lesson
 from trainlint.rule import Rule
 
 if TYPE_CHECKING:
-    from trainlint.records import Finding, Report
+    from trainlint.records import Report, ReportedFinding
 
 _BACKWARD: Final = ".backward()"
 
@@ -95,7 +95,7 @@ def _wrong(example: Example, report: Report, *, is_checked: bool) -> Iterator[st
             yield f"{what}: {each.code} {each.name} fires: {each.message}"
 
 
-def _all(report: Report) -> Iterator[Finding]:
+def _all(report: Report) -> Iterator[ReportedFinding]:
     for finding in report.findings:
         yield finding
         yield from finding.symptoms
