@@ -9,12 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
+from trainlint.catalogue import ENTRY_POINT_GROUP
 from trainlint.errors import ConfigError, UsageError
 from trainlint.rule import Rule
-
-ENTRY_POINT_GROUP: Final = "trainlint.rules"
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from trainlint import __version__
 from trainlint.cli.checking import check
+from trainlint.cli.completing import VARIABLE, register
 from trainlint.cli.lessons import explain, new_rule, rules
 from trainlint.cli.options import debug_option
 from trainlint.cli.terminal import PLAIN_SIGNS
@@ -20,6 +22,11 @@ from trainlint.errors import UsageError
 
 class _Group(click.Group):
     """Turns errors into one line on stderr and exit status 2; `--debug` anywhere shows the traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        if VARIABLE in os.environ:
+            register()
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -60,7 +67,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise UsageError(f"no completion for {shell}")
-    click.echo(kind(ctx.find_root().command, {}, "trainlint", "_TRAINLINT_COMPLETE").source())
+    click.echo(kind(ctx.find_root().command, {}, "trainlint", VARIABLE).source())
 
 
 for command in (check, run, sweep, explain, rules, new_rule, completion):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from trainlint.cli.completing import complete_targets
 from trainlint.cli.options import (
     config_option,
     debug_option,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, metavar="TARGET...")
+@click.argument("targets", nargs=-1, metavar="TARGET...", shell_complete=complete_targets)
 @rule_options
 @click.option("--inputs", metavar="SHAPES", help="Inputs such as 2x3x32x32,2x16:long.")
 @click.option(

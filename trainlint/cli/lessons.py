@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from trainlint.cli.options import complete_rules
+from trainlint.cli.completing import complete_rules
 from trainlint.cli.terminal import console_on
 
 

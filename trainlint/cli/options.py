@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from trainlint.cli.completing import complete_files, complete_selectors
 from trainlint.errors import UsageError
 from trainlint.report import FORMAT_NAMES
 
@@ -29,14 +30,6 @@ def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
         raise UsageError(f"--values {text}: numbers, separated by commas") from None
 
 
-def complete_rules(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    """Codes and names of rules that begin like this."""
-    from trainlint.registry import all_rules
-
-    names = [name for rule in all_rules() for name in (rule.code, rule.name)]
-    return [name for name in names if name.startswith(incomplete)]
-
-
 def rule_options(command: Command) -> Command:
     """Which rules."""
     select = _selector_option(
@@ -54,7 +47,7 @@ def _selector_option(name: str, text: str) -> Callable[[Command], Command]:
         metavar="RULES",
         callback=split,
         help=text,
-        shell_complete=complete_rules,
+        shell_complete=complete_selectors,
     )
 
 
@@ -67,6 +60,7 @@ def report_options(command: Command) -> Command:
     output = click.option(
         "--output", multiple=True, metavar="[FORMAT:]FILE",
         help="Write the report to this file; with a FORMAT, one more in that form.",
+        shell_complete=complete_files,
     )  # fmt: skip
     statistics = click.option(
         "--statistics", is_flag=True, help="Only count the findings of each rule."

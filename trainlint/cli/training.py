@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from trainlint.cli.completing import complete_files, complete_targets
 from trainlint.cli.options import (
     config_option,
     debug_option,
@@ -25,8 +26,8 @@ from trainlint.generalization.swept import OVER
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("script")
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("script", shell_complete=complete_files)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_files)
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module.")
 @click.option("--steps", type=click.IntRange(min=1), help="End it after so many optimizer steps.")
 @click.option("--every", type=click.IntRange(min=1), help="Record each so many steps [adaptive].")
@@ -93,7 +94,7 @@ def run(
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=complete_targets)
 @click.option(
     "--over", type=click.Choice(OVER), default=OVER[0], show_default=True, help="What to vary."
 )
