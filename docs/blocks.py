@@ -48,8 +48,13 @@ MARKER = re.compile(r"<!-- (file|exit|tested): (.*?) -->\s*")
 
 
 def pages() -> list[Path]:
-    """The pages whose blocks are run: the README, the quickstart and the guides."""
-    written = [ROOT / "docs" / "quickstart.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+    """The pages whose blocks are run: the README, the quickstart, the guides, and what JSON looks like."""
+    docs = ROOT / "docs"
+    written = [
+        docs / "quickstart.md",
+        *sorted((docs / "guides").glob("*.md")),
+        docs / "reference" / "json.md",
+    ]
     return [README, *(page for page in written if page.exists())]
 
 

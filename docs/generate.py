@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import references
+import signatures
 
 from trainlint.registry import all_rules
 from trainlint.report.explanation import Lesson
@@ -19,12 +20,12 @@ from trainlint.rule import Rule
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "rules"
 REFERENCE = ROOT / "docs" / "reference"
+CODES = PAGES / "codes.txt"
 INDEX = """\
 {count} rules, each with a page: what the fault does to a training, the formula, a bad and a good example,
 how it is mended, when to ignore it, and where it comes from. `trainlint explain CODE` shows the same in the
 terminal. A rule is named by its code, its name, its family, or a prefix of its code, wherever rules are
 chosen."""
-BEGIN, END = "<!-- rules: written by docs/generate.py -->", "<!-- end of rules -->"
 
 
 def page(rule: Rule) -> str:
@@ -81,15 +82,6 @@ def index() -> str:
     return "\n".join(lines)
 
 
-def readme(text: str) -> str:
-    """The README with its overview of the rules brought up to date."""
-    before, found_begin, rest = text.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not found_begin or not found_end:
-        raise SystemExit(f"README.md lacks {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{overview('docs/rules/')}\n{END}{after}"
-
-
 def overview(prefix: str) -> str:
     """The rules by family, a row each; `prefix` is the way to the pages."""
     rows = ["| family | rules |", "|---|---|"]
@@ -99,14 +91,47 @@ def overview(prefix: str) -> str:
     return "\n".join(rows)
 
 
+def codes(known: str) -> str:
+    """The register of codes: each that there ever was, with its names, so that none is used again."""
+    names = {line.split()[0]: line.split()[1:] for line in known.splitlines()}
+    for rule in all_rules():
+        if rule.name not in names.setdefault(rule.code, [rule.name]):
+            raise SystemExit(
+                f"{rule.code} was {names[rule.code][-1]} and is never used again; if {rule.name} is the "
+                f"same rule, add its new name to the line in {CODES.relative_to(ROOT)}"
+            )
+    return "".join(f"{code} {' '.join(names[code])}\n" for code in sorted(names))
+
+
+def between(path: Path, begin: str, content: str) -> str:
+    """A document with what stands between two of its lines brought up to date."""
+    end = f"<!-- end of {begin.split()[1].rstrip(':')} -->"
+    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise SystemExit(f"{path.name} lacks {begin} ... {end}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 def wanted() -> dict[Path, str]:
     """Every generated file with its content."""
     files = {PAGES / f"{rule.name}.md": page(rule) for rule in all_rules()}
     files |= {PAGES / f"{name}.md": family_page(name, rules) for name, rules in families().items()}
     files[PAGES / "README.md"] = index()
+    files[CODES] = codes(CODES.read_text(encoding="utf-8") if CODES.exists() else "")
     files[REFERENCE / "cli.md"] = references.command_line()
     files[REFERENCE / "configuration.md"] = references.configuration()
-    files[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"))
+    files[REFERENCE / "python.md"] = signatures.python()
+    files[REFERENCE / "rule.md"] = signatures.rule()
+    files[REFERENCE / "report.schema.json"] = references.schema()
+    files[REFERENCE / "json.md"] = between(
+        REFERENCE / "json.md", "<!-- fields: written by docs/generate.py -->", references.fields()
+    )
+    files[ROOT / "README.md"] = between(
+        ROOT / "README.md",
+        "<!-- rules: written by docs/generate.py -->",
+        overview("docs/rules/"),
+    )
     return files
 
 

@@ -108,11 +108,12 @@ def _link(docname: str, found: re.Match[str]) -> str:
 
 def captioned(_: Any, doctree: nodes.document) -> None:
     """Name a block's file above it, as a comment in the source does."""
-    for comment in list(doctree.findall(nodes.raw)):
+    for number, comment in enumerate(list(doctree.findall(nodes.raw))):
         named = NAMED.search(comment.astext())
         following = comment.next_node(descend=False, siblings=True, ascend=False)
         if named and isinstance(following, nodes.literal_block):
             wrapper = nodes.container("", literal_block=True, classes=["literal-block-wrapper"])
+            wrapper["ids"] = [f"file-{number}"]
             following.replace_self(wrapper)
             wrapper += [nodes.caption(named[1], named[1]), following]
 

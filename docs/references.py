@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ import msgspec
 
 from trainlint.cli import main
 from trainlint.config import Config
+from trainlint.report.schema import described
+from trainlint.report.schema import schema as report_schema
 
 NOTE = "<!-- written by docs/generate.py -->"
 
@@ -180,3 +183,50 @@ def _toml(config: Config, name: str) -> str:
     if value is None:
         return "none"
     return f"`{msgspec.json.encode(value).decode()}`" if value != {} else "none"
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+def schema() -> str:
+    """The JSON Schema of reports."""
+    return json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def fields() -> str:
+    """The fields of each object in a report, as tables."""
+    definitions = report_schema()["$defs"]
+    lines: list[str] = []
+    for name in described():
+        definition = definitions[name]
+        lines += [
+            f"### {name}",
+            "",
+            definition["description"],
+            "",
+            "| field | type | |",
+            "|---|---|---|",
+        ]
+        for field, value in definition["properties"].items():
+            lines.append(f"| `{field}` | {_json_type(value)} | {_cell(value['description'])} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _json_type(value: dict[str, Any]) -> str:
+    """`text or null`, `list of Finding`, `0.5 or "nan"`."""
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "enum" in value:
+        return ", ".join(f'`"{each}"`' for each in value["enum"])
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})" if name in described() else "text"
+    if "anyOf" in value:
+        return " or ".join(_json_type(each) for each in value["anyOf"])
+    kind = value.get("type")
+    if kind == "array":
+        if "prefixItems" in value:
+            return "[" + ", ".join(_json_type(each) for each in value["prefixItems"]) + "]"
+        return f"list of {_json_type(value['items'])}"
+    return {"string": "text", "object": "object", None: "any"}.get(kind, str(kind))

@@ -88,7 +88,10 @@ class Result:
 
     @property
     def report(self) -> dict[str, Any]:
-        return json.loads(self.stdout)
+        """What was printed as JSON; every report that a test reads is as the published schema has it."""
+        report = json.loads(self.stdout)
+        report_validator().validate(report)
+        return report
 
     @property
     def targets(self) -> dict[str, dict[str, Any]]:
@@ -107,6 +110,15 @@ class Result:
     def complaints(self) -> list[str]:
         """The lines on stderr that trainlint wrote itself, without the output of the targets."""
         return [line for line in self.stderr.splitlines() if not line.startswith("    | ")]
+
+
+@cache
+def report_validator() -> Any:
+    """Validates reports by the JSON Schema in the docs."""
+    from jsonschema import Draft202012Validator
+
+    path = Path(__file__).parent.parent / "docs" / "reference" / "report.schema.json"
+    return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
 
 
 Run = Callable[..., Result]

@@ -130,6 +130,19 @@ def test_the_generated_pages_are_fresh() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_code_is_not_used_again() -> None:
+    """The register takes new rules, and refuses another rule under a code that was taken."""
+    import generate
+
+    first = all_rules()[0]
+    assert generate.codes("").startswith(f"{first.code} {first.name}\n")
+    assert generate.codes("AAA001 gone\n").startswith("AAA001 gone\n")
+    renamed = f"{first.code} once-named {first.name}\n"
+    assert renamed in generate.codes(renamed)
+    with pytest.raises(SystemExit, match=f"{first.code} was another-rule"):
+        generate.codes(f"{first.code} another-rule\n")
+
+
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
 def test_each_rule_is_mentioned(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -167,7 +180,8 @@ def test_the_architecture_mentions_every_module() -> None:
     ]
     assert [name for name in modules if f"`{name}`" not in text] == []
     named = re.findall(r"^\| `([\w/]+\.py)`", text, re.MULTILINE)
-    assert [name for name in named if name not in modules and not name.startswith("tests/")] == []
+    others = ("tests/", "docs/")
+    assert [name for name in named if name not in modules and not name.startswith(others)] == []
 
 
 def test_contributing_names_what_a_skeleton_holds() -> None:
