@@ -53,7 +53,7 @@ CONTENTS = {
         *(
             f"guides/{name}"
             for name in (
-                "pre-commit", "pytest", "ci", "trainers", "scripts", "fixes", "report", "data",
+                "models", "fixes", "report", "data", "pre-commit", "pytest", "ci", "trainers", "scripts",
                 "editors", "rule-packs", "thresholds",
             )
         ),
