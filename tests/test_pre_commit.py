@@ -118,6 +118,11 @@ def test_scan_passes_over_what_holds_no_model(tmp_path: Path) -> None:
     scanned = run_command("check", "--static", "--scan", "data.py", "net.py", cwd=tmp_path)
     assert (scanned.status, scanned.stderr) == (1, "")
     assert "NRM001" in scanned.stdout
+    for name in ("test_net.py", "tests/nets.py", "conftest.py"):  # as where a directory is searched
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(BROKEN)
+        passed = run_command("check", "--static", "--scan", name, cwd=tmp_path)
+        assert (passed.status, passed.stdout, passed.stderr) == (0, "", "")
     gone = run_command("check", "--scan", "no_such.py", cwd=tmp_path)
     assert gone.status == 2
     assert "no such file" in gone.stderr

@@ -174,8 +174,9 @@ def test_assert_learns() -> None:
     twice = nn.Sequential(mlp(nn.ReLU()), nn.Softmax(1))
     with pytest.raises(
         AssertionError, match=r"does not learn 16 samples by heart: the loss came from"
-    ):
+    ) as raised:
         testing.assert_learns(twice, x, y, nn.CrossEntropyLoss(), left=0.3)
+    assert "[error] double-softmax LOS001" in str(raised.value)  # and why
     with pytest.raises(ValueError, match="at least 8 samples"):
         testing.assert_learns(model, x[:4], y[:4], nn.CrossEntropyLoss())
 
@@ -252,5 +253,6 @@ def test_a_model_that_is_random_in_eval() -> None:
 def test_every_assertion_is_exported_and_documented() -> None:
     for name in testing.__all__:
         assert getattr(testing, name).__doc__
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert [name for name in testing.__all__ if name not in readme] == []
+    guides = (Path(__file__).parent.parent / "docs" / "guides").glob("*.md")
+    text = "".join(guide.read_text(encoding="utf-8") for guide in guides)
+    assert [name for name in testing.__all__ if name not in text] == []

@@ -25,7 +25,7 @@ from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules, check_options, names_of, select_rules
 from trainlint.rule import STAGES, Confidence, Rule, Settings, Severity
 from trainlint.suppression import Suppressions
-from trainlint.targets.discovery import holds_models, python_files
+from trainlint.targets.discovery import holds_models, is_scanned, python_files
 from trainlint.targets.imports import imported_files
 from trainlint.targets.specs import parse_spec
 from trainlint.verification.verifying import Verified
@@ -442,7 +442,7 @@ def _places(target: str, *, scan: bool = False) -> Iterator[dict[str, Any]]:
             if holds_models(file):
                 yield {"path": str(file.resolve()), "label": file.as_posix(), "scanned": True}
     elif path.is_file() and scan and not separator:
-        if holds_models(path):
+        if is_scanned(path):
             yield {"path": str(path.resolve()), "label": path.as_posix(), "scanned": True}
     elif path.is_file():
         if separator and not attribute:

@@ -168,8 +168,18 @@ def assert_learns(
             f"{type(network).__name__} does not learn {found.samples} samples by heart: the loss came "
             f"from {found.losses[0]:.4g} to {min(found.losses):.4g}, which is {found.left:.0%} of that of "
             f"the best constant answer, {found.guess:.4g} (at most {left:.0%} is allowed)"
+            f"{_reasons(network, inputs, targets, loss)}"
         )
     return found.left
+
+
+def _reasons(model: nn.Module, inputs: Any, targets: Any = None, loss: Any = None) -> str:
+    """What a check without training finds on the model, behind a failure that was measured."""
+    from trainlint.api import check
+    from trainlint.report.text import as_text
+
+    report = check(model, inputs, targets=targets, loss=loss, stages=("static", "signal"))
+    return f"\n\n{as_text(report, _WIDTH)}" if report.fails("warning") else ""
 
 
 def assert_no_dead_units(
@@ -214,6 +224,7 @@ def assert_no_dead_units(
         raise AssertionError(
             f"units of {type(network).__name__} are 0 for every sample, and get no gradient:\n{rows}\n"
             f"(at most {most:.0%} of a layer are allowed)"
+            f"{_reasons(network, inputs)}"
         )
     return shares
 

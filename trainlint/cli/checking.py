@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     "--static", is_flag=True, help="Only the graph: the model is not run on real numbers."
 )
 @click.option(
-    "--scan", is_flag=True, help="A file that is named, but holds no model, is passed over."
+    "--scan", is_flag=True, help="Named files that hold no model, or are tests, are passed over."
 )
 @click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
@@ -277,7 +277,7 @@ def _concluded(
         from trainlint.baseline import write_baseline
 
         write_baseline(report, asked.write_baseline)
-        said = f"wrote {len(report.findings)} findings to {asked.write_baseline}"
+        said = f"wrote {_findings(len(report.findings))} to {asked.write_baseline}"
         click.echo(f"trainlint: {said}", err=True)
         return 2 if report.has_errors else 0
     if before is not None:
@@ -356,9 +356,13 @@ def _may_hold_models(path: Path) -> bool:
     """Whether there is more to do than to look at the text, as a commit hook does most of the time."""
     if not path.is_file():
         return True
-    from trainlint.targets.discovery import holds_models
+    from trainlint.targets.discovery import is_scanned
 
-    return holds_models(path)
+    return is_scanned(path)
+
+
+def _findings(count: int) -> str:
+    return f"{count} finding" + ("" if count == 1 else "s")
 
 
 def _without_known(report: Report, baseline: Baseline, name: str) -> Report:
@@ -367,7 +371,8 @@ def _without_known(report: Report, baseline: Baseline, name: str) -> Report:
 
     report, dropped, gone = without(report, baseline)
     if dropped:
-        click.echo(f"trainlint: {dropped} findings stand in {name}, and are left out", err=True)
+        said = "stands" if dropped == 1 else "stand"
+        click.echo(f"trainlint: {_findings(dropped)} {said} in {name}, left out", err=True)
     for entry in gone:
         text = f"{entry.target}: {entry.code} of {name} no longer occurs"
         click.echo(f"trainlint: {text}", err=True)

@@ -130,6 +130,18 @@ def syntax_error(text: SourceText) -> str:
     return "does not parse"
 
 
+def is_scanned(path: Path) -> bool:
+    """Whether a file that a commit hook names is looked at, as one that was met in a directory.
+
+    Of an absolute path the folders do not count: they are where the project lies.
+    """
+    folders = () if path.is_absolute() else path.parent.parts
+    is_hidden = any(name.startswith(".") and name not in (".", "..") for name in folders)
+    if is_test_file(path) or is_hidden or _SKIPPED_FOLDERS.intersection(folders):
+        return False
+    return holds_models(path)
+
+
 def _is_skipped(folder: Path) -> bool:
     return (
         folder.name.startswith(".")
