@@ -21,6 +21,12 @@ import pytest
 # The tests run side by side, and their tensors are tiny: threads would only wait for each other. For the
 # processes that tests start, too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import preloaded
+
+from trainlint.processes import zygotes
+
+zygotes._process = preloaded.start_zygote
 COMMAND = str(Path(sys.executable).with_name("trainlint"))
 
 
@@ -67,6 +73,12 @@ _SHARED = re.compile(r'scope="(module|session)"|@lru_cache|@cache')
 def _is_left_out(item: pytest.Item) -> bool:
     marker = item.get_closest_marker("sampled")
     return marker is not None and zlib.crc32(item.name.encode()) % marker.args[0] != 0
+
+
+@pytest.fixture(autouse=True)
+def _fresh_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("fresh") is not None:
+        monkeypatch.setattr(zygotes, "_process", preloaded.STARTED_AFRESH)
 
 
 @pytest.fixture(autouse=True)
@@ -128,13 +140,21 @@ def run_command(
     *arguments: str | Path,
     cwd: Path,
     env: Mapping[str, str] | None = None,
-    timeout: float = 120,
+    timeout: float = 240,
+    fresh: bool = False,
 ) -> Result:
+    """Run the command line, `fresh` from the start of the interpreter on or forked, see `preloaded.py`."""
     started = time.monotonic()
+    environment = {**os.environ, "COLUMNS": "200", **(env or {})}
+    if not fresh and preloaded.is_of_use(environment):
+        status, stdout, stderr = preloaded.run(
+            [*map(str, arguments)], cwd=cwd, environment=environment, timeout=timeout
+        )
+        return Result(status, stdout, stderr, time.monotonic() - started)
     done = subprocess.run(
         [COMMAND, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -165,7 +185,7 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> bool:
     """Whether the condition comes true in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -176,11 +196,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 @pytest.fixture
-def trainlint(tmp_path: Path) -> Run:
+def trainlint(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
     """Run the command line in `tmp_path`."""
+    fresh = request.node.get_closest_marker("fresh") is not None
 
     def run(*arguments: str | Path, **options: Any) -> Result:
-        return run_command(*arguments, **{"cwd": tmp_path, **options})
+        return run_command(*arguments, **{"cwd": tmp_path, "fresh": fresh, **options})
 
     return run
 

@@ -55,10 +55,19 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
     }
     write_files(tmp_path, files)
     result = run_command(
-        "check", *files, "--format", "json", "--timeout", "6", "--jobs", "6", cwd=tmp_path
+        "check",
+        *files,
+        "--format",
+        "json",
+        "--timeout",
+        "6",
+        "--jobs",
+        "6",
+        cwd=tmp_path,
+        fresh=True,
     )
     assert result.status == 2
-    assert result.seconds < 40
+    assert result.seconds < 200
     assert result.statuses() == {
         "ends.py::model": "ok", "hangs.py": "error", "exits.py": "error", "crashes.py": "error",
         "stubborn.py": "error", "thread.py::model": "ok",
@@ -87,14 +96,14 @@ def test_a_signal_to_the_command_ends_all(tmp_path: Path, how: signal.Signals) -
     started = time.monotonic()
     # As a terminal does: to the whole foreground group.
     os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
-    stdout, stderr = process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+    stdout, stderr = process.communicate(timeout=120)
+    assert time.monotonic() - started < 60
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert stderr == "trainlint: interrupted\n"
     assert stdout == ""
     assert "Traceback" not in stderr
-    assert wait_for(lambda: not alive(pids), 5), alive(pids)
+    assert wait_for(lambda: not alive(pids)), alive(pids)
 
 
 @pytest.mark.parametrize("delay", [0.3, 1.0])
@@ -106,7 +115,7 @@ def test_ctrl_c_while_torch_is_imported(tmp_path: Path, delay: float) -> None:
     )  # fmt: skip
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert stderr == "trainlint: interrupted\n"
 

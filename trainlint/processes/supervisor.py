@@ -50,6 +50,8 @@ from trainlint.processes.zygotes import Zygote, give_way
 
 CAN_FORK: Final = sys.platform == "linux"
 _KEPT_OUTPUT: Final = 4000
+# In the last words of a crash a list of all extension modules follows after the place.
+_KEPT_FOR_CRASHES: Final = 1 << 16
 _POLL_SECONDS: Final = 0.05
 # What a child may need beside what a trial was seen to take, and the share of free memory that we use.
 _SPARE: Final = 64 << 20
@@ -188,11 +190,12 @@ def _receive(child: _Child) -> Iterator[tuple[int, Message]]:
 def _listen(child: _Child) -> None:
     """Keep the last of what the target prints."""
     data, child.output = _drain(child.output)
-    child.printed = (child.printed + data)[-_KEPT_OUTPUT:]
+    child.printed = (child.printed + data)[-_KEPT_FOR_CRASHES:]
 
 
 def _printed(child: _Child) -> str:
-    return child.printed.decode(errors="replace").partition("Fatal Python error: ")[0]
+    text = child.printed.decode(errors="replace").partition("Fatal Python error: ")[0]
+    return text[-_KEPT_OUTPUT:]
 
 
 def _drain(descriptor: int | None, most: float = 1 << 20) -> tuple[bytes, int | None]:
@@ -361,7 +364,28 @@ def _serve(parent: int) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    # All that a child needs, once; nothing here may run a tensor operation.
+    _import_for_children()
+    asked = list(takewhile(bytes.strip, sys.stdin.buffer))
+    if not asked:
+        return
+    jobs = [decode_job(line) for line in asked[1:]]
+    if any(_trains(job) for job in jobs):
+        import trainlint.generalization.laboratory  # noqa: F401
+    if any(job.trials is not None for job in jobs):
+        _import_for_folds()
+    # What is there now stays: a child's collector need not look through all of torch each time.
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    results = sys.stdout.buffer
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        for number, message in _supervise(enumerate(jobs), int(asked[0])):
+            results.write(b"%d %s\n" % (number, encode(message)))
+            results.flush()
+
+
+def _import_for_children() -> None:
+    """All that a child needs, once; nothing here may run a tensor operation."""
     import torch.fx.experimental.symbolic_shapes  # noqa: F401 (meta functions want it, and sympy)
 
     import trainlint.loss.objective
@@ -378,24 +402,11 @@ def _serve(parent: int) -> None:
     import trainlint.theory.propagation
 
     trainlint.registry.all_rules()
-    asked = list(takewhile(bytes.strip, sys.stdin.buffer))
-    if not asked:
-        return
-    jobs = [decode_job(line) for line in asked[1:]]
-    if any(_trains(job) for job in jobs):
-        import trainlint.generalization.laboratory
-    if any(job.trials is not None for job in jobs):  # which are made on folds
-        with contextlib.suppress(ImportError):
-            import sklearn.model_selection  # noqa: F401
-    # What is there now stays: a child's collector need not look through all of torch each time.
-    gc.collect()
-    gc.freeze()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    results = sys.stdout.buffer
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        for number, message in _supervise(enumerate(jobs), int(asked[0])):
-            results.write(b"%d %s\n" % (number, encode(message)))
-            results.flush()
+
+
+def _import_for_folds() -> None:
+    with contextlib.suppress(ImportError):
+        import sklearn.model_selection  # noqa: F401
 
 
 if __name__ == "__main__":

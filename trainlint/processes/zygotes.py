@@ -59,6 +59,18 @@ def warmed() -> Iterator[Callable[[], None]]:
             _WARM.pop().end(at_once=True)
 
 
+def _process(complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    from trainlint.processes.worker import prepare_environment
+
+    # -P: a `random.py` in the current folder must not be what torch imports. A session of its own: Ctrl-C
+    # reaches only us, and we end it.
+    command = [sys.executable, "-P", "-m", "trainlint.processes.supervisor", str(os.getpid())]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
+        env=prepare_environment(dict(os.environ)), start_new_session=True,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Zygote:
     """A process that has imported torch, or is about to; see `trainlint.processes.supervisor`."""
@@ -69,17 +81,8 @@ class Zygote:
     @classmethod
     def started(cls) -> Zygote:
         """A new one."""
-        from trainlint.processes.worker import prepare_environment
-
         complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        # -P: a `random.py` in the current folder must not be what torch imports. A session of its
-        # own: Ctrl-C reaches only us, and we end it.
-        command = [sys.executable, "-P", "-m", "trainlint.processes.supervisor", str(os.getpid())]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
-            env=prepare_environment(dict(os.environ)), start_new_session=True,
-        )  # fmt: skip
-        return cls(process, complaints)
+        return cls(_process(complaints), complaints)
 
     @classmethod
     def ready(cls) -> Zygote:
