@@ -145,30 +145,6 @@ def test_a_terminal_without_unicode(folder: Path) -> None:
             assert "\\u7f51\\u7edc.py" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["check", "--help"], ["rules"], ["rules", "--format", "json"],
-     ["explain", "NRM001"], ["explain", "norm-features-mismatch"], ["completion", "bash"]],
-    ids=" ".join,
-)  # fmt: skip
-def test_no_torch_where_none_is_needed(arguments: list[str]) -> None:
-    code = (
-        "import sys\nfrom trainlint.cli import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code\n"
-        "heavy = {'torch', 'numpy', 'networkx'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else status)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-
-
 def test_explain_and_rules(trainlint: Run) -> None:
     assert trainlint("--version").stdout == f"trainlint, version {__version__}\n"
     rules = json.loads(trainlint("rules", "--format", "json").stdout)

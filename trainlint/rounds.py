@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from trainlint.errors import ConfigError, TrainlintError, UsageError
-from trainlint.fixes.source import SourceText
+from trainlint.fixes.text import SourceText
 from trainlint.processes.zygotes import Abandoned, abandoned_if, warmed
 from trainlint.targets.discovery import syntax_error
 from trainlint.targets.imports import imported_files

@@ -81,7 +81,7 @@ def _families() -> list[tuple[str, str]]:
 
 
 def _models(path: Path) -> list[tuple[str, str]]:
-    from trainlint.fixes.source import SourceText
+    from trainlint.fixes.text import SourceText
     from trainlint.targets.discovery import discover
 
     text = SourceText.read(str(path)) if path.is_file() else None

@@ -107,7 +107,7 @@ class ModelFile(pytest.File):
         """The models that the syntax tree shows; `file` alone where it does not parse."""
         import warnings
 
-        from trainlint.fixes.source import SourceText
+        from trainlint.fixes.text import SourceText
         from trainlint.targets.discovery import discover
 
         text = SourceText.read(str(self.path))

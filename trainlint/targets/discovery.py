@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from trainlint.fixes.source import SourceText
+from trainlint.fixes.text import SourceText
 
 MODULE_BASES: Final = frozenset(
     {"Module", "LightningModule", "PreTrainedModel", "Sequential", "ModuleList", "ModuleDict"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from trainlint.errors import LoadError
-from trainlint.fixes.source import SourceText
+from trainlint.fixes.text import SourceText
 from trainlint.overlay import version_of
 
 # What imports by a name that the syntax does not show.

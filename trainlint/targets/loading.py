@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from trainlint.errors import LoadError
-from trainlint.fixes.source import SourceText
+from trainlint.fixes.text import SourceText
 from trainlint.loss.source import loss_uses, training_of
 from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import setup_of
