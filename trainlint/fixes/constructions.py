@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any, Final
 
+from trainlint.fixes.arguments import Wanted, argument_of, is_pure
 from trainlint.fixes.changes import (
     Change,
     Refused,
@@ -18,7 +19,6 @@ from trainlint.fixes.changes import (
 from trainlint.fixes.spelling import identity
 from trainlint.fixes.statements import block_of, deleted, inserted
 from trainlint.fixes.text import SourceText, significant
-from trainlint.fixes.values import Wanted, argument_of, is_pure
 
 # Methods that give back the module that they are called on.
 _RETURN_SELF: Final = frozenset(

@@ -12,9 +12,10 @@ import ast
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Required, TypedDict, TypeVar, Unpack
 
-from trainlint.fixes import blocks, constructions, sequences, spelling, statements, values
+from trainlint.fixes import arguments, blocks, constructions, sequences, spelling, statements
 from trainlint.fixes.changes import Change, Refused, checked, merged, replaced
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
+from trainlint.fixes.literals import short
 from trainlint.fixes.patch import Patch
 from trainlint.fixes.text import SourceText, apply
 
@@ -79,17 +80,17 @@ class SourceEdits:
             if suits is not None and suits < built:
                 raise Refused(f"the call makes {built} layers, and the value suits {suits} of them")
             text, call = self._call(site)
-            wanted = values.Wanted(position, name, value, current, tuple(factors))
+            wanted = arguments.Wanted(position, name, value, current, tuple(factors))
             if neighbour is not None:
                 other_text, other = self._call(neighbour[0])
                 if other_text is text:
-                    place = values.Wanted(neighbour[1], neighbour[2], value, value)
-                    change = values.as_neighbour(text, call, wanted, other, place)
+                    place = arguments.Wanted(neighbour[1], neighbour[2], value, value)
+                    change = arguments.as_neighbour(text, call, wanted, other, place)
                     if change is not None:
                         return [change]
             if value is None:
                 raise Refused(f"the call makes {built} layers that need different values")
-            return [values.set_argument(text, call, wanted)]
+            return [arguments.set_argument(text, call, wanted)]
 
         return self._fix(build, **described)
 
@@ -117,7 +118,7 @@ class SourceEdits:
                 text, call = self._call(site)
                 content = make(call, text.source(call))
                 if content is None:
-                    raise Refused(f"`{values.short(text, call)}` is written in another way")
+                    raise Refused(f"`{short(text, call)}` is written in another way")
                 yield replaced(text, call, content)
 
         return self._fix(build, **described)
@@ -201,7 +202,7 @@ class SourceEdits:
             calls = [self._call(use) for use in uses]
             if any(other is not text for other, _ in calls):
                 raise Refused("the layer is made and called in different files")
-            wanted = values.Wanted(*size, None, None)
+            wanted = arguments.Wanted(*size, None, None)
             own = [use for _, use in calls]
             return [constructions.normalised(text, call, layer, wanted, own)]
 

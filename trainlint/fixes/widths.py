@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainlint import ops
 from trainlint.analysis.layers import Mismatch, agreed_width, describe_source, mismatches
-from trainlint.fixes import values
 from trainlint.fixes.edit import Fix, Safety
 from trainlint.fixes.patch import Patch
+from trainlint.fixes.scopes import is_last_use
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -87,7 +87,7 @@ def _source_fixes(graph: Graph, edits: SourceEdits, mismatch: Mismatch, source: 
             and old is not None
             and new is not None
             and not isinstance(new, ast.Constant)
-            and not values.is_last_use(text, old)
+            and not is_last_use(text, old)
         ):
             name = f"{out}={ast.unparse(old)} → {ast.unparse(new)} in {graph.label(source)}"
             fixes.append(
