@@ -234,8 +234,8 @@ def test_internal_errors_show_their_traceback_only_with_debug(
     broken = {"PYTHONPATH": str(tmp_path / "broken")}
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(
-        "import trainlint.api\ndef fail(*a, **k): raise RuntimeError('boom')\n"
-        "trainlint.api.FileCheck.report = fail\n"
+        "import trainlint.files\ndef fail(*a, **k): raise RuntimeError('boom')\n"
+        "trainlint.files.FileCheck.report = fail\n"
     )
     plain = trainlint("check", "net.py", env=broken)
     assert plain.status == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND, run_command
 
-from trainlint.api import file_check
+from trainlint.files import Options, file_check
 from trainlint.fixes.fixing import Fixed, Wish, fix_files
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "broken"
@@ -60,7 +60,7 @@ def fixed(folder: Path, *targets: str, **wish: bool) -> Fixed:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        check = file_check(list(targets) or ["."], stages=("static",))
+        check = file_check(list(targets) or ["."], asked=Options(stages=("static",)))
         return fix_files(check, Wish(**wish))
     finally:
         os.chdir(before)

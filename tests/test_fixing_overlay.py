@@ -10,7 +10,8 @@ import py_compile
 import sys
 from typing import TYPE_CHECKING
 
-from trainlint.api import check, recheck
+from trainlint.api import check
+from trainlint.files import Options, file_check
 from trainlint.fixes.source import SourceText
 from trainlint.overlay import overlaid
 
@@ -73,18 +74,19 @@ def test_files_are_checked_as_if_they_held_other_texts(tmp_path: Path) -> None:
     net.write_text(NET)
     settings = {"stages": ("static",), "select": ["NRM001", "SUP"]}
     assert [f.code for f in check(str(net), **settings).findings] == ["NRM001"]
+    checked = file_check(str(net), asked=Options(**settings))
     for path, old, new in (
         (net, "block(4)", "block(8)"),
         (layers, "(width))", "(8))"),
         (layers, "(width))", "(width * 2))  # WIDTH"),
     ):
-        report = recheck(str(net), {str(path): path.read_text().replace(old, new)}, **settings)
+        report = checked.report(overlay={str(path): path.read_text().replace(old, new)})
         assert [target.status for target in report.targets] == ["ok"], report.targets
         assert report.findings == []
         assert not any(target.notes for target in report.targets)
     silenced = LAYERS.replace("(width))", "(width))  # trainlint: ignore[NRM001]")
-    assert recheck(str(net), {str(layers): silenced}, **settings).findings == []
-    broken = recheck(str(net), {str(net): "x = (\n"}, **settings)
+    assert checked.report(overlay={str(layers): silenced}).findings == []
+    broken = checked.report(overlay={str(net): "x = (\n"})
     assert [target.status for target in broken.targets] == ["error"]
     assert (layers.read_text(), net.read_text()) == (LAYERS, NET)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["layers.py", "net.py"]

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from conftest import COMMAND
 
 from trainlint import rounds
-from trainlint.api import file_check
 from trainlint.cli import main
 from trainlint.errors import TrainlintError, UsageError
+from trainlint.files import Options, file_check
 from trainlint.fixes.fixing import Changed
 from trainlint.processes.zygotes import Abandoned, abandoned_if
 from trainlint.rounds import Earlier, Round, check_on_changes
@@ -313,7 +313,7 @@ def test_an_abandoned_check_leaves_nothing_running(tmp_path: Path) -> None:
         return child.exists() and child.read_text() != ""
 
     with pytest.raises(Abandoned), abandoned_if(is_stuck):
-        file_check(str(tmp_path / "net.py"), stages=["static"]).report()
+        file_check(str(tmp_path / "net.py"), asked=Options(stages=["static"])).report()
     with pytest.raises(ProcessLookupError):
         os.kill(int(child.read_text()), 0)
 

@@ -322,7 +322,7 @@ def written(folder: Path, *parts: str) -> str:
 
 
 def test_each_change_of_a_file_has_a_process_of_its_own(tmp_path: Path) -> None:
-    from trainlint.api import file_check
+    from trainlint.files import Options, file_check
     from trainlint.verification.changes import Budget, Trial
     from trainlint.verification.files import made_in_children
 
@@ -337,7 +337,7 @@ def test_each_change_of_a_file_has_a_process_of_its_own(tmp_path: Path) -> None:
         "raises": text.replace(line, "self.fc2 = nn.Linear(16, 32)"),
         "does not parse": text.replace(line, "("),
     }
-    check = file_check(target, select=["zero-weights"], config=LONG)
+    check = file_check(target, asked=Options(select=["zero-weights"], config=LONG))
     budget = Budget(50, 600.0, time.monotonic() + 3000.0, 2, 3000.0)
     trials = [
         Trial(f"{target}::model", Version({target: each}), check=name != "unchanged")

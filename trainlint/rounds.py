@@ -26,7 +26,7 @@ from trainlint.targets.imports import imported_files
 from trainlint.targets.scope import Contents, differing, scope_of
 
 if TYPE_CHECKING:
-    from trainlint.api import FileCheck
+    from trainlint.files import FileCheck
     from trainlint.fixes.fixing import Changed
 
 INTERRUPTED: Final = 130

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import msgspec
 
-from trainlint.api import report_on
 from trainlint.config import Config
 from trainlint.errors import UsageError
 from trainlint.observe.report import RunReport
 from trainlint.observe.runner import RunJob
+from trainlint.ranking import report_on
 from trainlint.records import Report, TargetResult
 from trainlint.registry import check_options, select_rules
 

@@ -143,8 +143,8 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
 
     def report(self) -> Report:
         """The findings on what was seen so far, as `trainlint.check` gives them."""
-        from trainlint.api import report_on
         from trainlint.observe.judgement import judged
+        from trainlint.ranking import report_on
 
         running = time.monotonic() - self._started if self._depth else 0.0
         problem = self._problem or (self._problem_of() if self._depth else None)

@@ -221,8 +221,8 @@ _OVERRIDING: Final = (
 
 def _checked(asked: _Asked, earlier: Earlier | None = None) -> Round:
     """Check, and write the report. `earlier` answers for what has not changed since."""
-    from trainlint.api import file_check
     from trainlint.baseline import read_baseline
+    from trainlint.files import Options, file_check
     from trainlint.fixes.fixing import fix_files
     from trainlint.rounds import Round
     from trainlint.rule import STAGES
@@ -234,12 +234,13 @@ def _checked(asked: _Asked, earlier: Earlier | None = None) -> Round:
     known = asked.baseline or config.baseline
     before = None if known is None else read_baseline(Path(known))
 
-    checked = file_check(
-        wanted, asked.inputs, select=asked.select or None, ignore=asked.ignore,
+    options = Options(
+        select=asked.select or None, ignore=asked.ignore,
         extend_select=asked.extend_select, stages=STAGES[:1] if asked.static else STAGES,
         scan=asked.scan, graphs="html" in (asked.form, *(each for each, _ in outputs)),
         config=config, debug=asked.debug,
     )  # fmt: skip
+    checked = file_check(wanted, asked.inputs, options)
     if earlier is not None:
         checked = earlier.carried(checked)
     with check_shown(is_shown=not asked.interactive) as (progress, advance):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from trainlint.api import Progress
+    from trainlint.files import Progress
     from trainlint.verification.changes import Progress as Advance
 
 PLAIN_SIGNS: Final = "trainlint"  # the name of how a stream treats what it cannot encode

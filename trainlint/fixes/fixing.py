@@ -32,7 +32,7 @@ from trainlint.fixes.writing import (
 from trainlint.records import Repair, Report, ReportedFinding
 
 if TYPE_CHECKING:
-    from trainlint.api import FileCheck, Progress
+    from trainlint.files import FileCheck, Progress
 
 ROUNDS: Final = 6
 # What is seen in a training may follow from what was known before.

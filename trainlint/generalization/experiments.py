@@ -186,7 +186,7 @@ def run_trials(
     when so many seconds, the `limit`, are over. Raises `ExperimentError`
     where none is possible, `UsageError` for what is no single file.
     """
-    from trainlint.api import job_of
+    from trainlint.files import job_of
 
     config = config or Config()
     job = job_of(target, config, debug=debug)
@@ -216,7 +216,7 @@ def outline_of(
 
     Raises `ExperimentError` where no trial is possible, `UsageError` for what is no single file.
     """
-    from trainlint.api import job_of
+    from trainlint.files import job_of
     from trainlint.processes.jobs import Died, Outlined, Prepared, Refused, Told, TrialJob
     from trainlint.processes.supervisor import run_jobs
 

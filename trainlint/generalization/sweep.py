@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import msgspec
 
-from trainlint.api import report_on
 from trainlint.config import Config
 from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.errors import UsageError
@@ -39,6 +38,7 @@ from trainlint.generalization.swept import (
 )
 from trainlint.generalization.variants import Variant
 from trainlint.measure.memory import usable_processors
+from trainlint.ranking import report_on
 from trainlint.records import SweepReport, TargetResult
 from trainlint.registry import select_rules
 

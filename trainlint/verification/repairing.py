@@ -67,10 +67,11 @@ def repair(
     Of a file with several models all are checked, and the first with a combination is repaired. Raises
     `UsageError` as `check` does.
     """
-    from trainlint.api import verified_check
+    from trainlint.api import Asked, verified_check
 
     config = msgspec.structs.replace(config or Config(), verify=True)
-    verified = verified_check(target, inputs, config=config, progress=progress, **settings)
+    asked = Asked(config=config, progress=progress, **settings)
+    verified = verified_check(target, inputs, asked)
     found = next(iter(verified.combinations.values()), None)
     if found is None:
         return Repaired(verified.report)
