@@ -159,7 +159,7 @@ def test_a_tab_imports_neither_rules_nor_the_analysis(tmp_path: Path) -> None:
         "    os.environ['COMP_WORDS'] = ' '.join(['trainlint', *words])\n"
         "    os.environ['COMP_CWORD'] = str(len(words))\n"
         "    try:\n        main([], 'trainlint')\n    except SystemExit:\n        pass\n"
-        "heavy = 'torch numpy networkx rich trainlint.rule trainlint.api trainlint_rules.normalization'\n"
+        "heavy = 'torch numpy networkx rich trainlint.rule trainlint.files trainlint_rules.normalization'\n"
         "print(sorted(set(heavy.split()) & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(

@@ -101,7 +101,7 @@ def test_files_without_a_model_import_neither_torch_nor_rules(content: str, tmp_
         "try:\n"
         "    main(['check', '--static', '--scan', 'plain.py'])\n"
         "except SystemExit as end:\n"
-        "    print(end.code, sorted({'torch', 'rich', 'networkx', 'trainlint.api'} & set(sys.modules)))\n"
+        "    print(end.code, sorted({'torch', 'rich', 'networkx', 'trainlint.files'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60,
