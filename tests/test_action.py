@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
+from blocks import REPOSITORY, blocks
 
+from trainlint import __version__
 from trainlint.report import FORMAT_NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -257,3 +260,76 @@ def test_without_torch_nothing_is_installed(workspace: Path) -> None:
     (said,) = commands(done.log)
     assert "no torch here: install your packages" in said
     assert not (workspace.parent / "venv" / "asked").exists()
+
+
+# ---------------------------------------------------------------------- the guide's examples
+
+GUIDE = {block.file or block.tested: block for block in blocks(ROOT / "docs" / "guides" / "ci.md")}
+WORKFLOW: dict[str, Any] = yaml.safe_load(GUIDE[".github/workflows/models.yml"].text)
+STEPS: list[dict[str, Any]] = WORKFLOW["jobs"]["trainlint"]["steps"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """What the guide's reader has in front of the first check, as a repository."""
+    folder = tmp_path / "work"
+    (folder / ".git").mkdir(parents=True)
+    for name, block in GUIDE.items():
+        if name in ("src/model.py", ".gitlab-ci.yml"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(block.text, encoding="utf-8")
+    return folder
+
+
+def test_the_guides_workflow_fails_on_its_model_and_leaves_a_sarif_file(project: Path) -> None:
+    (ours,) = (one for one in STEPS if one["uses" if "uses" in one else "run"].startswith("you/"))
+    name, revision = ours["uses"].split("@")
+    assert REPOSITORY.endswith(f"/{name}")
+    assert revision == f"v{__version__}"
+    done = step(CHECK, project, {key: str(value) for key, value in ours["with"].items()})
+    assert done.status == 1
+    upload = STEPS[STEPS.index(ours) + 1]
+    assert (project / upload["with"]["sarif_file"]).exists()
+    assert f"hashFiles('{upload['with']['sarif_file']}')" in upload["if"]
+
+
+def test_the_guide_names_every_input_and_output() -> None:
+    text = (ROOT / "docs" / "guides" / "ci.md").read_text(encoding="utf-8")
+    assert [
+        name for name in (*ACTION["inputs"], *ACTION["outputs"]) if f"`{name}`" not in text
+    ] == []
+
+
+def test_the_guides_comment_is_what_the_action_wrote(project: Path, tmp_path: Path) -> None:
+    """With a `gh` that keeps what it is given."""
+    done = step(CHECK, project, {"targets": "src", "static": "true"})
+    (comment,) = yaml.safe_load(GUIDE["tests/test_action.py"].text)
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text('#!/bin/sh\necho "$@" > asked\ncp "$5" body\n')
+    gh.chmod(0o755)
+    found = EXPRESSION.fullmatch(comment["env"]["REPORT"])
+    assert found is not None
+    report = done.outputs[found[1].removeprefix("steps.trainlint.outputs.")]
+    subprocess.run(
+        ["bash", "-euc", comment["run"]], cwd=tmp_path, check=True, timeout=60,
+        env={"PATH": f"{gh.parent}:{os.environ['PATH']}", "NUMBER": "7", "REPORT": report},
+    )  # fmt: skip
+    assert (tmp_path / "asked").read_text().startswith(f"pr comment 7 --body-file {report}")
+    assert (tmp_path / "body").read_text(encoding="utf-8") == done.summary
+
+
+def test_the_guides_gitlab_job_fails_on_its_model_and_leaves_its_reports(project: Path) -> None:
+    job = yaml.safe_load((project / ".gitlab-ci.yml").read_text(encoding="utf-8"))["trainlint"]
+    assert all(line.startswith("pip install ") for line in job["before_script"])
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(job["script"])], cwd=project, capture_output=True, text=True,
+        timeout=120, check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    reports = job["artifacts"]["reports"]
+    (entry,) = json.loads((project / reports["codequality"]).read_text(encoding="utf-8"))
+    assert entry["location"]["path"] == "src/model.py"
+    suite = ET.parse(project / reports["junit"]).getroot()[0]
+    assert suite.get("failures") == "1"
