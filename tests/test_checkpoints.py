@@ -22,9 +22,9 @@ from torch.utils.data import (
 
 import trainlint
 from trainlint.generalization.curves import Generalization
-from trainlint.observe.checkpoints import MOST_CHECKPOINTS, MOST_SAMPLES
 from trainlint.observe.hooks import observed
 from trainlint.observe.observer import TrainingObserver
+from trainlint.observe.passes import MOST_CHECKPOINTS, MOST_SAMPLES
 from trainlint.observe.trace import Trace
 
 
