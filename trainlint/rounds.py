@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED: Final = 130
 _UNCHECKED: Final = 2
-# Saves that follow each other within this many milliseconds are one change; editors write in steps.
-_QUIET_MS: Final = 100
-_WAIT_MS: Final = 500
+# Saves that follow each other within so many seconds are one change: editors write in steps.
+_QUIET: Final = 0.1
+_MOST_STEPS: Final = 20
+_WAIT: Final = 0.5
 _NAMED: Final = 3
 
 
@@ -136,7 +137,7 @@ class _Watch:
         while True:
             self._alarm.cover(self.scope.folders)
             yield changed
-            while not (changed := self._news()):
+            while not (changed := self._settled()):
                 self._alarm.cover(self.scope.folders)
                 self._alarm.wait()
             self._seen = self._contents.of(self.scope.files)
@@ -144,6 +145,19 @@ class _Watch:
     def is_outdated(self) -> bool:
         """Whether the check under way is of files that are no more."""
         return self._alarm.rang() and bool(self._news())
+
+    def _settled(self) -> frozenset[str]:
+        """What changed, once it has come to rest: a file that is just being written is empty at first."""
+        changed = self._news()
+        for _ in range(_MOST_STEPS):
+            if not changed:
+                break
+            before = self._contents.of(self.scope.files)
+            time.sleep(_QUIET)
+            changed = self._news()
+            if self._contents.of(self.scope.files) == before:
+                break
+        return changed
 
     def _news(self) -> frozenset[str]:
         with suppress(ConfigError, UsageError):  # half written: the check will say so
@@ -208,8 +222,8 @@ class _Alarm:
         is_new = True
         try:
             for events in self._listen(
-                *folders, watch_filter=_may_matter, step=_QUIET_MS, stop_event=end, recursive=False,
-                rust_timeout=_WAIT_MS, yield_on_timeout=True,
+                *folders, watch_filter=_may_matter, stop_event=end, recursive=False,
+                rust_timeout=int(1000 * _WAIT), yield_on_timeout=True,
             ):  # fmt: skip
                 if events or is_new:  # what happened before it listened is to be looked for, too
                     self._rung.set()
@@ -232,7 +246,7 @@ class _Alarm:
     def wait(self) -> None:
         """Until it rings. In short steps, since Ctrl-C ends no long wait on some systems."""
         while not self.rang():
-            self._rung.wait(_WAIT_MS / 1000)
+            self._rung.wait(_WAIT)
 
     def close(self) -> None:
         """Listen no more."""
