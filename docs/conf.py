@@ -62,8 +62,8 @@ CONTENTS = {
     "Reference": ["rules/README", "reference/cli", "reference/*"],
     "Project": [
         "stability", "project/CHANGELOG", "project/CONTRIBUTING", "architecture", "loading",
-        "project/benchmarks/*",
     ],
+    "Measurements": ["project/benchmarks/*"],
 }  # fmt: skip
 
 

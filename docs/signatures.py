@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 import trainlint
+from trainlint import errors, testing
 from trainlint import rule as rules
-from trainlint import testing
+from trainlint.generalization.experiments import ExperimentError
 from trainlint.rule import FACT_STAGES
 
 NOTE = "<!-- written by docs/generate.py -->"
@@ -26,6 +27,13 @@ PYTHON = """\
 What is imported from `trainlint`, `trainlint.testing` and `trainlint.integrations`. Importing these imports
 no torch, except the integrations, which import their trainer. What is neither on this page nor on that of
 [rules](rule.md) is internal: see [stability](../stability.md)."""
+CONFIG = """\
+Where a function takes a `config`, it is a `trainlint.config.Config`, whose fields are the
+[keys of pyproject.toml](configuration.md) with `_` in place of `-`, or what
+`trainlint.config.load_config(path)` reads from a file. Unlike the command line, functions read no
+`pyproject.toml` by themselves."""
+ERRORS = """\
+All derive from `trainlint.TrainlintError`; each text is one line, for the user."""
 RULE = """\
 What a rule imports, all from `trainlint.rule`; [CONTRIBUTING](../../CONTRIBUTING.md) shows how one is
 written. A rule asks for facts by the annotations of its parameters, and yields findings. Importing this
@@ -34,13 +42,22 @@ imports no torch."""
 
 def python() -> str:
     """The page of the public functions and classes."""
-    lines = ["# Python", "", NOTE, "", PYTHON, ""]
+    lines = ["# Python", "", NOTE, "", PYTHON, "", CONFIG, ""]
     order = ("check", "watch", "patched", "cross_validate", "sweep", "Report", "CrossValidation")
     names = [*order, *(name for name in trainlint.__all__ if name not in order)]
     lines += ["## trainlint", ""]
     for name in names:
         if not name.startswith("_"):
             lines += [*_entry(f"trainlint.{name}", getattr(trainlint, name)), ""]
+    lines += ["## Errors", "", ERRORS, ""]
+    kinds = [
+        errors.UsageError,
+        errors.ConfigError,
+        errors.InputError,
+        errors.LoadError,
+        ExperimentError,
+    ]
+    lines += [f"- `{kind.__module__}.{kind.__name__}`: {_first(kind)}" for kind in kinds] + [""]
     lines += ["## trainlint.testing", "", _doc(testing), ""]
     for name in testing.__all__:
         lines += [*_entry(f"testing.{name}", getattr(testing, name)), ""]
@@ -205,6 +222,10 @@ def _called(name: str, function: Any) -> str:
 def _short(value: Any) -> str:
     text = inspect.getdoc(value) or ""
     return f": {' '.join(text.split())}" if text else ""
+
+
+def _first(value: Any) -> str:
+    return _doc(value).partition("\n\n")[0]
 
 
 def _doc(value: Any) -> str:
