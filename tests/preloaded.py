@@ -22,9 +22,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Final
+
+from trainlint.sites import outermost
 
 CAN_FORK: Final = sys.platform == "linux"
 _OF_THE_INTERPRETER: Final = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_")
@@ -209,7 +211,7 @@ def _be_the_child(request: dict[str, Any], descriptors: list[int]) -> None:
         from trainlint.processes.supervisor import _serve
 
         os.setsid()
-        code = _status_of(lambda: _serve(os.getppid()))
+        code = _status_of(partial(_serve, os.getppid()))
     else:
         from trainlint.__main__ import main
 
@@ -222,6 +224,7 @@ def _be_the_child(request: dict[str, Any], descriptors: list[int]) -> None:
     os._exit(code)
 
 
+@outermost
 def _status_of(program: Callable[[], object]) -> int:
     """Run it as the interpreter runs a script, to the end."""
     code: object = 0
@@ -264,7 +267,7 @@ def _fork_zygote(complaints: IO[bytes]) -> Any:
         )
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(prepare_environment({}))
-        os._exit(_status_of(lambda: _serve(parent)))
+        os._exit(_status_of(partial(_serve, parent)))
     os.close(child_in)
     os.close(child_out)
     return _Child(pid, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"))
