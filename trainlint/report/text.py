@@ -70,7 +70,7 @@ def print_report(
         gallery.print_all()
     if report.targets:
         console.print()
-    if status is None:
+    if status is None and not _is_of_a_watch(report):
         status = report.exit_status(fail_on)
     _print_summary(report, shown, console, show_info=show_info, status=status)
 
@@ -389,7 +389,7 @@ def _print_summary(
     console: Console,
     *,
     show_info: bool,
-    status: int,
+    status: int | None,
 ) -> None:
     counts = [_counted(report.count(severity), severity) for severity in ("error", "warning")]
     advice = report.count("info")
@@ -397,10 +397,9 @@ def _print_summary(
         counts.append(f"{advice} info" + ("" if show_info else " (--show-info)"))
     checked = sum(target.status == "ok" for target in report.targets)
     failed = sum(target.status == "error" for target in report.targets)
-    runs = [target for target in report.targets if target.inputs is None]
-    watched = [target.watched for target in runs if target.watched is not None]
-    if watched and len(watched) == len(report.targets):
-        parts = [", ".join(counts), *(text.partition(";")[0] for text in watched)]
+    if _is_of_a_watch(report):
+        steps = ((target.watched or "").partition(";")[0] for target in report.targets)
+        parts = [", ".join(counts), *steps]
     else:
         parts = [", ".join(counts) + f" in {_counted(checked, 'model')}"]
     if failed:
@@ -408,9 +407,16 @@ def _print_summary(
     if shown:
         codes = list(dict.fromkeys(finding.code for finding in shown))
         parts.append(f"trainlint explain {codes[0]}")
-    parts.append(f"exit{_NO_BREAK}{status}")
+    if status is not None:
+        parts.append(f"exit{_NO_BREAK}{status}")
     style = "bold" if shown or failed else "bold green"
     console.print(_wrapped(" · ".join(parts), 0, console.width), style=style)
+
+
+def _is_of_a_watch(report: Report) -> bool:
+    """Whether a training was watched, and nothing checked: the program's exit status is its own."""
+    targets = report.targets
+    return bool(targets) and all(t.inputs is None and t.watched is not None for t in targets)
 
 
 def _counted(count: int, word: str) -> str:
