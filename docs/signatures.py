@@ -34,6 +34,7 @@ Where a function takes a `config`, it is a `trainlint.config.Config`, whose fiel
 `pyproject.toml` by themselves."""
 ERRORS = """\
 All derive from `trainlint.TrainlintError`; each text is one line, for the user."""
+FIGURE = "a number, or a word for what JSON has no numbers for: `nan`, `inf`, `-inf`; `float` reads them."
 RULE = """\
 What a rule imports, all from `trainlint.rule`; [CONTRIBUTING](../../CONTRIBUTING.md) shows how one is
 written. A rule asks for facts by the annotations of its parameters, and yields findings. Importing this
@@ -64,7 +65,9 @@ def python() -> str:
     lines += ["## What a report holds", ""]
     records = importlib.import_module("trainlint.records")
     for name in records.__all__:
-        if not hasattr(trainlint, name):
+        if name == "Figure":
+            lines += [f"A `Figure` is {FIGURE}", ""]
+        elif not hasattr(trainlint, name):
             lines += [*_entry(name, getattr(records, name)), ""]
     lines += ["## trainlint.integrations", ""]
     for module in ("huggingface", "lightning"):
@@ -134,8 +137,8 @@ def _signature(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, type) and issubclass(value, enum.Enum):
         yield from (f"{each.__class__.__name__}.{each.name}  # {each.value!r}" for each in value)
         return
-    if not callable(value):
-        yield f"{name} = {value!r}"
+    if not isinstance(value, type) and not inspect.isfunction(value):
+        yield f"{name} = {inspect.formatannotation(value)}"
         return
     try:
         signature = inspect.signature(value)
@@ -182,9 +185,10 @@ def _default(value: Any) -> str:
         return f"{type(value).__name__}.{value.name}"
     if value is msgspec.UNSET or "factory" in repr(value).lower():
         return "..."
+    text = repr(value)
     if isinstance(value, frozenset) and value:
-        return f"frozenset({{{', '.join(map(repr, sorted(value)))}}})"
-    return repr(value)
+        text = f"frozenset({{{', '.join(map(repr, sorted(value)))}}})"
+    return text if len(text) <= WIDTH else "..."
 
 
 def _type(annotation: Any, scope: Mapping[str, Any]) -> str:

@@ -58,8 +58,8 @@ def check(
     give batches, pass after pass: tuples whose last element is the target and whose others are the
     model's inputs, or dicts. A file's are found in the file.
 
-    `stages` are `static`, the graph alone; `data`, what the loaders give; `signal`, one forward and backward
-    on real weights; and `probe`, some steps of training, where there is something to train with.
+    `stages` are `static`, the graph alone; `data`, what the loaders give; `signal`, one forward and
+    backward on real weights; and `probe`, some steps of training, where there is something to train with.
 
     With `graphs`, the results of the targets hold their graphs, which an HTML report draws.
 

@@ -119,11 +119,11 @@ def _saturating(model: ModelTrace) -> tuple[list[str], list[Occurrence]]:
     order = [site.weight for site in model.sites]
     last = max((n for n, weight in enumerate(order) if weight is not None), default=-1)
     behind = {str(site.place) for site in itertools.islice(model.sites, last + 1, None)}
-    kept = [c for c in calls if str_of(c) not in behind]
+    kept = [c for c in calls if _shown(c) not in behind]
     return [m for m in modules if not any(b.startswith(f"{m}.") for b in behind)], kept
 
 
-def str_of(call: Occurrence) -> str:
+def _shown(call: Occurrence) -> str:
     """As a `Place` is shown."""
     which = f"[{call.ordinal}]" if call.ordinal else ""
     return f"{call.module}.{call.operation}{which}" if call.module else f"{call.operation}{which}"
