@@ -19,7 +19,7 @@ docs:
 	$(PYTHON) docs/generate.py --check
 
 site:
-	$(PYTHON) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	$(PYTHON) -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
 
 bench:
 	@for script in zoo saturating_stack; do echo "== benchmarks.$$script"; $(PYTHON) -m benchmarks.$$script || exit 1; done

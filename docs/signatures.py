@@ -137,7 +137,7 @@ def _signature(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, type) and issubclass(value, enum.Enum):
         yield from (f"{each.__class__.__name__}.{each.name}  # {each.value!r}" for each in value)
         return
-    if not isinstance(value, type) and not inspect.isfunction(value):
+    if not isinstance(value, type) and not inspect.isfunction(inspect.unwrap(value)):
         yield f"{name} = {inspect.formatannotation(value)}"
         return
     try:
