@@ -39,7 +39,9 @@ class Described(TypedDict, total=False):
 class SourceEdits:
     """The fact that gives rules their edits: fixes at constructors and calls of the user's own files.
 
-    `project` tells whether a file may be edited at all (the user's, not an installed package's).
+    `project` tells whether a file may be edited at all (the user's, not an installed package's). Each
+    method that makes a fix also takes what a fix is besides its edits, as `described`: a `title`, and a
+    `safety` (unsafe, unless said otherwise), a `reason` and `patches`.
     """
 
     def __init__(self, project: Callable[[str], bool] | None = None) -> None:

@@ -1030,7 +1030,7 @@ class TrainingObserver:
             root.name, root.site, bool(root.held), dict(forwards), sites,
             [self._parameter(root, name) for name in root.shapes], root.layers,
             self._neglected(root), self._inputs_of(root), root.dropout,
-            list(root.trained_at.values()), dict(root.switched),
+            list(root.trained_at.values()),
         )  # fmt: skip
 
     def _inputs_of(self, root: Root) -> list[InputTrace]:

@@ -293,8 +293,7 @@ class ModelTrace:
     of it. `layers` maps the paths of its modules to where they were constructed. `neglected` names
     trainable parameters that had a gradient when an optimizer stepped, and are in none. `inputs` are what
     reaches its layers straight from the data. `dropout` is the largest probability of its dropout layers.
-    `trained_at` is where those of its forwards are called that a backward pass reaches; `switched_at` where
-    `train()` and `eval()` were called last, by the mode that they set.
+    `trained_at` is where those of its forwards are called that a backward pass reaches.
     """
 
     name: str
@@ -308,7 +307,6 @@ class ModelTrace:
     inputs: Sequence[InputTrace] = ()
     dropout: float = 0.0
     trained_at: Sequence[Site | None] = field(default=(), repr=False)
-    switched_at: Mapping[bool, Site | None] = field(default_factory=dict, repr=False)
 
     def place_of(self, name: str) -> Site | None:
         """Where the layer of a parameter was constructed, else where the model is called."""
@@ -351,23 +349,6 @@ class ModelTrace:
                 if update is not None:
                     by_step.setdefault(step, []).append(update)
         return {step: statistics.median(updates) for step, updates in sorted(by_step.items())}
-
-    def depth_profile(
-        self, figure: str = "gradient", last: int | None = None
-    ) -> list[tuple[str, float]]:
-        """(layer, median figure) of the layers with weights, in order of execution.
-
-        Sites that share a weight count once, with their root of summed squares.
-        """
-        shared: dict[str, list[float]] = {}
-        for site in self.sites:
-            value = site.median(figure, last)
-            if site.weight is not None and value is not None:
-                shared.setdefault(site.weight, []).append(value)
-        return [
-            (weight.removesuffix(".weight"), sum(v * v for v in values) ** 0.5)
-            for weight, values in shared.items()
-        ]
 
 
 @dataclass(frozen=True)
