@@ -253,6 +253,18 @@ def test_errors_of_the_call_end_it_later_ones_do_not(folder: Path) -> None:
         check_on_changes(refuse, lambda: ["net.py"], None, pytest.fail)
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_is_cleared_where_a_check_begins(
+    is_terminal: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[int] = []
+    session = Session(folder, lambda: in_place(folder / "width.py", "WIDTH = 1\n"))
+    monkeypatch.setattr(rounds.click, "clear", lambda: cleared.append(session.checks))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    session.run("net.py")
+    assert cleared == ([0, 1] if is_terminal else [])
+
+
 # ---------------------------------------------------------------------- the scope
 
 
