@@ -186,3 +186,17 @@ def test_the_version_is_one() -> None:
     assert project["version"] == trainlint.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{trainlint.__version__}]" in changelog
+
+
+def test_a_script_beside_the_clone_finds_an_editable_install(tmp_path: Path) -> None:
+    """Whose directory has the package's name, as a clone of the repository has."""
+    clone = tmp_path / "trainlint"
+    for folder in SHIPPED:
+        shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
+    (tmp_path / "script.py").write_text("import trainlint; print(trainlint.__file__)\n")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", clone)
+    assert Path(run(python, tmp_path / "script.py").strip()) == clone / "trainlint" / "__init__.py"
