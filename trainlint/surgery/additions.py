@@ -5,6 +5,7 @@ What is put behind a layer is a child of it, run by a hook: names and attributes
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,17 +64,8 @@ def activation_behind(case: Case, patch: Patch) -> None:
     values = dict(patch.values)
     to = str(values.pop("to", ""))
     for path, module in case.modules(patch.modules):
-        name = _free_name(module, "activation")
-        beside = list(module.parameters())
-        like = next(iter(beside), None)
         made = made_activation(to, values)
-        if like is not None:
-            made.to(like.device, like.dtype)
-        made.train(module.training)
-        module.add_module(name, made)
-        module.register_forward_hook(_Behind(name, path))
-        case.joins(made.parameters(), beside)
-        case.called.append((module, f"{path} is never called, so that nothing comes behind it"))
+        _put_behind(case, path, module, made, "activation", "nothing comes behind it")
 
 
 def norm(case: Case, patch: Patch) -> None:
@@ -84,17 +76,23 @@ def norm(case: Case, patch: Patch) -> None:
         raise PatchProblem(f"no normalisation {kind!r}: batch, layer, group")
     for path, module in case.modules(patch.modules):
         made = _norm_for(case, path, module, kind, values)
-        like = next(module.parameters(), None)
-        like = next(case.model.parameters(), None) if like is None else like
-        if like is not None:
-            made.to(like.device, like.dtype)
-        made.train(module.training)
-        beside = list(module.parameters())
-        name = _free_name(module, "norm")
-        module.add_module(name, made)
-        module.register_forward_hook(_Behind(name, path))
-        case.joins(made.parameters(), beside)
-        case.called.append((made, f"{path} is never called, so that nothing is normalised there"))
+        _put_behind(case, path, module, made, "norm", "nothing is normalised there")
+
+
+def _put_behind(
+    case: Case, path: str, module: nn.Module, made: nn.Module, name: str, otherwise: str
+) -> None:
+    """`made` as a child of a layer, of that `name` if it is free, which takes what the layer gives."""
+    beside = list(module.parameters())
+    like = next(itertools.chain(beside, case.model.parameters()), None)
+    if like is not None:
+        made.to(like.device, like.dtype)
+    made.train(module.training)
+    name = _free_name(module, name)
+    module.add_module(name, made)
+    module.register_forward_hook(_Behind(name, path))
+    case.joins(made.parameters(), beside)
+    case.called.append((made, f"{path} is never called, so that {otherwise}"))
 
 
 def _free_name(module: nn.Module, name: str) -> str:
@@ -216,5 +214,4 @@ def residual(case: Case, patch: Patch) -> None:
     for path, module in ends:
         module.register_forward_hook(spans.end)
         case.called.append((module, f"{path} is never called, so that nothing is added there"))
-    if patch.calls:
-        changed_calls(case, patch.calls, spans.at_call)
+    changed_calls(case, patch.calls, spans.at_call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from trainlint.capture.inputs import Inputs
+    from trainlint.fixes.patch import Patch
     from trainlint.probe.setup import Setup
 
 _REGISTERS: Final = ("_parameters", "_buffers", "_modules")
@@ -91,6 +92,18 @@ class Case:
         if not found:
             raise PatchProblem("no module is named")
         return list(found.values())
+
+    def layers_of(self, patch: Patch, otherwise: str) -> list[tuple[str, nn.Module]]:
+        """The modules of a patch that may also name calls. Raises `PatchProblem` where it names neither."""
+        if not patch.modules and not patch.calls:
+            raise PatchProblem(otherwise)
+        return self.modules(patch.modules) if patch.modules else []
+
+    def parameters_of(self, patch: Patch) -> Sequence[str]:
+        """The names of a patch's parameters. Raises `PatchProblem` where there are none."""
+        if not patch.parameters:
+            raise PatchProblem("no parameter is named")
+        return patch.parameters
 
     def parameter(self, name: str) -> tuple[nn.Module, str, nn.Parameter]:
         """(owner, attribute, parameter) of a dotted name."""

@@ -33,9 +33,7 @@ def activation(case: Case, patch: Patch) -> None:
     """Put the activation `to` in the place of layers and calls; other values are its arguments."""
     values = dict(patch.values)
     to = str(values.pop("to", ""))
-    if not patch.modules and not patch.calls:
-        raise PatchProblem("no activation is named")
-    for path, module in case.modules(patch.modules) if patch.modules else []:
+    for path, module in case.layers_of(patch, "no activation is named"):
         if any(True for _ in module.children()):
             raise PatchProblem(f"{path} is {type(module).__name__}, which is no activation")
         case.put(module, made_activation(to, values))
@@ -70,13 +68,10 @@ class _Passing(nn.Identity):
 
 def without(case: Case, patch: Patch) -> None:
     """Layers and calls give back what goes into them."""
-    if not patch.modules and not patch.calls:
-        raise PatchProblem("nothing is named to be taken out")
-    for _, module in case.modules(patch.modules) if patch.modules else []:
+    for _, module in case.layers_of(patch, "nothing is named to be taken out"):
         case.put(module, _Passing())
         case.leaves(module.parameters())
-    if patch.calls:
-        changed_calls(case, patch.calls, lambda _, __, args, kwargs: operand_of(args, kwargs))
+    changed_calls(case, patch.calls, lambda _, __, args, kwargs: operand_of(args, kwargs))
 
 
 class _Each(nn.Module):

@@ -8,7 +8,7 @@ from trainlint.errors import UsageError
 from trainlint.generalization.trials import copied
 from trainlint.probe.batches import ProbeProblem
 from trainlint.probe.setup import Setup
-from trainlint.surgery.patching import KINDS
+from trainlint.surgery.patching import OF_TRAINING
 from trainlint.surgery.patching import patched as _patched
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def patched(model: nn.Module, fix: Fix, inputs: Any = None, *, seed: int = 0) ->
     if not fix.patches:
         why = f": {fix.obstacle}" if fix.obstacle else ""
         raise UsageError(f"{fix.title!r} is not made on a live model{why}")
-    of_training = [
-        patch.kind
-        for patch in fix.patches
-        if (kind := KINDS.get(patch.kind)) is not None and kind.of_training
-    ]
+    of_training = [patch.kind for patch in fix.patches if patch.kind in OF_TRAINING]
     if of_training:
         raise UsageError(
             f"{fix.title!r} changes the training ({', '.join(of_training)}), and not the model alone"

@@ -81,18 +81,19 @@ def normalise_inputs(case: Case, _: Patch) -> None:
 
     Of each feature, which is the last axis, or of each channel of images and of what `Conv1d` takes.
     """
-    figures = _figures(case, of_targets=False)
-    if not figures:
-        raise PatchProblem("the inputs are no real numbers")
-    _with_values(case, inputs=_Standard(figures))
+    _with_values(case, inputs=_standard(case, "inputs"))
 
 
 def normalise_targets(case: Case, _: Patch) -> None:
     """The same for targets of real numbers, each column by its own."""
-    figures = _figures(case, of_targets=True)
+    _with_values(case, targets=_standard(case, "targets"))
+
+
+def _standard(case: Case, what: str) -> _Standard:
+    figures = _figures(case, of_targets=what == "targets")
     if not figures:
-        raise PatchProblem("the targets are no real numbers")
-    _with_values(case, targets=_Standard(figures))
+        raise PatchProblem(f"the {what} are no real numbers")
+    return _Standard(figures)
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,7 @@ def _figures(case: Case, *, of_targets: bool) -> dict[str, tuple[Tensor, Tensor]
 
     has_target = _has_target(case)
     look = _Parts(None, add, has_target) if of_targets else _Parts(add, None, has_target)
-    name, loader = _training_loader(case)
-    with random_states(), same_draws(loader):
-        pool = pool_of(loader, name, most=_SAMPLES)
-        for raw in pool.batches(pool.drawn(_SAMPLES)):
-            look(raw)
+    _look_at(case, look, _SAMPLES)
     figures = {}
     for key, (count, total, squares) in sums.items():
         mean = total / count
@@ -147,6 +144,15 @@ def _figures(case: Case, *, of_targets: bool) -> dict[str, tuple[Tensor, Tensor]
         constant = deviation <= 1e-7 * mean.abs().clamp_min(1e-30)
         figures[key] = (mean, torch.where(constant, torch.ones_like(deviation), deviation))
     return figures
+
+
+def _look_at(case: Case, look: RawChange, most: int) -> None:
+    """Show some of the training samples; nothing is drawn by it."""
+    name, loader = _training_loader(case)
+    with random_states(), same_draws(loader):
+        pool = pool_of(loader, name, most=most)
+        for raw in pool.batches(pool.drawn(most)):
+            look(raw)
 
 
 def _axis(value: Tensor, has_conv: bool) -> int:
@@ -171,11 +177,7 @@ def channels_first(case: Case, _: Patch) -> None:
             found.append(name)
         return value
 
-    name, loader = _training_loader(case)
-    with random_states(), same_draws(loader):
-        pool = pool_of(loader, name, most=2)
-        for raw in pool.batches(range(min(2, pool.size))):
-            _Parts(look, None, _has_target(case))(raw)
+    _look_at(case, _Parts(look, None, _has_target(case)), most=2)
     if not found:
         raise PatchProblem("no input is of images with their channels last")
     _with_values(case, inputs=_moved_channels)

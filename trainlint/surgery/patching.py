@@ -43,18 +43,14 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """A kind of patch: what makes it, what it does in a sentence, and where that is from.
-
-    `of_training` kinds leave the model itself as it is.
-    """
+    """A kind of patch: what makes it, what it does in a sentence, and where that is from."""
 
     make: Callable[[Case, Patch], None]
     does: str
     source: str = ""
-    of_training: bool = False
 
 
-KINDS: Final[Mapping[str, Kind]] = {
+OF_MODEL: Final = {
     "initialise": Kind(
         weights.initialise,
         "Draws parameters anew by a function of torch.nn.init, `default` as the layer's class does, or "
@@ -107,17 +103,18 @@ KINDS: Final[Mapping[str, Kind]] = {
         weights.unfreeze,
         "Lets parameters be trained, by the optimizer that trains their neighbours.",
     ),
+}
+# These leave the model itself as it is.
+OF_TRAINING: Final = {
     "clip": Kind(
         gradients.clip,
         "Clips the gradients' norm to `max_norm` before each step, in place of what the loop does itself, "
         "or each of them to `value`.",
         "Pascanu et al. 2013",
-        of_training=True,
     ),
     "zero-grad": Kind(
         gradients.zero_grad,
         "Leaves no gradient behind after a step, and lets none be cleared before it.",
-        of_training=True,
     ),
     "learning-rate": Kind(
         optimising.learning_rate,
@@ -125,88 +122,67 @@ KINDS: Final[Mapping[str, Kind]] = {
         "finds that value by a range test on a copy (`range_test`): where the smoothed loss falls fastest "
         "over the logarithm of the rate, and at most a tenth of where it is least.",
         "Smith 2017",
-        of_training=True,
     ),
     "weight-decay": Kind(
         optimising.weight_decay,
         "Sets the decay to `value`, `apart` from the gradient as AdamW does, of `matrices_only`.",
         "Loshchilov & Hutter 2019",
-        of_training=True,
     ),
     "optimizer-options": Kind(
-        optimising.options, "Sets options of the optimizer in all its groups.", of_training=True
+        optimising.options, "Sets options of the optimizer in all its groups."
     ),
     "optimizer-rebuilt": Kind(
         optimising.rebuilt,
         "Gives the optimizer all trainable parameters, with its options, and no state.",
-        of_training=True,
     ),
     "schedule": Kind(
         modes.schedule,
         "Leads the rate along a `shape` (constant, linear, cosine) over `steps`, after `warmup` steps, in "
         "place of the training's own schedules.",
         "Loshchilov & Hutter 2017; Goyal et al. 2017",
-        of_training=True,
     ),
     "train-mode": Kind(
         modes.train_mode,
         "Puts the model in train mode for each call for which gradients are asked.",
-        of_training=True,
     ),
     "eval-mode-in-validation": Kind(
         modes.eval_mode_in_validation,
         "Puts the model in eval mode for each call without gradients.",
-        of_training=True,
     ),
     "loss": Kind(
         losses.other_loss,
         "Trains by the loss `to`, with the reduction, weights and ignored class of the one before, and "
         "targets in the form that it takes.",
-        of_training=True,
     ),
     "class-weights": Kind(
         losses.class_weights,
         "Weighs the classes in the loss by `weights`; the positive class of a binary loss by one number.",
-        of_training=True,
     ),
     "loss-scaled": Kind(
         gradients.scaled_loss,
         "Multiplies each loss by `factor` before its backward pass.",
-        of_training=True,
     ),
     "normalise-inputs": Kind(
         loading.normalise_inputs,
         "Gives inputs mean 0 and standard deviation 1 by feature or channel, with figures of the training "
         "samples for validation as well.",
         "LeCun et al. 1998",
-        of_training=True,
     ),
-    "normalise-targets": Kind(
-        loading.normalise_targets, "The same for targets, column by column.", of_training=True
-    ),
+    "normalise-targets": Kind(loading.normalise_targets, "The same for targets, column by column."),
     "target-shape": Kind(
         loading.target_shape,
         "Takes an axis of length 1 out of targets, `squeeze`, or puts one in, `unsqueeze`.",
-        of_training=True,
     ),
-    "channels-first": Kind(
-        loading.channels_first, "Gives images as (N, C, H, W).", of_training=True
-    ),
+    "channels-first": Kind(loading.channels_first, "Gives images as (N, C, H, W)."),
     "cast": Kind(
         loading.cast,
         "Gives inputs and targets the types `inputs` and `targets`; else inputs that of the weights.",
-        of_training=True,
     ),
-    "batch-size": Kind(
-        loading.batch_size, "Trains on batches of `value` samples.", of_training=True
-    ),
-    "drop-last": Kind(
-        loading.drop_last, "Leaves out a last batch that is smaller.", of_training=True
-    ),
-    "shuffle": Kind(
-        loading.shuffle, "Trains on the samples in a new order in each pass.", of_training=True
-    ),
+    "batch-size": Kind(loading.batch_size, "Trains on batches of `value` samples."),
+    "drop-last": Kind(loading.drop_last, "Leaves out a last batch that is smaller."),
+    "shuffle": Kind(loading.shuffle, "Trains on the samples in a new order in each pass."),
 }
+KINDS: Final[Mapping[str, Kind]] = {**OF_MODEL, **OF_TRAINING}
 
 
 @dataclass(frozen=True)
@@ -241,7 +217,7 @@ def patched(
     with random_states():
         seed_generators(seed)
         kinds = [_kind(patch) for patch in patches]
-        of_model = not all(kind.of_training for kind in kinds)
+        of_model = any(patch.kind in OF_MODEL for patch in patches)
         if of_model:
             case.look_before()
         for kind, patch in zip(kinds, patches, strict=True):

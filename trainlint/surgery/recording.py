@@ -41,15 +41,13 @@ class _Recording:
 
 def with_gradients(case: Case, patch: Patch) -> None:
     """Let layers and calls that run under `no_grad` be recorded, where the model's caller asks for it."""
-    if not patch.modules and not patch.calls:
-        raise PatchProblem("nothing is named to be recorded")
+    named = case.layers_of(patch, "nothing is named to be recorded")
     recording = _Recording()
     case.root.register_forward_pre_hook(recording.begin, prepend=True)
-    for path, module in case.modules(patch.modules) if patch.modules else []:
+    for path, module in named:
         if module is case.root:
             raise PatchProblem("the whole model runs without gradients: its caller decides that")
         module.register_forward_pre_hook(recording.enter, prepend=True)
         module.register_forward_hook(recording.leave, always_call=True)
         case.called.append((module, f"{path} is never called, so that nothing is recorded there"))
-    if patch.calls:
-        changed_calls(case, patch.calls, recording.at_call)
+    changed_calls(case, patch.calls, recording.at_call)

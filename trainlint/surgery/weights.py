@@ -30,9 +30,7 @@ def initialise(case: Case, patch: Patch) -> None:
     values = dict(patch.values)
     scheme = str(values.pop("scheme", "")).rstrip("_")
     bias = values.pop("bias", None)
-    if not patch.parameters:
-        raise PatchProblem("no parameter is named")
-    for name in patch.parameters:
+    for name in case.parameters_of(patch):
         owner, attribute = _owner(case, name)
         _draw(owner, attribute, scheme, values, name)
         if bias is not None and isinstance(owner._parameters.get("bias"), nn.Parameter):
@@ -41,9 +39,7 @@ def initialise(case: Case, patch: Patch) -> None:
 
 def unfreeze(case: Case, patch: Patch) -> None:
     """Let the parameters be trained."""
-    if not patch.parameters:
-        raise PatchProblem("no parameter is named")
-    for name in patch.parameters:
+    for name in case.parameters_of(patch):
         owner, _, parameter = case.parameter(name)
         if not (parameter.is_floating_point() or parameter.is_complex()):
             raise PatchProblem(f"{name} is of whole numbers, and has no gradient")
