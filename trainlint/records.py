@@ -15,6 +15,7 @@ from trainlint.generalization.swept import Sweep
 from trainlint.rule import Severity
 
 __all__ = [
+    "ActivationSeries",
     "AppliedFix",
     "CombinedFixes",
     "CrossValidation",
@@ -23,6 +24,7 @@ __all__ = [
     "Fix",
     "FoldResult",
     "GraphNode",
+    "Histogram",
     "LayerSeries",
     "Location",
     "ModelGraph",
@@ -69,13 +71,31 @@ class ReportedFinding(msgspec.Struct, frozen=True):
     fingerprint: str = ""
 
 
+class Histogram(msgspec.Struct, frozen=True):
+    """How the values of a result are spread, from a sample of at most 8192 of them.
+
+    `counts` are those of equal bins between `low` and `high`; what lies beyond is in the outer ones. Exact
+    zeros are in none of them: `zero` is their share. `saturated` is the share of a
+    sigmoid's or tanh's inputs where it is flat (slope below 7% of its largest), None for others. `step`
+    counts the optimizer steps before.
+    """
+
+    low: float
+    high: float
+    counts: list[int]
+    zero: float = 0.0
+    saturated: float | None = None
+    step: int = 0
+
+
 class GraphNode(msgspec.Struct, frozen=True):
     """An operation of a captured graph, or an input of the model.
 
     `operation` is the class of its layer, else the canonical name of the call. `shape` is that of its
     result with its dtype, `parameters` counts the elements of its weights, `fault` says why it fails.
     `gradient` is the norm of the loss's gradient by its result, `zero` and `saturated` shares of it, in one
-    pass on real weights; None is what was not measured.
+    pass on real weights; None is what was not measured. `values` tells how the result is spread, for layers
+    with weights and activations.
     """
 
     label: str
@@ -89,6 +109,7 @@ class GraphNode(msgspec.Struct, frozen=True):
     gradient: float | None = None
     zero: float | None = None
     saturated: float | None = None
+    values: Histogram | None = None
 
 
 class ModelGraph(msgspec.Struct, frozen=True):
@@ -102,8 +123,8 @@ class LayerSeries(msgspec.Struct, frozen=True):
     """A layer with weights, or an activation that ends in exact zeros, over the recorded steps.
 
     `gradient` is the norm of the loss's gradient by its result, `weight_gradient` that by its weight,
-    `update` the change of the weight in a step over the weight: medians. `updates` are at most 50 points
-    (optimizer steps before, update). `dead` is the share of its units
+    `update` the change of the weight in a step over the weight: medians. `gradients` and `updates` are at
+    most 50 points each (optimizer steps before, the figure). `dead` is the share of its units
     that are 0 for every sample of a window of recorded steps, of `samples` samples (positions): the
     lesser of the last two windows. None is what was not measured.
     """
@@ -116,13 +137,28 @@ class LayerSeries(msgspec.Struct, frozen=True):
     dead: float | None = None
     samples: int | None = None
     updates: list[tuple[int, Figure]] = []
+    gradients: list[tuple[int, Figure]] = []
+
+
+class ActivationSeries(msgspec.Struct, frozen=True):
+    """The results of a layer in a training, behind its activation where it has one.
+
+    `name` is the place in the model, `operation` the activation or the layer's own, `layer` what it stands
+    behind where that is known. `histograms` are of the first, a middle and the last recorded step.
+    """
+
+    name: str
+    operation: str
+    layer: str = ""
+    histograms: list[Histogram] = []
 
 
 class ModelSeries(msgspec.Struct, frozen=True):
-    """A model that is trained, and its layers in order of execution."""
+    """A model that is trained, its layers in order of execution, and what their results are like."""
 
     model: str
     layers: list[LayerSeries] = []
+    activations: list[ActivationSeries] = []
 
 
 class Series(msgspec.Struct, frozen=True):

@@ -49,6 +49,7 @@ def _described(graph: Graph, node: Node, signal: Signal | None) -> GraphNode:
         gradient=_figure(None if measured is None else measured.gradient),
         zero=_figure(None if measured is None else measured.zero),
         saturated=_figure(None if measured is None else measured.saturated),
+        values=None if measured is None else measured.values,
     )
 
 

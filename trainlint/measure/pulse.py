@@ -26,6 +26,7 @@ from trainlint.capture.inputs import Inputs, batch_size, with_batch
 from trainlint.capture.tracer import active, is_wrapped, module_calls, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph, product
+from trainlint.measure.histograms import COUNTED, counted, histogram_of
 from trainlint.measure.memory import available_memory
 from trainlint.measure.signal import NonFinite, Signal, SiteSignal
 from trainlint.preserve import preserved, unchanged_weights
@@ -296,6 +297,7 @@ class _Record:
     """Samples of one operation's result, and of its input where saturation is asked; its gradient."""
 
     node: Node
+    name: str
     sample: Tensor
     flat_beyond: float
     before: Tensor | None
@@ -373,7 +375,7 @@ class _Recorder(TorchFunctionMode):
             return
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return
-        record = _Record(node, self._sampled(tensor), beyond, before)
+        record = _Record(node, name, self._sampled(tensor), beyond, before)
         self.records.append(record)
         if tensor.requires_grad:
             self.hooks.add(tensor, _take_norm(record, self._deadline))
@@ -502,14 +504,26 @@ def _statistics(group: list[_Record]) -> list[SiteSignal]:
     ]
     gradients = iter(_read([r.gradient for r in group if r.gradient is not None]))
     rows = torch.stack(columns, dim=1).tolist()
+    spreads = _spreads(group, stacked)
     return [
         SiteSignal(
             row[0], row[1], row[2], row[3], row[4],
             saturated=None if row[5] < 0 else row[5],
             gradient=None if record.gradient is None else next(gradients),
+            values=None if spread is None else histogram_of(spread),
         )
-        for record, row in zip(group, rows, strict=True)
+        for record, row, spread in zip(group, rows, spreads, strict=True)
     ]  # fmt: skip
+
+
+def _spreads(group: list[_Record], stacked: Tensor) -> list[list[float] | None]:
+    """Rows of `counted` for layers and activations, None for others."""
+    places = [place for place, record in enumerate(group) if record.name in COUNTED]
+    if not places:
+        return [None] * len(group)
+    chosen = stacked if len(places) == len(group) else stacked[places]
+    rows = iter(counted(chosen, [group[place].name for place in places]).tolist())
+    return [next(rows) if record.name in COUNTED else None for record in group]
 
 
 def _saturated(group: list[_Record], device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from trainlint.graph import Parameter
+    from trainlint.records import Histogram
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SiteSignal:
     exact zeros. `saturated` is the share of an activation's inputs in its flat part, |z| > 4 for a
     sigmoid and |z| > 2 for tanh (slope below 7% of its largest), None for other operations. `gradient`
     is the Euclidean norm of the objective's gradient by the whole result, over all samples; None where
-    no gradient arrived.
+    no gradient arrived. `values` tells how they are spread, for layers with weights and activations.
     """
 
     mean: float
@@ -35,6 +36,7 @@ class SiteSignal:
     zero: float
     saturated: float | None
     gradient: float | None
+    values: Histogram | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -1020,7 +1020,8 @@ class TrainingObserver:
                 sites.append(
                     SiteTrace(record.place, record.site, record.weight, steps, dead=dead,
                               seen=seen, units=record.width, feeds=record.feeds,
-                              values=dict(record.values), **columns)
+                              values=dict(record.values), layer=record.layer,
+                              histograms=record.histograms(), **columns)
                 )  # fmt: skip
         forwards = root.forwards.copy()
         for forward in self._pending:  # no backward pass has come, so far

@@ -27,8 +27,10 @@ from torch.utils._device import DeviceContext
 
 from trainlint import ops
 from trainlint.capture.tracer import is_wrapped
+from trainlint.measure.histograms import COLUMNS, COUNTED, counted, histogram_of
 from trainlint.observe.inputs import SeenInput
 from trainlint.observe.trace import Place
+from trainlint.records import Histogram
 from trainlint.sites import Site, calling_site
 from trainlint.tree import tensors
 
@@ -40,6 +42,9 @@ _MOST_SCALARS: Final = 512
 # Gradients that are smaller wait for the end of the step, and have their norms taken all at once.
 _LARGEST_HELD: Final = 2**16
 _MOST_HELD: Final = 2**22
+# Samples of this many elements may wait to be counted, and figures of so many steps are kept.
+_MOST_UNCOUNTED: Final = 2**20
+_MOST_COUNTED: Final = 16
 MOST_WINDOWS: Final = 256
 # After so many windows, dead units are looked for in every fourth: they stay dead.
 _FIRST_WINDOWS: Final = 8
@@ -76,6 +81,8 @@ _COLUMNS: Final = ("mean", "rms", "spread", "zero", "saturated", "gradient")
 _OF_THE_SAMPLE: Final = 4
 _SATURATED: Final = 4
 _GRADIENT: Final = 5
+# Not a column: the figures are those of a histogram, in turn.
+_SPREAD: Final = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +90,8 @@ class SiteRecord:
     """What is known of an operation besides its figures.
 
     `units` is the axis of the units of the layer behind a rectifier, None where it has none. `is_new` as
-    long as what lies behind it is to be looked for.
+    long as what lies behind it is to be looked for; `layer` is that of an activation. `spreads` are rows of
+    `counted` by step.
     """
 
     root: int
@@ -100,6 +108,18 @@ class SiteRecord:
     feeds: str = ""
     values: dict[int, int] = field(default_factory=dict)
     data: SeenInput | None = None
+    layer: str = ""
+    spreads: dict[int, list[float]] = field(default_factory=dict)
+
+    def histograms(self) -> list[Histogram]:
+        """Of the first, a middle and the last step that was counted."""
+        steps = sorted(self.spreads)
+        if not steps:
+            return []
+        middle = min(steps, key=lambda step: abs(step - (steps[0] + steps[-1]) / 2))
+        chosen = sorted({steps[0], middle, steps[-1]})
+        found = [histogram_of(self.spreads[step], step) for step in chosen]
+        return [histogram for histogram in found if histogram is not None]
 
     def dead(self) -> tuple[list[float], list[int]]:
         """The share of dead units in each window, with the one that is still open, and their samples."""
@@ -147,6 +167,10 @@ class Recorder(TorchFunctionMode):
         self._scalars: list[tuple[_Of, int, Tensor]] = []
         # Figures with what, and in which columns, they are of.
         self._ready: list[tuple[list[tuple[_Of, int]], Tensor]] = []
+        # What waits to be counted: some early steps, and the latest.
+        self._closed = 0
+        self._uncounted: list[tuple[_Of, Tensor]] = []
+        self._latest: list[tuple[_Of, Tensor]] = []
         self._windows = 0
         self._figures: dict[SiteRecord, dict[int, list[float | None]]] = defaultdict(dict)
         self._root: int | None = None
@@ -299,6 +323,9 @@ class Recorder(TorchFunctionMode):
             self._nodes[_number(node)] = record
         values = tensor.detach()
         flat = None
+        if record.is_new and name in ops.ACTIVATIONS:
+            behind = self._layer_behind(tensor)
+            record.layer = "" if behind is None else _layer_name(behind)
         if name in _PARTICULAR:
             flat = self._particulars(name, record, args, kwargs, tensor, values)
         sample = self._samples[record] = _Sample(_sampled(values), flat)
@@ -461,10 +488,37 @@ class Recorder(TorchFunctionMode):
                 kind = (values.device, values.shape)
                 self._waiting.setdefault(kind, []).append(((record, step), values))
                 self._elements += values.numel()
+            self._keep_for_counting(step)
             if self._elements > _MOST_WAITING or len(self._scalars) > _MOST_SCALARS:
                 self._make()
         self._samples.clear()
         self._held = 0
+
+    def _keep_for_counting(self, step: int) -> None:
+        """Histograms are made of the 1st, 2nd, 4th, ... recorded step, and of that before each transfer."""
+        self._closed += 1
+        self._latest = [
+            ((record, step), sample.values)
+            for record, sample in self._samples.items()
+            if record.place.operation in COUNTED
+        ]
+        if self._closed & (self._closed - 1) == 0:
+            self._uncounted += self._latest
+            self._latest = []
+            if sum(values.numel() for _, values in self._uncounted) > _MOST_UNCOUNTED:
+                self._count()
+
+    def _count(self) -> None:
+        """Make histograms of what waits."""
+        groups: dict[tuple[torch.device, torch.Size], list[tuple[_Of, Tensor]]] = defaultdict(list)
+        for of, values in self._uncounted:
+            groups[values.device, values.shape].append((of, values))
+        self._uncounted.clear()
+        for group in groups.values():
+            operations = [record.place.operation for (record, _), _ in group]
+            rows = counted(torch.stack([values for _, values in group]), operations)
+            places = [(of, _SPREAD) for of, _ in group for _ in range(COLUMNS)]
+            self._ready.append((places, rows.flatten()))
 
     def _make(self) -> None:
         """Make figures of what waits."""
@@ -502,16 +556,26 @@ class Recorder(TorchFunctionMode):
 
     def drain(self) -> None:
         """Move what was made so far to the host: one transfer a device."""
+        with torch.no_grad():
+            self._uncounted += self._latest
+            self._latest = []
+            self._count()
         self._make()
         for device in {figures.device for _, figures in self._ready}:
             there = [made for made in self._ready if made[1].device == device]
             numbers = iter(torch.cat([figures for _, figures in there]).tolist())
             for places, _ in there:
                 for (record, step), column in places:
+                    if column == _SPREAD:
+                        record.spreads.setdefault(step, []).append(next(numbers))
+                        continue
                     figures = self._figures[record].setdefault(step, [None] * len(_COLUMNS))
                     figures[column] = next(numbers)
         self._ready.clear()
         for record in self.sites.values():
+            if len(record.spreads) > _MOST_COUNTED:
+                kept = sorted(record.spreads)[::2]
+                record.spreads = {step: record.spreads[step] for step in kept}
             record.windows = [float(share) for share in record.windows]
             if len(record.windows) > MOST_WINDOWS:
                 record.windows, record.seen = record.windows[::2], record.seen[::2]
@@ -528,6 +592,10 @@ class Recorder(TorchFunctionMode):
         for record, by_step in self._figures.items():
             kept = sorted(by_step)[::2]
             self._figures[record] = {step: by_step[step] for step in kept}
+
+
+def _layer_name(record: SiteRecord) -> str:
+    return record.weight.rpartition(".")[0] if record.weight else record.place.path
 
 
 def _number(node: Any) -> int:

@@ -12,10 +12,11 @@ from typing import Final
 from trainlint import ops
 from trainlint.generalization.curves import Generalization
 from trainlint.observe.trace import LossTrace, ModelTrace, ParameterTrace, SiteTrace, Trace
-from trainlint.records import Figure, LayerSeries, ModelSeries, Series
+from trainlint.records import ActivationSeries, Figure, LayerSeries, ModelSeries, Series
 
 MOST_POINTS: Final = 200
-_MOST_UPDATES: Final = 50
+_MOST_FIGURES: Final = 50
+_MOST_ACTIVATIONS: Final = 300
 _DIGITS: Final = 4
 
 Points = Sequence[tuple[int, float]]
@@ -40,7 +41,10 @@ def series_of(trace: Trace) -> Series | None:
         len(trace.recorded),
         loss,
         _figure(guess),
-        [ModelSeries(model.name, list(_layers(model))) for model in trace.trained],
+        [
+            ModelSeries(model.name, list(_layers(model)), list(_activations(model)))
+            for model in trace.trained
+        ],
         _thinned(train),
         _thinned(validation),
         bands,
@@ -92,12 +96,47 @@ def _layer(
         dead=None if dead is None else round(dead, _DIGITS),
         samples=samples,
         updates=[] if weight is None else _few(weight.steps, weight.update),
+        gradients=_few(*_together(sites)),
     )
+
+
+def _together(sites: Sequence[SiteTrace]) -> tuple[list[int], list[float | None]]:
+    """The norm of a layer's gradients at each recorded step, over all of its uses."""
+    by_step: dict[int, list[float]] = defaultdict(list)
+    for site in sites:
+        for step, value in zip(site.steps, site.gradient, strict=True):
+            if value is not None:
+                by_step[step].append(value)
+    steps = sorted(by_step)
+    return steps, [math.hypot(*by_step[step]) for step in steps]
+
+
+def _activations(model: ModelTrace) -> Iterator[ActivationSeries]:
+    """How results are spread: of each activation, and of the layers that have none right behind them."""
+    shown: list[SiteTrace] = []
+    waiting: SiteTrace | None = None
+    for site in model.sites:
+        operation = site.place.operation
+        if operation in ops.ACTIVATIONS:
+            waiting = None
+        elif operation not in ops.NORMALIZATIONS:
+            shown += [] if waiting is None else [waiting]
+            waiting = site if site.histograms else None
+            continue
+        if operation in ops.ACTIVATIONS and site.histograms:
+            shown.append(site)
+    shown += [] if waiting is None else [waiting]
+    for site in shown[:_MOST_ACTIVATIONS]:
+        is_layer = site.place.operation not in ops.ACTIVATIONS
+        name = site.weight.rpartition(".")[0] if is_layer and site.weight else str(site.place)
+        yield ActivationSeries(
+            name or str(site.place), site.place.operation, site.layer, list(site.histograms)
+        )
 
 
 def _few(steps: Sequence[int], values: Sequence[float | None]) -> list[tuple[int, Figure]]:
     points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
-    apart = -(-len(points) // _MOST_UPDATES)
+    apart = -(-len(points) // _MOST_FIGURES)
     return [(step, plain(value)) for step, value in points[:: max(1, apart)]]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainlint.generalization.curves import Generalization
 
 if TYPE_CHECKING:
+    from trainlint.records import Histogram
     from trainlint.sites import Site
 
 Series = Sequence[float | None]
@@ -43,7 +44,8 @@ class SiteTrace:
     how many there are. `weight` is the name of the parameter that the operation applies: several sites with
     one weight are one layer used again. `feeds` says what a sigmoid's or tanh's result goes into: `weights`
     of another layer, or a product in which it is a `gate`. `values` counts, for a BatchNorm in train mode,
-    the recorded steps by how many values a channel had.
+    the recorded steps by how many values a channel had. `layer` is what an activation stands behind, where
+    that is known; `histograms` say how values were spread at the first, a middle and the last of them.
     """
 
     place: Place
@@ -62,6 +64,8 @@ class SiteTrace:
     units: int = 0
     feeds: str = ""
     values: Mapping[int, int] = field(default_factory=dict)
+    layer: str = ""
+    histograms: Sequence[Histogram] = field(default=(), repr=False)
 
     def median(self, figure: str, last: int | None = None) -> float | None:
         """The median of a series, over its `last` recorded steps if given."""
