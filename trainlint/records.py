@@ -77,7 +77,8 @@ class Histogram(msgspec.Struct, frozen=True):
     `counts` are those of equal bins between `low` and `high`; what lies beyond is in the outer ones. Exact
     zeros are in none of them: `zero` is their share. `saturated` is the share of a
     sigmoid's or tanh's inputs where it is flat (slope below 7% of its largest), None for others. `step`
-    counts the optimizer steps before.
+    counts the optimizer steps before. `spread` is the RMS of what differs between the samples of the batch,
+    None where the result has no axis of samples.
     """
 
     low: float
@@ -85,6 +86,7 @@ class Histogram(msgspec.Struct, frozen=True):
     counts: list[int]
     zero: float = 0.0
     saturated: float | None = None
+    spread: float | None = None
     step: int = 0
 
 
@@ -226,8 +228,9 @@ class CrossValidation(msgspec.Struct, frozen=True):
     `splitter` is the class of scikit-learn that made the folds, `why` the reason for it. `metric` is
     `accuracy`, `R²` or empty. `steps` and `epochs` are the most of a fold. `gap` is the validation loss
     over the training loss; `guess` the loss of the best constant answer, None where it is not known.
-    `train` and `validation` are points (steps before, mean loss over folds), `best_step` is that of the
-    least validation loss of them, and `rise` how much higher it is at the end, fold by fold.
+    `train` and `validation` are points (steps before, mean loss over folds), `train_bands` and
+    `validation_bands` (steps before, lowest, highest) of them: mean ± the corrected error. `best_step` is
+    that of the least validation loss of them, and `rise` how much higher it is at the end, fold by fold.
     """
 
     target: str
@@ -251,6 +254,8 @@ class CrossValidation(msgspec.Struct, frozen=True):
     rise: Spread | None = None
     train: list[tuple[int, Figure]] = []
     validation: list[tuple[int, Figure]] = []
+    train_bands: list[tuple[int, Figure, Figure]] = []
+    validation_bands: list[tuple[int, Figure, Figure]] = []
     notes: list[str] = []
     seconds: float = 0.0
 

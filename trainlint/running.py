@@ -68,14 +68,15 @@ def run_script(
     select: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     extend_select: Sequence[str] = (),
+    graphs: bool = False,
     config: Config | None = None,
 ) -> Run:
     """Run `script`, or the module of that name, with `args`, and report on its training.
 
     It has this process's standard streams, directory and environment. After `steps` optimizer steps it is
     ended as by `sys.exit(0)`; after `timeout` seconds as by Ctrl-C. `static` says whether the graph of each
-    model is judged as well, before its first step. Raises `UsageError` for a file that is
-    not there or an unknown rule.
+    model is judged as well, before its first step; with `graphs` that of the first is in the result.
+    Raises `UsageError` for a file that is not there or an unknown rule.
     """
     config = config or Config()
     check_options(config.rules)
@@ -99,6 +100,7 @@ def run_script(
             parent=os.getpid(),
             every=every,
             static=static,
+            graphs=graphs,
             rules=[rule.code for rule in rules],
             options={name: dict(values) for name, values in config.rules.items()},
         )

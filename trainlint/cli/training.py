@@ -19,10 +19,18 @@ from trainlint.cli.options import (
     show_info_option,
     split,
 )
-from trainlint.cli.terminal import console_on, piped_width, progress_shown
-from trainlint.cli.writing import Manner, check_writable, complain, outputs_of, write_report
+from trainlint.cli.terminal import progress_shown
+from trainlint.cli.writing import (
+    Manner,
+    check_writable,
+    complain,
+    outputs_of,
+    write_report,
+    write_sweep,
+)
 from trainlint.config import FAIL_ON, load_config
 from trainlint.generalization.swept import OVER
+from trainlint.report import SWEEP_FORMAT_NAMES
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -78,7 +86,8 @@ def run(
     done = run_script(
         script, args, module=module, steps=steps or 0, every=every or 0,
         static=not no_static, timeout=timeout, select=select or None, ignore=ignore,
-        extend_select=extend_select, config=config,
+        extend_select=extend_select, graphs="html" in (form, *(each for each, _ in outputs)),
+        config=config,
     )  # fmt: skip
     status = done.status or (1 if done.report.fails(fail_on or "never") else 0)
     if is_first_of_several():
@@ -113,10 +122,13 @@ def run(
 @click.option("--seed", type=int, default=0, show_default=True, help="Of folds, order and weights.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Trainings at once [one a core].")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    "--format", "form", type=click.Choice(SWEEP_FORMAT_NAMES), default="text", show_default=True,
     help="How to write it.",
 )  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), help="Write it to this file.")
+@click.option(
+    "--output", multiple=True, metavar="[FORMAT:]FILE", shell_complete=complete_files,
+    help="Write it to this file; with a FORMAT, one more in that form.",
+)  # fmt: skip
 @config_option
 @debug_option
 @click.pass_context
@@ -133,7 +145,7 @@ def sweep(
     seed: int,
     jobs: int | None,
     form: str,
-    output: Path | None,
+    output: tuple[str, ...],
     config_path: Path | None,
     debug: bool,
 ) -> None:
@@ -144,7 +156,8 @@ def sweep(
     """
     from trainlint.generalization.sweep import sweep as run_sweep
 
-    check_writable([output] if output is not None else [])
+    outputs, is_elsewhere = outputs_of(output, form, SWEEP_FORMAT_NAMES)
+    check_writable([path for _, path in outputs])
     config = load_config(config_path)
     if jobs is not None:
         config = msgspec.structs.replace(config, jobs=jobs)
@@ -154,14 +167,4 @@ def sweep(
             seconds=seconds, seed=seed, config=config, progress=progress,
             debug=debug or bool(ctx.obj),
         )  # fmt: skip
-    if output is not None:
-        from trainlint.report.sweeping import as_text
-
-        text = report.to_json() if form == "json" else as_text(report, piped_width())
-        output.write_text(text + "\n", encoding="utf-8")
-    elif form == "json":
-        click.echo(report.to_json())
-    else:
-        from trainlint.report.sweeping import print_sweep
-
-        print_sweep(report, console_on(sys.stdout))
+    write_sweep(report, form, outputs, is_elsewhere=is_elsewhere)

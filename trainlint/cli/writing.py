@@ -15,10 +15,14 @@ from trainlint.errors import TrainlintError, UsageError
 from trainlint.report import FORMAT_NAMES, rendered
 
 if TYPE_CHECKING:
-    from trainlint.records import Report
+    from collections.abc import Sequence
+
+    from trainlint.records import Report, SweepReport
 
 
-def outputs_of(values: tuple[str, ...], form: str) -> tuple[list[tuple[str, Path]], bool]:
+def outputs_of(
+    values: tuple[str, ...], form: str, known: Sequence[str] = FORMAT_NAMES
+) -> tuple[list[tuple[str, Path]], bool]:
     """(form, file) of each --output, and whether one takes the terminal's place.
 
     Raises `UsageError` for several files without a form.
@@ -27,7 +31,7 @@ def outputs_of(values: tuple[str, ...], form: str) -> tuple[list[tuple[str, Path
     plain = 0
     for value in values:
         prefix, separator, name = value.partition(":")
-        if separator and name and prefix in FORMAT_NAMES:
+        if separator and name and prefix in known:
             outputs.append((prefix, Path(name)))
         else:
             plain += 1
@@ -92,12 +96,39 @@ def write_report(
     if not is_elsewhere:
         _write(report, form, to or sys.stdout, manner)
     for each, path in outputs:
-        try:
-            stream = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from None
-        with stream:
+        with _opened(path) as stream:
             _write(report, each, stream, manner)
+
+
+def write_sweep(
+    report: SweepReport, form: str, outputs: list[tuple[str, Path]], *, is_elsewhere: bool
+) -> None:
+    """As `write_report`, in the forms that a sweep has."""
+    if not is_elsewhere:
+        _write_sweep(report, form, sys.stdout)
+    for each, path in outputs:
+        with _opened(path) as stream:
+            _write_sweep(report, each, stream)
+
+
+def _write_sweep(report: SweepReport, form: str, stream: TextIO) -> None:
+    if form == "text":
+        from trainlint.report.sweeping import print_sweep
+
+        print_sweep(report, console_on(stream))
+    elif form == "json":
+        stream.write(report.to_json() + "\n")
+    else:
+        from trainlint.report import html_sweep
+
+        stream.write(html_sweep.render(report) + "\n")
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _write(report: Report, form: str, stream: TextIO, manner: Manner) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -279,6 +279,8 @@ def summary(target: str, trials: Trials, seconds: float) -> CrossValidation:
         rise=_rise(best, done, share),
         train=[(_step(row), figure(_mean_loss(row, "train"))) for row in rows],
         validation=[(_step(row), figure(_mean_loss(row, "validation"))) for row in rows],
+        train_bands=list(_bands(rows, "train", share)),
+        validation_bands=list(_bands(rows, "validation", share)),
         notes=[*split.notes, *_notes(trials.results, done)],
         seconds=round(seconds, 3),
     )
@@ -333,6 +335,17 @@ def _step(row: Sequence[TrialPoint]) -> int:
 
 def _mean_loss(row: Sequence[TrialPoint], part: str) -> float:
     return statistics.fmean(float(getattr(point, part).mean) for point in row)
+
+
+def _bands(
+    rows: Sequence[Sequence[TrialPoint]], part: str, share: float
+) -> Iterator[tuple[int, Figure, Figure]]:
+    """Mean ± corrected error over folds at each checkpoint, where that is finite."""
+    for row in rows:
+        of = spread([float(getattr(point, part).mean) for point in row], share)
+        mean, error = float(of.mean), float(of.corrected)
+        if math.isfinite(mean + error):
+            yield _step(row), figure(mean - error), figure(mean + error)
 
 
 def _rise(best: Sequence[TrialPoint], done: Sequence[TrialResult], share: float) -> Spread:

@@ -17,8 +17,9 @@ from trainlint import ops
 from trainlint.records import Histogram
 
 BINS: Final = 24
-# What there is in a row of `counted`: the range, the shares of zeros and of what is saturated, the counts.
-COLUMNS: Final = 4 + BINS
+# What there is in a row of `counted`: the range, the shares of zeros and of what is saturated, the spread
+# between samples, the counts.
+COLUMNS: Final = 5 + BINS
 # Results of these are looked at: layers, and what bends what they give.
 COUNTED: Final = ops.WEIGHTED | ops.RECURRENT | ops.ACTIVATIONS
 # Where all results lie, so that layers can be compared; the values decide where this does not.
@@ -39,10 +40,11 @@ _DIGITS: Final = 4
 
 
 def counted(samples: Tensor, operations: Sequence[str]) -> Tensor:
-    """(sites, COLUMNS) of samples (sites, ...), one for each of these operations; nothing waits for it.
+    """(sites, COLUMNS) of samples (sites, rows, columns), one for each operation; nothing waits for it.
 
     Zeros and what is not finite are in no bin. The outer edges are at most four standard deviations from
-    the mean; what lies beyond is in the outer bins. The share that is saturated is -1 where nothing can be.
+    the mean; what lies beyond is in the outer bins. The share that is saturated is -1 where nothing can be,
+    as is the spread between samples where there is one row.
     """
     values = samples.flatten(1)
     is_counted = values.isfinite() & (values != 0)
@@ -69,7 +71,10 @@ def counted(samples: Tensor, operations: Sequence[str]) -> Tensor:
     counts = torch.zeros(len(values), BINS, device=values.device)
     counts.scatter_add_(1, places, is_counted.float())
     zeros = (values == 0).float().mean(1, keepdim=True)
-    return torch.cat([low, high, zeros, saturated, counts], dim=1)
+    spread = torch.full_like(low, -1.0)
+    if samples.shape[1] > 1:
+        spread = (samples - samples.mean(1, keepdim=True)).square().mean((1, 2)).sqrt()[:, None]
+    return torch.cat([low, high, zeros, saturated, spread, counts], dim=1)
 
 
 _NO_RANGE: Final = (math.nan, math.nan)
@@ -81,14 +86,14 @@ def _columns(ends: Tensor) -> tuple[Tensor, Tensor]:
 
 def histogram_of(row: Sequence[float], step: int = 0) -> Histogram | None:
     """From a row of `counted`; None where nothing was finite."""
-    low, high, zero, saturated, *counts = row
+    low, high, zero, saturated, spread, *counts = row
     if not any(counts):
         if not zero:
             return None
         low, high, counts = 0.0, 0.0, []
     return Histogram(
         _rounded(low), _rounded(high), [int(count) for count in counts], _rounded(zero),
-        None if saturated < 0 else _rounded(saturated), step,
+        None if saturated < 0 else _rounded(saturated), _rounded(spread) if spread >= 0 else None, step,
     )  # fmt: skip
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from trainlint.diagnosis import diagnose
 from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.fixes.source import SourceEdits
 from trainlint.observe.series import series_of
-from trainlint.records import TargetResult
+from trainlint.records import ModelGraph, Series, TargetResult
 from trainlint.sites import owner_of
 from trainlint.subject import Analysis
 
@@ -42,6 +45,8 @@ def judged(
     rules = [rule for rule in settings.rules if {"Trace", "Data"} & set(rule.facts.values())]
     outcome = run_rules(rules, facts, target=target, options=settings.options)
     problems = list(failures_as_text(outcome.failures))
+    series = series_of(trace)
+    graphs = static.graphs if static else []
     result = TargetResult(
         target,
         "error" if problems else "ok",
@@ -51,10 +56,28 @@ def judged(
         watched=what_was_watched(trace),
         not_measurable=list(unmeasured_as_text(outcome.unmeasured)),
         notes=[*notes, *trace.notes, *(static.notes if static else ())],
-        series=series_of(trace),
+        series=series,
+        graph=_measured(graphs[0], series) if graphs else None,
     )
     found = [finding for finding in static.findings if _holds(finding, trace)] if static else []
     return Analysis(diagnose([*found, *outcome.findings]), result)
+
+
+def _measured(graph: ModelGraph, series: Series | None) -> ModelGraph:
+    """With the gradients that were recorded at layers."""
+    known = {
+        layer.name: float(layer.gradient)
+        for model in (series.models if series else [])
+        for layer in model.layers
+        if layer.gradient is not None and math.isfinite(float(layer.gradient))
+    }
+    nodes = [
+        msgspec.structs.replace(node, gradient=known[node.module])
+        if node.parameters and node.module in known
+        else node
+        for node in graph.nodes
+    ]
+    return ModelGraph(nodes, graph.edges)
 
 
 def _holds(finding: RawFinding, trace: Trace) -> bool:

@@ -50,6 +50,7 @@ class RunJob(msgspec.Struct, frozen=True):
     steps: int = 0
     every: int = 0
     static: bool = True
+    graphs: bool = False
     parent: int = 0
     rules: list[str] = []
     options: dict[str, dict[str, Any]] = {}
@@ -109,7 +110,7 @@ class _Watch:
         from trainlint.registry import select_rules
         from trainlint.rule import Settings
 
-        return Settings(select_rules(self._job.rules), self._job.options)
+        return Settings(select_rules(self._job.rules), self._job.options, graphs=self._job.graphs)
 
     def _after_step(self, steps: int) -> None:
         now = time.monotonic()

@@ -62,7 +62,7 @@ def _bands(measured: Generalization) -> Iterator[tuple[int, Figure, Figure]]:
 
 
 def _layers(model: ModelTrace) -> Iterator[LayerSeries]:
-    """The layers that were recorded; where none was, as in compiled models, all that have weights."""
+    """The layers that were recorded, and the weights that are used by what is not, in order."""
     parameters = {parameter.name: parameter for parameter in model.parameters}
     layers: dict[str, list[SiteTrace]] = defaultdict(list)
     for site in model.sites:
@@ -70,11 +70,16 @@ def _layers(model: ModelTrace) -> Iterator[LayerSeries]:
         is_layer = site.weight is not None or site.place.operation in ops.WEIGHTED
         if is_layer or site.dead:
             layers[site.weight or str(site.place)].append(site)
+    # Compiled models, and layers of other kinds: their weights stand where the model has them.
+    order = {parameter.name: place for place, parameter in enumerate(model.parameters)}
+    left = [weight.name for weight in model.weights() if weight.name not in layers]
     for name, sites in layers.items():
+        place = order.get(name)
+        while place is not None and left and order[left[0]] < place:
+            yield _layer(left.pop(0), (), parameters)
         yield _layer(name, sites, parameters)
-    if not layers:
-        for parameter in model.weights():
-            yield _layer(parameter.name, (), parameters)
+    for name in left:
+        yield _layer(name, (), parameters)
 
 
 def _layer(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
+from trainlint.analysis.outline import outline
 from trainlint.capture.tracer import capture, is_wrapped
 from trainlint.engine import RawFinding, failures_as_text, run_rules
 from trainlint.observe.quiet import quiet
@@ -24,6 +25,7 @@ from trainlint.preserve import is_lazy, preserved
 from trainlint.rule import FACT_STAGES
 
 if TYPE_CHECKING:
+    from trainlint.records import ModelGraph
     from trainlint.rule import Rule, Settings
 
 # Seconds: a capture that took longer is not repeated for the rules that compare two, and after so much in
@@ -51,13 +53,15 @@ def static_rules(rules: Sequence[Rule]) -> list[Rule]:
 class StaticFindings:
     """What the static rules of `settings` say to each model that is trained; `notes` where they could not.
 
-    Nothing is ever raised. `seconds` is what it took of this thread, whatever else the machine does.
+    `graphs` are outlines of the models' graphs, if the settings ask for them. Nothing is ever raised.
+    `seconds` is what it took of this thread, whatever else the machine does.
     """
 
     settings: Settings
     target: str
     findings: list[RawFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    graphs: list[ModelGraph] = field(default_factory=list)
     seconds: float = 0.0
     models: int = 0
 
@@ -104,6 +108,8 @@ class StaticFindings:
             graph = Graph(recording.graph, recording.model, inputs_given=True)
             facts = static_facts(inputs, graph, Recipe())
             outcome = run_rules(rules, facts, target=self.target, options=self.settings.options)
+            if self.settings.graphs:
+                self.graphs.append(outline(graph))
         self.notes.extend(failures_as_text(outcome.failures))
         self.findings.extend(_detached(outcome.findings, f"{id(self)}/{len(self.findings)}"))
         return None

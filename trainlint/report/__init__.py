@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 FORMAT_NAMES: Final = (
     "text", "concise", "json", "sarif", "github", "gitlab", "junit", "markdown", "html",
 )  # fmt: skip
+SWEEP_FORMAT_NAMES: Final = ("text", "json", "html")
 
 
 def rendered(report: Report, form: str, *, show_info: bool = False, fail_on: str = "error") -> str:

@@ -114,6 +114,38 @@ def diff_of(edits: Sequence[Edit], most: int | None = None) -> list[str]:
     return [*rows[:most], f"  … {len(rows) - most} more changed lines"]
 
 
+def hunks_of(edits: Sequence[Edit], context: int = 2) -> Iterator[tuple[str, str, str]]:
+    """The changed lines among those around them: (sign, number, line), file by file.
+
+    The sign is `+`, `-` or a space; `…` stands where lines are left out, with the file's name where there
+    are several.
+    """
+    filenames = list(dict.fromkeys(edit.filename for edit in edits))
+    for filename in filenames:
+        text = SourceText.read(filename)
+        if text is None:
+            continue
+        after = SourceText(
+            filename, source.apply(text.text, [each for each in edits if each.filename == filename])
+        ).lines
+        matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)
+        for number, group in enumerate(matcher.get_grouped_opcodes(context)):
+            if number or len(filenames) > 1:
+                yield "…", "", filename if not number else ""
+            for tag, old, old_end, new, new_end in group:
+                if tag == "equal":
+                    yield from _numbered(" ", after, new, new_end)
+                else:
+                    yield from _numbered("-", text.lines, old, old_end)
+                    yield from _numbered("+", after, new, new_end)
+
+
+def _numbered(
+    sign: str, lines: Sequence[str], first: int, end: int
+) -> Iterator[tuple[str, str, str]]:
+    return ((sign, str(row + 1), lines[row].expandtabs(4).rstrip()) for row in range(first, end))
+
+
 def _changed(text: SourceText, edits: Sequence[Edit]) -> Iterator[str]:
     after = SourceText(text.filename, source.apply(text.text, edits)).lines
     matcher = difflib.SequenceMatcher(a=text.lines, b=after, autojunk=False)

@@ -38,11 +38,11 @@ def print_folds(
 ) -> None:
     """Write it. `drawn` is whether with pictures."""
     signs = signs or plots.signs_for(console.encoding)
-    for text in _head(measured):
+    for text in head_of(measured):
         _print(text, console)
     for row in _rows(measured, console.width, signs, drawn=drawn):
         console.print(row, no_wrap=True, overflow="ellipsis", crop=True)
-    for text in _remarks(measured):
+    for text in remarks_of(measured):
         _print(text, console, "dim")
     if drawn:
         series = Series(
@@ -63,7 +63,8 @@ def as_text(measured: CrossValidation, width: int = 100) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _head(measured: CrossValidation) -> Iterator[str]:
+def head_of(measured: CrossValidation) -> Iterator[str]:
+    """What was done."""
     epochs = "" if measured.epochs is None else f" ({measured.epochs:.3g} epochs)"
     yield (
         f"{len(measured.folds)} folds of {measured.samples} samples of {measured.loader} by "
@@ -72,7 +73,8 @@ def _head(measured: CrossValidation) -> Iterator[str]:
     )
 
 
-def _remarks(measured: CrossValidation) -> Iterator[str]:
+def remarks_of(measured: CrossValidation) -> Iterator[str]:
+    """What follows, and how far it can be trusted."""
     own = measured.validation_loss
     if math.isfinite(float(own.corrected)):
         yield (

@@ -155,6 +155,7 @@ def _gradients(
 ) -> Iterator[Picture]:
     layers = [layer for layer in model.layers if layer.dead is None]
     by_result = any(layer.gradient is not None for layer in layers)
+    layers = [layer for layer in layers if layer.operation or not by_result]
     bars = [
         Bar(_label(layer), value, layer.name in named or value == 0)
         for layer in layers

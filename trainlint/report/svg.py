@@ -13,7 +13,7 @@ from typing import Final
 
 Point = tuple[float, float]
 
-_WIDTH: Final = 600
+WIDTH: Final = 600
 _ROW: Final = 22
 _LABELS: Final = 170
 _FIGURES: Final = 76
@@ -30,6 +30,17 @@ class Curve:
     points: Sequence[Point]
     kind: str
     band: Sequence[tuple[float, float, float]] = field(default=())
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place among curves with a word on it; the `main` one stands out."""
+
+    x: float
+    y: float
+    text: str
+    main: bool = False
 
 
 def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str = "") -> str:
@@ -40,7 +51,8 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
     values = [value for _, value, _ in rows if value is not None and value > 0]
     is_log = bool(values) and max(values) / min(values) > _WIDE_RANGE
     scale = _scale(values, is_log)
-    room = _WIDTH - _LABELS - _FIGURES
+    labels = _room_for([label for label, *_ in rows])
+    room = WIDTH - labels - _FIGURES
     parts = []
     for number, (label, value, marked) in enumerate(rows):
         y = number * _ROW
@@ -48,15 +60,20 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
         kind = "bar marked" if marked else "bar"
         shown = "not measured" if value is None else f"{value:.2g}{unit}"
         parts.append(
-            f'<text class="label" x="{_LABELS - 8}" y="{y + 15}" text-anchor="end">'
-            f"<title>{escape(label)}</title>{escape(_shortened(label))}</text>"
-            f'<rect class="{kind}" x="{_LABELS}" y="{y + 4}" width="{max(1.0, length):.1f}" '
+            f'<text class="label" x="{labels - 8}" y="{y + 15}" text-anchor="end">'
+            f"<title>{escape(label)}</title>{escape(shortened(label))}</text>"
+            f'<rect class="{kind}" x="{labels}" y="{y + 4}" width="{max(1.0, length):.1f}" '
             'height="14" rx="2"/>'
-            f'<text class="figure" x="{_LABELS + length + 6:.1f}" y="{y + 15}">{shown}'
+            f'<text class="figure" x="{labels + length + 6:.1f}" y="{y + 15}">{shown}'
             f"{' ◂' if marked else ''}</text>"
         )
-    note = " (logarithmic scale)" if is_log else ""
+    note = ", logarithmic scale" if is_log else ""
     return _svg(title + note, len(rows) * _ROW + 4, "".join(parts))
+
+
+def _room_for(labels: Sequence[str]) -> int:
+    """Units that the labels take."""
+    return min(_LABELS, 14 + 7 * max((len(shortened(label)) for label in labels), default=0))
 
 
 def _scale(values: Sequence[float], is_log: bool) -> Callable[[float], float]:
@@ -70,27 +87,45 @@ def _scale(values: Sequence[float], is_log: bool) -> Callable[[float], float]:
 
 
 def curves(
-    title: str, x_name: str, lines: Sequence[Curve], level: tuple[str, float] | None = None
+    title: str,
+    x_name: str,
+    lines: Sequence[Curve],
+    level: tuple[str, float] | None = None,
+    *,
+    usual: tuple[float, float] | None = None,
+    ticks: Sequence[tuple[float, str]] = (),
+    marks: Sequence[Mark] = (),
 ) -> str:
-    """Lines over a common x, with a dashed `level` (name, y) if there is one."""
+    """Lines over a common x, with a dashed `level` (name, y) and what is `usual` (least, most) if given.
+
+    `ticks` are words below the axis in place of numbers, `marks` words below points of it.
+    """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points if math.isfinite(y)]
     ys += [end for line in lines for _, low, high in line.band for end in (low, high)]
     if level is not None:
         ys.append(level[1])
+    ys += usual or ()
     if not xs or not ys:
         return ""
-    is_log = min(ys) > 0 and max(ys) / min(ys) > _WIDE_RANGE
+    is_log = min(ys) > 0 and (usual is not None or max(ys) / min(ys) > _WIDE_RANGE)
     low, high = min(ys), max(ys)
     if not is_log and low > 0 and low < 0.4 * high:
         low = 0.0
     place = _placed(min(xs), max(xs), low, high, is_log)
-    parts = [_axes(place, low, high, is_log, min(xs), max(xs), x_name)]
+    across = ticks or [(x, f"{x:.4g}") for x in _ticks(min(xs), max(xs), is_log=False)]
+    parts = [_axes(place, low, high, is_log, min(xs), across, x_name)]
+    if usual is not None:
+        (_, bottom), (_, top) = (place(min(xs), end) for end in usual)
+        parts.append(
+            f'<rect class="usual" x="{_LEFT}" y="{top:.1f}" width="{WIDTH - _LEFT - _RIGHT}" '
+            f'height="{bottom - top:.1f}"/>'
+        )
     if level is not None:
         _, y = place(min(xs), level[1])
         parts.append(
-            f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{y - 4:.1f}" text-anchor="end">'
+            f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{WIDTH - _RIGHT}" y="{y - 4:.1f}" text-anchor="end">'
             f"{escape(level[0])}</text>"
         )
     for line in lines:
@@ -105,7 +140,95 @@ def curves(
             f'<polyline class="line {line.kind}" points="{path}">'
             f"<title>{escape(line.name)}</title></polyline>"
         )
+        if line.dots:
+            parts += [
+                f'<circle class="dot {line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+                for x, y in finite
+            ]
+    parts += [_marked(mark, place(mark.x, mark.y)) for mark in marks]
     return _svg(title, _HEIGHT, "".join(parts))
+
+
+def _marked(mark: Mark, spot: Point) -> str:
+    """A ring around the point, its word above."""
+    x, y = spot
+    side = "start" if x < WIDTH / 4 else "end" if x > 3 * WIDTH / 4 else "middle"
+    up = y - 12 if y > _TOP + 30 else y + 22
+    return (
+        f'<g class="mark{" main" if mark.main else ""}"><circle cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
+        f'<text x="{x:.1f}" y="{up:.1f}" text-anchor="{side}">{escape(mark.text)}</text></g>'
+    )
+
+
+def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool]]) -> str:
+    """Rows of (label, first, later, marked): a ring and a disc on a common logarithmic scale, joined."""
+    values = [value for _, *both, _ in rows for value in both if value is not None and value > 0]
+    scale = _scale(
+        [*values, *(10 * value for value in values[:1] if len(set(values)) == 1)], is_log=True
+    )
+    labels = _room_for([label for label, *_ in rows])
+    room = WIDTH - labels - _FIGURES
+    parts = []
+    for number, (label, first, later, marked) in enumerate(rows):
+        y = number * _ROW + 11
+        spots = [
+            None if value is None or value <= 0 else labels + room * scale(value)
+            for value in (first, later)
+        ]
+        parts.append(
+            f'<text class="label" x="{labels - 8}" y="{y + 4}" text-anchor="end">'
+            f"<title>{escape(label)}</title>{escape(shortened(label))}</text>"
+            f'<line class="grid" x1="{labels}" x2="{WIDTH - _FIGURES}" y1="{y}" y2="{y}"/>'
+        )
+        kind = " marked" if marked else ""
+        start, end = spots
+        if start is not None and end is not None:
+            parts.append(
+                f'<line class="way{kind}" x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}"/>'
+            )
+        if start is not None:
+            parts.append(f'<circle class="ring{kind}" cx="{start:.1f}" cy="{y}" r="4.5"/>')
+        if end is not None:
+            parts.append(f'<circle class="disc{kind}" cx="{end:.1f}" cy="{y}" r="4.5"/>')
+        shown = "" if later is None else f"{later:.2g}{' ◂' if marked else ''}"
+        parts.append(f'<text class="figure" x="{WIDTH - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
+    return _svg(f"{title}, logarithmic scale", len(rows) * _ROW + 4, "".join(parts))
+
+
+def intervals(title: str, rows: Sequence[tuple[str, float | None, float, bool]]) -> str:
+    """Rows of (label, mean, error, marked) as discs with whiskers on a common linear scale."""
+    ends = [
+        end
+        for _, mean, error, _ in rows
+        if mean is not None
+        for end in (mean - error, mean + error)
+    ]
+    if not ends:
+        return ""
+    low, room = min(ends), max(max(ends) - min(ends), 1e-12)
+    labels = _room_for([label for label, *_ in rows])
+    across = WIDTH - labels - _FIGURES
+
+    def place(value: float) -> float:
+        return labels + across * (value - low) / room
+
+    parts = []
+    for number, (label, mean, error, marked) in enumerate(rows):
+        y = number * _ROW + 11
+        kind = " marked" if marked else ""
+        parts.append(
+            f'<text class="label" x="{labels - 8}" y="{y + 4}" text-anchor="end">'
+            f"{escape(shortened(label))}</text>"
+        )
+        shown = "no result"
+        if mean is not None:
+            shown = f"{mean:.3g}{' ◂' if marked else ''}"
+            parts.append(
+                f'<line class="way{kind}" x1="{place(mean - error):.1f}" x2="{place(mean + error):.1f}" '
+                f'y1="{y}" y2="{y}"/><circle class="disc{kind}" cx="{place(mean):.1f}" cy="{y}" r="4.5"/>'
+            )
+        parts.append(f'<text class="figure" x="{WIDTH - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
+    return _svg(title, len(rows) * _ROW + 4, "".join(parts))
 
 
 def _placed(
@@ -120,7 +243,7 @@ def _placed(
         across = (x - left) / max(right - left, 1e-12)
         up = (value(y) - bottom) / max(top - bottom, 1e-12)
         return (
-            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
+            _LEFT + across * (WIDTH - _LEFT - _RIGHT),
             _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
         )
 
@@ -133,30 +256,30 @@ def _axes(
     high: float,
     is_log: bool,
     left: float,
-    right: float,
+    across: Sequence[tuple[float, str]],
     x_name: str,
 ) -> str:
     parts = []
-    for tick in _ticks(low, high, is_log):
+    for tick in _ticks(low, high, is_log=is_log):
         x, y = place(left, tick)
         parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick:.3g}</text>'
         )
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x, _ = place(left + share * (right - left), low)
+    for value, word in across:
+        x, _ = place(value, low)
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
-            f"{left + share * (right - left):.4g}</text>"
+            f"{escape(word)}</text>"
         )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(
         f'<text class="tick" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
     )
     return "".join(parts)
 
 
-def _ticks(low: float, high: float, is_log: bool) -> list[float]:
+def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
     if is_log:
         first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
         apart = max(1, (last - first) // 5)
@@ -172,10 +295,11 @@ def _ticks(low: float, high: float, is_log: bool) -> list[float]:
 
 def _svg(title: str, height: float, content: str) -> str:
     return (
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {height:.0f}" role="img" '
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'aria-label="{escape(title, quote=True)}">{content}</svg>'
     )
 
 
-def _shortened(label: str, room: int = 26) -> str:
+def shortened(label: str, room: int = 26) -> str:
+    """Its end, which tells layers apart."""
     return label if len(label) <= room else "…" + label[-room + 1 :]

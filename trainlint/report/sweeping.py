@@ -28,7 +28,7 @@ _MARGIN: Final = "  "
 # Losses that differ by more are drawn on a logarithmic scale.
 _WIDE_RANGE: Final = 50.0
 _WORDS: Final = ("this model", "best", "{} within one standard error")
-_NAMES: Final = {
+NAMES: Final = {
     "width": "width",
     "weight-decay": "weight decay (L2)",
     "l1": "L1 penalty",
@@ -41,7 +41,7 @@ def print_sweep(report: SweepReport, console: Console) -> None:
     """Write the whole of it."""
     found, width = report.sweep, console.width
     signs = signs_for(console.encoding)
-    for line in _head(found):
+    for line in head_of(found):
         console.print(Text(line, style="bold"))
     if found.measured:
         console.print()
@@ -79,8 +79,9 @@ def as_text(report: SweepReport, width: int = 100) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _head(found: Sweep) -> Iterator[str]:
-    what = _NAMES[found.over]
+def head_of(found: Sweep) -> Iterator[str]:
+    """What was swept, and how long each training took."""
+    what = NAMES[found.over]
     if found.over == "width":
         sizes = found.points[found.here].sizes.items()
         what += " (" + ", ".join(f"{name}={value}" for name, value in sizes) + ")"
@@ -178,14 +179,14 @@ class _Curve:
             ruler[self._across[place]] = "┴" if self._signs.dots else "+"
         rows = [Text(room + self._signs.corner + "".join(ruler), style="dim")]
         points, best = self._found.points, self._found.best
-        labels = [{place: _short(self._found, points[place]) for place in self._places}]
+        labels = [{place: short(self._found, points[place]) for place in self._places}]
         if self._found.over == "width":
             labels.append({place: f"{_count(points[place].parameters)}" for place in self._places})
         marks = (self._found.here, best, self._found.chosen)
         up = "▲" if self._signs.dots else "^"
-        simplest = _simplest(self._found)
+        kind = simplest(self._found)
         labels += [
-            {mark: f"{up} {word.format(simplest)}"}
+            {mark: f"{up} {word.format(kind)}"}
             for word, mark in zip(_WORDS, marks, strict=True)
             if mark is not None and mark in self._across
         ]
@@ -259,7 +260,8 @@ def _extent(standing: Standing) -> tuple[float, float]:
     return min(mean - error for mean, error in sound), max(mean + error for mean, error in sound)
 
 
-def _short(found: Sweep, point: Swept) -> str:
+def short(found: Sweep, point: Swept) -> str:
+    """A value as it stands below the curve."""
     return factor(point.value) if found.over == "width" else f"{point.value:g}"
 
 
@@ -275,21 +277,27 @@ def _count(number: int) -> str:
 # ---------------------------------------------------------------------- the table, and words
 
 
-def table(found: Sweep, width: int) -> list[Text]:
-    """A line for each value, also for those that were not run."""
+def cells(found: Sweep) -> list[list[str]]:
+    """The table's heads, and what stands in each line."""
     columns = ["", *(["params"] if found.over == "width" else []), "training", "validation"]
     columns += [found.metric] if found.metric else []
     columns.append("above best")
-    lines = [_cells(found, place) for place in range(len(found.points))]
+    return [columns, *(_cells(found, place) for place in range(len(found.points)))]
+
+
+def table(found: Sweep, width: int) -> list[Text]:
+    """A line for each value, also for those that were not run."""
+    columns, *lines = cells(found)
     rooms = [
-        max(len(head), *(len(cells[number]) for cells in lines if number < len(cells)))
+        max(len(head), *(len(each[number]) for each in lines if number < len(each)))
         for number, head in enumerate(columns)
     ]
     rooms[0] = max(6, min(rooms[0], width - len(_MARGIN) - sum(room + 2 for room in rooms[1:])))
     rows = []
-    for place, cells in enumerate([columns, *lines]):
-        name = cells[0] if len(cells[0]) <= rooms[0] else cells[0][: rooms[0] - 1] + "…"
-        aligned = [f"{cell:>{room}}" for cell, room in zip(cells[1:], rooms[1:], strict=False)]
+    for place, line_cells in enumerate([columns, *lines]):
+        name = line_cells[0]
+        name = name if len(name) <= rooms[0] else name[: rooms[0] - 1] + "…"
+        aligned = [f"{cell:>{room}}" for cell, room in zip(line_cells[1:], rooms[1:], strict=False)]
         line = "  ".join([f"{_MARGIN}{name:<{rooms[0]}}", *aligned])
         reason = found.points[place - 1].reason if place else None
         rows.append(
@@ -332,7 +340,8 @@ def _with_error(mean: float, error: float) -> str:
     return f"{mean:.{min(places, 6)}f} ± {error:.{min(places, 6)}f}"
 
 
-def _simplest(found: Sweep) -> str:
+def simplest(found: Sweep) -> str:
+    """What the simplest model is called."""
     return "smallest" if found.over == "width" else "strongest"
 
 
@@ -347,7 +356,7 @@ def verdict(found: Sweep) -> Iterator[str]:
         f"best: {found.named(best)}, validation loss "
         f"{_with_error(least.validation, least.validation_error)}"
     )
-    kind = f"the {_simplest(found)}"
+    kind = f"the {simplest(found)}"
     if chosen == best:
         yield f"{kind} within one standard error of it: the same"
     else:

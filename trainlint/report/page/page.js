@@ -1,32 +1,22 @@
 "use strict";
-// Filter and search, and the drawing of a model's graph. Without this the page still holds everything but the graph.
-
-const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 170, HEIGHT = 38, ACROSS = 24, DOWN = 46;
-
-function element(name, attributes = {}, parent = null) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (parent) parent.append(made);
-  return made;
-}
-
-// ---------------------------------------------------------------------- findings
+// Filter, search, theme and print. Without this the page still holds everything but the drawing of the graph.
 
 function filterFindings() {
   const shown = new Set(
     [...document.querySelectorAll(".filter[aria-pressed='true']")].map((b) => b.dataset.severity));
   const words = document.querySelector("#search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const findings = [...document.querySelectorAll(".finding")];
+  const links = [...document.querySelectorAll(".contents li")];
   let count = 0;
-  for (const finding of document.querySelectorAll(".finding")) {
+  findings.forEach((finding, place) => {
     const text = finding.textContent.toLowerCase();
     const fits = shown.has(finding.dataset.severity) && words.every((word) => text.includes(word));
     finding.hidden = !fits;
+    if (links[place]) links[place].hidden = !fits;
     count += fits;
-  }
-  const total = document.querySelectorAll(".finding").length;
+  });
   const status = document.querySelector("#count");
-  if (status) status.textContent = count === total ? "" : `${count} of ${total} findings shown`;
+  if (status) status.textContent = count === findings.length ? "" : `${count} of ${findings.length} findings shown`;
 }
 
 for (const button of document.querySelectorAll(".filter")) {
@@ -37,9 +27,14 @@ for (const button of document.querySelectorAll(".filter")) {
 }
 document.querySelector("#search")?.addEventListener("input", filterFindings);
 document.addEventListener("keydown", (event) => {
-  if (event.key === "/" && !/^(input|textarea)$/i.test(document.activeElement.tagName)) {
+  const field = document.querySelector("#search");
+  if (event.key === "/" && field && document.activeElement !== field) {
     event.preventDefault();
-    document.querySelector("#search")?.focus();
+    field.focus();
+  } else if (event.key === "Escape" && document.activeElement === field) {
+    field.value = "";
+    filterFindings();
+    field.blur();
   }
 });
 document.querySelector("#theme")?.addEventListener("click", () => {
@@ -49,253 +44,17 @@ document.querySelector("#theme")?.addEventListener("click", () => {
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 });
 
-// ---------------------------------------------------------------------- the graph
-
-class Drawing {
-  constructor(frame) {
-    this.frame = frame;
-    const data = JSON.parse(frame.querySelector("script").textContent);
-    this.nodes = data.nodes;
-    this.edges = data.edges;
-    this.about = frame.querySelector(".about");
-    this.svg = frame.querySelector("svg");
-    this.layer = element("g", {}, this.svg);
-    this.members = this.membersOfGroups();
-    this.open = new Set(this.firstOpen());
-    this.view = { x: 0, y: 0, scale: 1 };
-    this.listen();
-    this.draw(true);
-  }
-
-  // Operations by the path of each module around them; a module with one operation is no group.
-  membersOfGroups() {
-    const members = new Map();
-    this.nodes.forEach((node, number) => {
-      const parts = node.module ? node.module.split(".") : [];
-      for (let length = 1; length <= parts.length; length++) {
-        const path = parts.slice(0, length).join(".");
-        if (!members.has(path)) members.set(path, []);
-        members.get(path).push(number);
-      }
-    });
-    for (const [path, own] of members) if (own.length < 2) members.delete(path);
-    return members;
-  }
-
-  groupsOf(node) {
-    const parts = node.module ? node.module.split(".") : [];
-    return parts.map((_, length) => parts.slice(0, length + 1).join("."))
-      .filter((path) => this.members.has(path));
-  }
-
-  // As many levels as can be read at once.
-  firstOpen() {
-    const open = new Set();
-    const paths = [...this.members.keys()].sort((a, b) => a.split(".").length - b.split(".").length);
-    for (const path of paths) {
-      open.add(path);
-      if (this.visible(open).order.length > 45) { open.delete(path); break; }
-    }
-    return open;
-  }
-
-  // What stands for each operation: itself, or the outermost group that is closed.
-  visible(open = this.open) {
-    const order = [], where = [], seen = new Map();
-    this.nodes.forEach((node, number) => {
-      const closed = this.groupsOf(node).find((path) => !open.has(path));
-      const key = closed ?? number;
-      if (!seen.has(key)) {
-        seen.set(key, order.length);
-        order.push({ key, members: [], group: closed !== undefined });
-      }
-      order[seen.get(key)].members.push(number);
-      where.push(seen.get(key));
-    });
-    return { order, where };
-  }
-
-  layout() {
-    const { order, where } = this.visible();
-    const links = new Map();
-    for (const [from, to] of this.edges) {
-      const a = where[from], b = where[to];
-      if (a !== b) links.set(`${a},${b}`, [a, b]);
-    }
-    const rank = order.map(() => 0);
-    const into = order.map(() => []);
-    for (const [a, b] of links.values()) if (a < b) into[b].push(a);
-    order.forEach((_, place) => {
-      rank[place] = Math.max(0, ...into[place].map((source) => rank[source] + 1));
-    });
-    const rows = [];
-    order.forEach((_, place) => (rows[rank[place]] ??= []).push(place));
-    const x = order.map(() => 0);
-    for (const row of rows) {
-      // Each below the middle of what goes into it, and none over another.
-      const wanted = (place) => into[place].length
-        ? into[place].reduce((sum, source) => sum + x[source], 0) / into[place].length : 0;
-      row.sort((a, b) => wanted(a) - wanted(b) || a - b);
-      let right = -Infinity;
-      for (const place of row) {
-        x[place] = Math.max(wanted(place), right);
-        right = x[place] + WIDTH + ACROSS;
-      }
-      const shift = row.reduce((sum, place) => sum + x[place] - wanted(place), 0) / row.length;
-      for (const place of row) x[place] -= shift;
-    }
-    const spots = order.map((_, place) => ({ x: x[place], y: rank[place] * (HEIGHT + DOWN) }));
-    return { order, spots, links: [...links.values()] };
-  }
-
-  draw(fit = false) {
-    const { order, spots, links } = this.layout();
-    this.layer.replaceChildren();
-    for (const [a, b] of links) {
-      const from = spots[a], to = spots[b];
-      const startX = from.x + WIDTH / 2, startY = from.y + HEIGHT;
-      const endX = to.x + WIDTH / 2, endY = to.y;
-      const bend = Math.max(20, Math.abs(endY - startY) / 2);
-      element("path", {
-        class: "edge", "marker-end": "url(#tip)",
-        d: `M${startX} ${startY} C${startX} ${startY + bend} ${endX} ${endY - bend} ${endX} ${endY}`,
-      }, this.layer);
-    }
-    order.forEach((shown, place) => this.drawNode(shown, spots[place]));
-    this.bounds = {
-      left: Math.min(...spots.map((s) => s.x)) - 20, top: -20,
-      right: Math.max(...spots.map((s) => s.x)) + WIDTH + 20,
-      bottom: Math.max(...spots.map((s) => s.y)) + HEIGHT + 20,
-    };
-    if (fit) this.fit(); else this.apply();
-  }
-
-  drawNode(shown, spot) {
-    const own = shown.members.map((number) => this.nodes[number]);
-    const first = own[0];
-    const marks = ["accused", "starved"].filter((mark) => own.some((node) => node[mark]));
-    const name = shown.group ? String(shown.key) : first.label;
-    const sub = shown.group ? `${own.length} operations` : `${first.operation} ${first.shape}`;
-    const node = element("g", {
-      class: ["node", shown.group ? "group" : "", ...marks].join(" "),
-      transform: `translate(${spot.x} ${spot.y})`, tabindex: 0, role: shown.group ? "button" : "img",
-      "aria-label": `${name}, ${sub}${marks.includes("accused") ? ", named by a finding" : ""}` +
-        `${marks.includes("starved") ? ", starved of gradient" : ""}`,
-    }, this.layer);
-    element("rect", { width: WIDTH, height: HEIGHT }, node);
-    const cut = (text, room) => text.length > room ? `…${text.slice(1 - room)}` : text;
-    element("text", { x: WIDTH / 2, y: 16, "text-anchor": "middle" }, node).textContent =
-      (shown.group ? "+ " : "") + cut(name, 24);
-    element("text", { class: "sub", x: WIDTH / 2, y: 30, "text-anchor": "middle" }, node).textContent =
-      sub.length > 30 ? `${sub.slice(0, 29)}…` : sub;
-    const act = () => {
-      if (shown.group) { this.open.add(shown.key); this.draw(); }
-      this.tell(shown, own);
-    };
-    node.addEventListener("click", act);
-    node.addEventListener("focus", () => this.tell(shown, own));
-    node.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(); }
-      if (event.key === "Backspace") { event.preventDefault(); this.close(first); }
-    });
-  }
-
-  tell(shown, own) {
-    const node = own[0];
-    const parts = shown.group
-      ? [`${shown.key}: ${own.length} operations, ${own.reduce((n, o) => n + o.parameters, 0).toLocaleString()} parameters`]
-      : [`${node.label}: ${node.operation} ${node.shape}`];
-    if (!shown.group) {
-      if (node.parameters) parts.push(`${node.parameters.toLocaleString()} parameters`);
-      if (node.gradient !== null) parts.push(`gradient ${node.gradient.toExponential(1)}`);
-      if (node.zero) parts.push(`${Math.round(node.zero * 100)} % zeros`);
-      if (node.saturated) parts.push(`${Math.round(node.saturated * 100)} % saturated`);
-      if (node.place) parts.push(node.place);
-      if (node.fault) parts.push(node.fault);
-    }
-    for (const one of own) if (one.accused) parts.push(one.accused);
-    this.about.textContent = [...new Set(parts)].join(" · ");
-  }
-
-  close(node) {
-    const groups = this.groupsOf(node).filter((path) => this.open.has(path));
-    if (groups.length) { this.open.delete(groups.at(-1)); this.draw(); }
-  }
-
-  // -------------------------------------------------------------------- looking around
-
-  fit() {
-    const box = this.svg.getBoundingClientRect();
-    const { left, top, right, bottom } = this.bounds;
-    const whole = Math.min((box.width || 800) / (right - left), (box.height || 500) / (bottom - top));
-    const scale = Math.max(0.75, Math.min(1.1, whole));
-    this.view = {
-      scale, y: 8 - top * scale,
-      x: (box.width || 800) / 2 - ((left + right) / 2) * scale,
-    };
-    this.apply();
-  }
-
-  apply() {
-    const { x, y, scale } = this.view;
-    this.layer.setAttribute("transform", `translate(${x} ${y}) scale(${scale})`);
-  }
-
-  zoom(factor, centre = null) {
-    const box = this.svg.getBoundingClientRect();
-    const at = centre ?? { x: box.width / 2, y: box.height / 2 };
-    const scale = Math.min(4, Math.max(0.08, this.view.scale * factor));
-    const ratio = scale / this.view.scale;
-    this.view = {
-      scale, x: at.x - (at.x - this.view.x) * ratio, y: at.y - (at.y - this.view.y) * ratio,
-    };
-    this.apply();
-  }
-
-  listen() {
-    const does = {
-      in: () => this.zoom(1.3), out: () => this.zoom(1 / 1.3), fit: () => this.fit(),
-      open: () => { this.open = new Set(this.members.keys()); this.draw(true); },
-      close: () => { this.open.clear(); this.draw(true); },
-      whole: () => {
-        const box = this.svg.getBoundingClientRect();
-        const { left, top, right, bottom } = this.bounds;
-        const scale = Math.min(box.width / (right - left), box.height / (bottom - top));
-        this.view = { scale, x: (box.width - (left + right) * scale) / 2, y: -top * scale };
-        this.apply();
-      },
-    };
-    for (const button of this.frame.querySelectorAll("[data-do]")) {
-      button.addEventListener("click", () => does[button.dataset.do]());
-    }
-    this.svg.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey) return;  // the page scrolls
-      event.preventDefault();
-      const box = this.svg.getBoundingClientRect();
-      this.zoom(Math.exp(-event.deltaY / 300), { x: event.clientX - box.left, y: event.clientY - box.top });
-    }, { passive: false });
-    let held = null;
-    this.svg.addEventListener("pointerdown", (event) => { held = { x: event.clientX, y: event.clientY }; });
-    addEventListener("pointermove", (event) => {
-      if (!held) return;
-      this.view.x += event.clientX - held.x;
-      this.view.y += event.clientY - held.y;
-      held = { x: event.clientX, y: event.clientY };
-      this.apply();
-    });
-    addEventListener("pointerup", () => { held = null; });
-    this.svg.addEventListener("keydown", (event) => {
-      const move = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-      if (move) {
-        event.preventDefault();
-        this.view.x += move[0];
-        this.view.y += move[1];
-        this.apply();
-      }
-      if (event.key === "+") this.zoom(1.3);
-      if (event.key === "-") this.zoom(1 / 1.3);
-    });
-  }
-}
-
-for (const frame of document.querySelectorAll(".graph")) frame.drawing = new Drawing(frame);
+// On paper nothing can be opened, and a dark page is a waste.
+let before = null;
+addEventListener("beforeprint", () => {
+  const closed = [...document.querySelectorAll("details:not([open])")];
+  before = { closed, theme: document.documentElement.dataset.theme };
+  for (const each of closed) each.open = true;
+  document.documentElement.dataset.theme = "light";
+});
+addEventListener("afterprint", () => {
+  if (!before) return;
+  for (const each of before.closed) each.open = false;
+  if (before.theme) document.documentElement.dataset.theme = before.theme;
+  else delete document.documentElement.dataset.theme;
+});

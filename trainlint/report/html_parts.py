@@ -1,0 +1,38 @@
+"""What the HTML report's sections have in common: figures with captions, keys of curves, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from trainlint.report.svg import Curve
+
+
+def figure(title: str, words: str, picture: str) -> str:
+    """A picture with its caption, if there is one."""
+    if not picture:
+        return ""
+    told = f"<br>{words}" if words else ""
+    caption = f"<figcaption><strong>{escape(title)}</strong>{told}</figcaption>"
+    return f"<figure>{caption}{picture}</figure>"
+
+
+def keys_of(lines: Sequence[Curve]) -> str:
+    """The names of curves in their colours."""
+    return "".join(
+        f'<span class="key {line.kind}"><i></i>{escape(line.name)}</span>' for line in lines
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of rows as markup, that scrolls where it is too wide."""
+    first = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    return (
+        f'<div class="wide" tabindex="0"><table><thead><tr>{first}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def cells_of(texts: Iterable[str]) -> str:
+    """The cells of a row."""
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)
