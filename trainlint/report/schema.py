@@ -117,6 +117,15 @@ GraphNode: An operation, or an input of the model.
   gradient: The norm of the loss's gradient by its result.
   zero: The share of its result that is 0.
   saturated: The share of its result where it is flat.
+  values: How its result is spread, for layers with weights and activations.
+Histogram: How the values of a result are spread, from a sample of at most 8192 of them.
+  low: The outer edge of the first bin.
+  high: The outer edge of the last bin.
+  counts: Values in equal bins; what lies beyond is in the outer ones, exact zeros are in none.
+  zero: The share of exact zeros.
+  saturated: The share that comes from where a sigmoid or tanh is flat; null for others.
+  spread: The RMS of what differs between samples; null where the result has no axis of them.
+  step: Optimizer steps before.
 Series: A training as far as it was seen.
   steps: Optimizer steps.
   recorded: How many of them were looked at.
@@ -129,6 +138,12 @@ Series: A training as far as it was seen.
 ModelSeries: A model that is trained.
   model: Its class or name.
   layers: In order of execution.
+  activations: What the layers give, in order of execution.
+ActivationSeries: The results of a layer, behind its activation where it has one.
+  name: Its place in the model.
+  operation: The activation, or the layer's own operation.
+  layer: The layer that the activation stands behind; empty where that is not known.
+  histograms: At the first, a middle and the last recorded step.
 LayerSeries: A layer over the recorded steps, in medians.
   name: Its path.
   operation: Its class, or the canonical name of the call.
@@ -138,6 +153,7 @@ LayerSeries: A layer over the recorded steps, in medians.
   dead: The share of its units that are 0 for every sample.
   samples: How many samples (positions) that was seen on.
   updates: Points: optimizer steps before, update.
+  gradients: Points: optimizer steps before, gradient.
 CombinedFixes: Fixes that help together.
   fixes: In the order in which they were added.
   measure: What is compared.
@@ -190,6 +206,8 @@ CrossValidation: Trainings on folds of the data.
   rise: How much higher it is at the end.
   train: Points: steps before, mean training loss.
   validation: Points: steps before, mean validation loss.
+  train_bands: Steps, lowest and highest: the mean training loss ± its corrected error.
+  validation_bands: Steps, lowest and highest: the mean validation loss ± its corrected error.
   notes: Remarks.
   seconds: How long it took.
 FoldResult: One fold.
