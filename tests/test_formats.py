@@ -60,9 +60,9 @@ def report_of(*findings: ReportedFinding, **target: Any) -> Report:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose models lie in a folder of it, which is the current one."""
+    """A repository whose models lie in a folder of it, the current one, whose name is no plain word."""
     (tmp_path / ".git").mkdir()
-    folder = tmp_path / "src dir"
+    folder = tmp_path / "src dír"
     folder.mkdir()
     (folder / "net.py").write_text(NET, encoding="utf-8")
     monkeypatch.chdir(folder)
@@ -202,8 +202,8 @@ def test_sarif_names_files_from_the_repositorys_root(here: Path) -> None:
     (result,) = run.results
     physical = result.locations[0].physical_location
     assert physical is not None
-    assert physical.artifact_location == Artifact("src%20dir/net.py", "%SRCROOT%")
-    assert unquote(physical.artifact_location.uri) == "src dir/net.py"
+    assert physical.artifact_location == Artifact("src%20d%C3%ADr/net.py", "%SRCROOT%")
+    assert unquote(physical.artifact_location.uri) == "src dír/net.py"
     assert physical.region == Region(9, 21, 9, 39)
     assert [rule.id for rule in run.tool.driver.rules] == ["ARC013", "NRM001"]
     for rule in run.tool.driver.rules:
@@ -263,7 +263,7 @@ def test_github_annotations(here: Path) -> None:
     command, properties, message = parsed(line)
     assert command == "error"
     assert properties == {
-        "title": "NRM001 norm-features-mismatch", "file": "src dir/net.py", "line": "9",
+        "title": "NRM001 norm-features-mismatch", "file": "src dír/net.py", "line": "9",
         "endLine": "9", "col": "21", "endColumn": "39",
     }  # fmt: skip
     assert message == "BatchNorm2d(32) receives 64 channels\nBatchNorm2d(64)"
@@ -300,8 +300,8 @@ def test_gitlab_code_quality(here: Path) -> None:
         {"description", "check_name", "fingerprint", "severity", "location"}
     ] * 2
     assert [entry["location"] for entry in entries] == [
-        {"path": "src dir/net.py", "lines": {"begin": 9, "end": 9}},
-        {"path": "src dir/net.py", "lines": {"begin": 1}},
+        {"path": "src dír/net.py", "lines": {"begin": 9, "end": 9}},
+        {"path": "src dír/net.py", "lines": {"begin": 1}},
     ]
     assert entries[0]["severity"] == "critical"
     assert entries[0]["fingerprint"] != entries[1]["fingerprint"]
@@ -311,7 +311,7 @@ def test_gitlab_code_quality(here: Path) -> None:
 def test_gitlab_shows_what_could_not_be_checked(here: Path) -> None:
     failed = [TargetResult(f"{name}.py::Net", "error", "no such module") for name in ("a", "b")]
     entries = json.loads(rendered(Report(targets=failed), "gitlab"))
-    assert [entry["location"]["path"] for entry in entries] == ["src dir/a.py", "src dir/b.py"]
+    assert [entry["location"]["path"] for entry in entries] == ["src dír/a.py", "src dír/b.py"]
     assert entries[0]["description"] == "a.py::Net could not be checked: no such module"
     assert entries[0]["fingerprint"] != entries[1]["fingerprint"]
 

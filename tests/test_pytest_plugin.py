@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,44 @@ def test_targets_of_the_configuration_are_collected(pytester: pytest.Pytester) -
     pytester.runpytest_subprocess("--trainlint").assert_outcomes(passed=1, failed=1)
     pytester.runpytest_subprocess("--trainlint", "tests").assert_outcomes(passed=1)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+PROJECT = Path(__file__).parent.parent / "fixtures" / "project"
+
+
+def test_a_real_project(pytester: pytest.Pytester) -> None:
+    """Models in a package that import each other, a block that only others can make, tests of its own."""
+    shutil.copytree(PROJECT, pytester.path, dirs_exist_ok=True)
+    done = pytester.runpytest_subprocess("--trainlint", "-n2", "-rfs", "--junit-xml=out.xml")
+    done.assert_outcomes(passed=3, failed=1, skipped=1)
+    done.stdout.fnmatch_lines(
+        [
+            "*1. [[]error[]] layer-input-mismatch ARC002  src/digits/autoencoder.py:12:*",
+            "*decoder, a Conv2d of in_channels=8, receives 16 channels from encoder.1.conv",
+            "  error ARC002 src/digits/autoencoder.py:12",
+            "FAILED src/digits/autoencoder.py::trainlint::Autoencoder*",
+            "SKIPPED [[]1[]] src/digits/blocks.py:1: Block needs arguments (width_in, width_out)*",
+        ]
+    )
+    cases = {
+        (case.get("classname"), case.get("name")): [
+            each.get("value") for each in case.iter("property")
+        ]
+        for case in ET.parse(pytester.path / "out.xml").iter("testcase")
+    }
+    assert cases["src.digits.autoencoder.trainlint", "Autoencoder"] == [
+        "error ARC002 src/digits/autoencoder.py:12"
+    ]
+    assert cases["src.digits.classifier.trainlint", "Classifier"] == []
+
+
+def test_helpers_of_tests_are_models_only_where_they_are_named(pytester: pytest.Pytester) -> None:
+    (pytester.mkdir("tests") / "nets.py").write_text(BROKEN)
+    pytester.makepyprojecttoml('[tool.pytest.ini_options]\ntestpaths = ["tests"]\n')
+    collected = pytester.runpytest_inprocess("--trainlint", "--collect-only", "-q")
+    assert "nets.py" not in collected.stdout.str()
+    named = pytester.runpytest_inprocess("--trainlint", "--collect-only", "-q", "tests/nets.py")
+    named.stdout.fnmatch_lines(["tests/nets.py::trainlint::Net"])
 
 
 def test_bad_files_are_one_line(pytester: pytest.Pytester) -> None:

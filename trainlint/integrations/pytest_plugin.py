@@ -62,7 +62,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ModelFile 
     """A Python file whose syntax shows a model."""
     if not parent.config.getoption("--trainlint") or file_path.suffix != ".py":
         return None
-    if not _mentions_a_framework(file_path):
+    if not _mentions_a_framework(file_path, parent.config):
         return None
     return ModelFile.from_parent(parent, path=file_path)
 
@@ -82,10 +82,18 @@ def pytest_collection(session: pytest.Session) -> None:
             config.args.append(str(path))
 
 
-def _mentions_a_framework(path: Path) -> bool:
-    from trainlint.targets.discovery import is_test_file, mentions_framework
+def _mentions_a_framework(path: Path, config: pytest.Config) -> bool:
+    """Whether it may hold models: no test or helper of tests, unless it was named itself."""
+    from trainlint.targets.discovery import is_searched, is_test_file, mentions_framework
 
-    return not is_test_file(path) and mentions_framework(path)
+    inside = path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path
+    is_meant = not is_test_file(path) if _is_named(path, config) else is_searched(inside)
+    return is_meant and mentions_framework(path)
+
+
+def _is_named(path: Path, config: pytest.Config) -> bool:
+    """Whether pytest was given this very file, and not a directory that it lies in."""
+    return any(Path(arg.partition("::")[0]).resolve() == path.resolve() for arg in config.args)
 
 
 def _settings(config: pytest.Config) -> Any:
@@ -136,6 +144,8 @@ class ModelFile(pytest.File):
                 select=select or None,
                 ignore=config.getini("trainlint_ignore"),
                 stages=STAGES[:1] if config.getoption("--trainlint-static") else STAGES,
+                # What cannot be made is then no error: a building block of others.
+                scan=not _is_named(self.path, config),
                 config=settings,
             )
         return self._report
@@ -175,7 +185,7 @@ class ModelItem(pytest.Item):
         if not own:
             own = [t for t in whole.targets if "::" not in t.target]
             if not own:
-                pytest.skip("it is a part of another model, or was not made")
+                raise _skipped("it is a part of another model, or was not made")
         names = {target.target for target in own}
         found = [each for each in whole.findings if each.target in names]
         for each in found:
@@ -184,7 +194,7 @@ class ModelItem(pytest.Item):
             if target.status == "error":
                 raise ModelFailed(f"{target.target} could not be checked: {target.reason}")
         if all(target.status == "skipped" for target in own):
-            pytest.skip(own[0].reason or "skipped")
+            raise _skipped(own[0].reason or "skipped")
         report = Report(found, own)
         limit = self._limit()
         if report.fails(limit):
@@ -208,9 +218,14 @@ class ModelItem(pytest.Item):
             return f"trainlint: error: {excinfo.value}"
         return super().repr_failure(excinfo, style)
 
-    def reportinfo(self) -> tuple[Path, None, str]:
+    def reportinfo(self) -> tuple[Path, int, str]:
         """The file, and `trainlint Net`."""
-        return self.path, None, f"{_MARK} {self.name}"
+        return self.path, 0, f"{_MARK} {self.name}"
+
+
+def _skipped(reason: str) -> BaseException:
+    """To be raised: the place of it is the model's file, and not this one."""
+    return pytest.skip.Exception(reason, _use_item_location=True)
 
 
 def _place(finding: ReportedFinding) -> str:

@@ -131,15 +131,18 @@ def syntax_error(text: SourceText) -> str:
 
 
 def is_scanned(path: Path) -> bool:
-    """Whether a file that a commit hook names is looked at, as one that was met in a directory.
+    """Whether a file that a commit hook names is looked at, as one that was met in a directory."""
+    return is_searched(path) and holds_models(path)
+
+
+def is_searched(path: Path) -> bool:
+    """Whether its name is that of a file which is looked into when a directory is checked.
 
     Of an absolute path the folders do not count: they are where the project lies.
     """
     folders = () if path.is_absolute() else path.parent.parts
     is_hidden = any(name.startswith(".") and name not in (".", "..") for name in folders)
-    if is_test_file(path) or is_hidden or _SKIPPED_FOLDERS.intersection(folders):
-        return False
-    return holds_models(path)
+    return not (is_test_file(path) or is_hidden or _SKIPPED_FOLDERS.intersection(folders))
 
 
 def _is_skipped(folder: Path) -> bool:
