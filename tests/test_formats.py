@@ -83,7 +83,7 @@ class Text(_Closed):
 
 class Artifact(_Closed):
     uri: str
-    uri_base_id: str
+    uri_base_id: str | None = None
 
 
 class Region(_Closed):
@@ -225,6 +225,15 @@ def test_sarif_of_what_has_no_source_and_of_what_failed(here: Path) -> None:
     (invocation,) = run.invocations
     assert not invocation.execution_successful
     assert "never closed" in invocation.tool_execution_notifications[0].message.text
+
+
+def test_sarif_of_a_file_in_no_repository_names_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "my net.py"
+    path.write_text(NET, encoding="utf-8")
+    (result,) = sarif(Report([found(filename=str(path), fixes=[])])).results
+    physical = result.locations[0].physical_location
+    assert physical is not None
+    assert physical.artifact_location == Artifact(path.as_uri())
 
 
 def test_sarif_of_real_models_holds_all_findings() -> None:

@@ -6,6 +6,7 @@ Files are named from the root of the repository. Columns count characters, as ou
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -126,7 +127,10 @@ def _location(finding: ReportedFinding) -> dict[str, Any]:
 def _artifact(filename: str) -> dict[str, str]:
     from urllib.parse import quote
 
-    return {"uri": quote(in_repository(filename)), "uriBaseId": _ROOT}
+    path = in_repository(filename)
+    if Path(path).is_absolute():  # in no repository: what is relative to its root is elsewhere
+        return {"uri": Path(path).as_uri()}
+    return {"uri": quote(path), "uriBaseId": _ROOT}
 
 
 def _region(start: Location, end: Location | None) -> dict[str, int]:
