@@ -222,6 +222,7 @@ def environment(folder: Path, **installed: str) -> str:
     for name, version in installed.items():
         metadata = packages / f"{name}-{version}.dist-info"
         metadata.mkdir()
+        (packages / f"{name}.py").touch()
         (metadata / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
