@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-
-import trainlint
-from trainlint.records import ReportedFinding
+from watching import found_by, is_at, sgd, step
 
 CODES = (
     "ACT001",
@@ -20,54 +17,7 @@ CODES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _small_and_the_same() -> Iterator[None]:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def found(
-    loop: Callable[[], None], error: type[Exception] | None = None
-) -> dict[str, ReportedFinding]:
-    """The findings on the loop by code. It must end with `error`, if given."""
-    watch = trainlint.watch(every=1, select=CODES)
-    if error is None:
-        with watch:
-            loop()
-    else:
-        with pytest.raises(error), watch:
-            loop()
-    assert [target.status for target in watch.report().targets] == ["ok"]
-    return {finding.code: finding for finding in watch.findings}
-
-
-def is_at(finding: ReportedFinding, loop: Callable[[], object]) -> bool:
-    """Whether it names the line that ends with `# here`."""
-    lines, first = inspect.getsourcelines(loop)
-    row = first + next(i for i, line in enumerate(lines) if line.rstrip().endswith("# here"))
-    assert Path(finding.filename or "").name == Path(__file__).name
-    return finding.location is not None and finding.location.row == row
-
-
-def net(norm: nn.Module | None = None) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(8, 32), norm or nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 4)
-    )
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, size: int = 32) -> None:
-    x = torch.randn(size, 8)
-    loss = F.cross_entropy(model(x), x[:, :4].argmax(1))
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
-def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=lr)
+found = partial(found_by, CODES)
 
 
 # ---------------------------------------------------------------------- ACT001

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+import watching
 from torch import nn
 from torch.nn import functional
 
@@ -16,17 +17,7 @@ from trainlint.fixes.loops import before_divergence
 from trainlint.records import ReportedFinding
 from trainlint.sites import construction_sites
 
-HERE = Path(__file__).name
 CODES = {"GRD003", "GRD004", "GRD005", "GRD006", "GRD008", "GRD009"}
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more would wait for each other: the tensors are tiny
-    yield
-    torch.set_num_threads(threads)
 
 
 def found(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFinding]:
@@ -39,12 +30,7 @@ def found(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFi
     return {finding.code: finding for finding in every_one if finding.code in CODES}
 
 
-def text_at(finding: ReportedFinding) -> str:
-    """The line of this file that a finding names."""
-    assert finding.filename is not None
-    assert Path(finding.filename).name == HERE
-    assert finding.location is not None
-    return Path(finding.filename).read_text(encoding="utf-8").splitlines()[finding.location.row - 1]
+text_at = partial(watching.text_at, file=__file__)
 
 
 def mlp(inputs: int = 8, width: int = 32, outputs: int = 2) -> nn.Sequential:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+import watching
 from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
@@ -16,17 +17,7 @@ import trainlint
 from trainlint.records import ReportedFinding
 from trainlint.sites import construction_sites
 
-HERE = Path(__file__).name
 Optimizer = torch.optim.Optimizer
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more would wait for each other: the tensors are tiny
-    yield
-    torch.set_num_threads(threads)
 
 
 def found(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFinding]:
@@ -48,12 +39,7 @@ def loud(loop: Callable[[], object], *, every: int = 1) -> dict[str, ReportedFin
     }
 
 
-def text_at(finding: ReportedFinding) -> str:
-    """The line of this file that a finding names."""
-    assert finding.filename is not None
-    assert Path(finding.filename).name == HERE
-    assert finding.location is not None
-    return Path(finding.filename).read_text(encoding="utf-8").splitlines()[finding.location.row - 1]
+text_at = partial(watching.text_at, file=__file__)
 
 
 def mlp(outputs: int = 2) -> nn.Sequential:

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,6 @@ from trainlint.running import run_script
 from trainlint.sites import construction_sites
 
 HERE = Path(__file__).name
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more would wait for each other: the tensors are tiny
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(
