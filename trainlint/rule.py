@@ -74,13 +74,8 @@ from trainlint.fixes import numerics as numerics
 from trainlint.fixes import optimizers as optimizers
 from trainlint.fixes.activations import other_activation, other_loss, without_activation
 from trainlint.fixes.initialisation import Start, as_code, initial_patches, initialised
-from trainlint.fixes.layers import (
-    activation_patches,
-    normalised,
-    other_activations,
-    places,
-    residual,
-)
+from trainlint.fixes.layers import normalised, other_activations, residual
+from trainlint.fixes.occurrences import activation_patches, places, removal_patches
 from trainlint.fixes.reading import explained
 from trainlint.fixes.widths import width_fixes
 from trainlint.generalization.curves import Checkpoint, Difference, Generalization, Scores, as_share
@@ -274,6 +269,7 @@ __all__ = [
     "prescriptions",
     "refuses_channels_last",
     "reinitialise",
+    "removal_patches",
     "residual",
     "resolved_methods",
     "rule",

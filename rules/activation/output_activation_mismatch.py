@@ -15,7 +15,6 @@ from trainlint.rule import (
     Link,
     LossCall,
     Losses,
-    Patch,
     Range,
     Severity,
     SourceEdits,
@@ -23,7 +22,6 @@ from trainlint.rule import (
     ops,
     other_activation,
     past_clamps,
-    places,
     rule,
     without_activation,
 )
@@ -238,7 +236,6 @@ def _rectified(
                 link,
                 title=f"remove this {link.name}: raw scores",
                 reason="the loss applies its own softmax or sigmoid, to numbers of any sign",
-                patches=_without(graph, link),
             )
         ],
         severity=Severity.WARNING if binary or link.name in FLAT else Severity.INFO,
@@ -287,7 +284,6 @@ def _squashed(
                 link,
                 title=f"remove this {link.name}: raw scores",
                 reason="the loss applies its own softmax or sigmoid, to numbers of any sign",
-                patches=_without(graph, link),
             )
         ],
         confidence=Confidence.CERTAIN if call.certain else Confidence.LIKELY,
@@ -316,7 +312,6 @@ def _on_regression(
         link,
         title=f"remove this {link.name}: a linear output",
         reason="a regression's output must reach wherever its targets do",
-        patches=_without(graph, link),
     )
     certainty = Confidence.CERTAIN if call.certain else Confidence.LIKELY
     missed = bounds is not None and targets is not None and not targets.within(*bounds)
@@ -364,11 +359,6 @@ def _reaches_beyond(target: FieldData, bounds: Range) -> bool:
     """Whether more than a few far ones lie outside."""
     below = bounds.low > max(target.mean - target.std, target.least + target.std / 2)
     return below or bounds.high < min(target.mean + target.std, target.largest - target.std / 2)
-
-
-def _without(graph: Graph, link: Link) -> list[Patch]:
-    named = None if link.node is None else places(graph, [link.node])
-    return [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
 
 
 def _scaled(bounds: tuple[float, float]) -> Fix:

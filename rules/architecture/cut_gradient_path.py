@@ -27,6 +27,7 @@ from trainlint.rule import (
     explained,
     is_initializer,
     places,
+    removal_patches,
     resolved_methods,
     rule,
     source_of,
@@ -448,8 +449,7 @@ def _fix(
     title = f"remove {spelled}"
     reason = f"{spelled} gives the values without what they were computed from"
     if graph.name(cut.node) in ("detach", "get_data"):
-        own = places(graph, [cut.node])
-        patches = [] if own is None else [Patch.without(modules=own[0], calls=own[1])]
+        patches = removal_patches(graph, [cut.node])
         text = None if operation.site is None else edits.text(operation.site.filename)
         attribute = None if text is None else _data_at(text, operation.site)
         if text is not None and attribute is not None:

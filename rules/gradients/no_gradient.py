@@ -110,7 +110,7 @@ def _cut(
     steps: int,
 ) -> Finding:
     largest = max(silent, key=lambda p: p.elements)
-    layers = _layers(model, silent)
+    layers = model.layers_of(silent)
     severity, confidence = Severity.WARNING, Confidence.LIKELY
     if part < share or (not ran and all(_has_turns(model, p) for p in silent)):
         severity, confidence = Severity.INFO, Confidence.POSSIBLE
@@ -169,7 +169,7 @@ def _zero(
     part = sum(p.elements for p in zero) / total
     if part < share or not any(any(p.gradient) for p in looked_at):
         return
-    layers = _layers(model, zero)
+    layers = model.layers_of(zero)
     yield Finding(
         f"the gradient of {_named(layers)} was exactly 0 in each of {len(zero[0].steps)} recorded "
         f"steps: {part:.0%} of the trainable parameters learn nothing",
@@ -218,12 +218,6 @@ def _has_turns(model: ModelTrace, parameter: ParameterTrace) -> bool:
     return alike != parameter.name and any(
         p.arrived and p.elements == parameter.elements and number.sub("*", p.name) == alike
         for p in model.parameters
-    )
-
-
-def _layers(model: ModelTrace, parameters: Sequence[ParameterTrace]) -> list[str]:
-    return list(
-        dict.fromkeys(model.spelled(p.name.rpartition(".")[0] or p.name) for p in parameters)
     )
 
 

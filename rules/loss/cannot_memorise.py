@@ -11,10 +11,8 @@ from trainlint.rule import (
     Graph,
     Losses,
     Memorisation,
-    Patch,
     Severity,
     SourceEdits,
-    places,
     rule,
     without_activation,
 )
@@ -128,13 +126,11 @@ def _fixes(
     if call is not None and call.kind not in REGRESSION:
         return [wider, alone]
     link = links[0]
-    named = None if link.node is None else places(graph, [link.node])
     raw = without_activation(
         graph,
         edits,
         link,
         title=f"take out the {link.name} behind the last layer",
         reason=f"a {link.name} gives {BOUNDED[link.name]}: targets outside of that cannot be met",
-        patches=[] if named is None else [Patch.without(modules=named[0], calls=named[1])],
     )
     return [raw, wider, alone]

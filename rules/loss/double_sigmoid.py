@@ -22,7 +22,6 @@ from trainlint.rule import (
     loss_fixes,
     other_loss,
     past_clamps,
-    places,
     rule,
     without_activation,
 )
@@ -157,7 +156,6 @@ def _finding(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, again
     first = (
         "sigmoid runs twice: here, and" if link.name == "sigmoid" else f"{link.name} here, sigmoid"
     )
-    named = None if link.node is None else places(graph, [link.node])
     fixes = [
         without_activation(
             graph,
@@ -165,7 +163,6 @@ def _finding(graph: Graph, edits: SourceEdits, call: LossCall, link: Link, again
             link,
             title=f"remove this {link.name}; one is enough",
             reason=WHY,
-            patches=[] if named is None else [Patch.without(modules=named[0], calls=named[1])],
         )
     ]
     if link.name == "sigmoid" and call.kind != "binary_cross_entropy":

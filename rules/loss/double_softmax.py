@@ -14,14 +14,12 @@ from trainlint.rule import (
     Link,
     LossCall,
     Losses,
-    Patch,
     Severity,
     SourceEdits,
     Trace,
     explained,
     loss_fixes,
     past_clamps,
-    places,
     rule,
     without_activation,
 )
@@ -154,11 +152,6 @@ def _why(floor: float | None) -> str:
     return f"the gradient by the scores is p − t with one softmax; with two p ≤ e/(e + C − 1){at}"
 
 
-def _patches(graph: Graph, link: Link) -> list[Patch]:
-    named = None if link.node is None else places(graph, [link.node])
-    return [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
-
-
 def _removed(trace: Trace, edits: SourceEdits | None, incident: Incident, floor: float) -> Fix:
     title = "remove this softmax; cross_entropy takes raw scores"
     module = incident.facts["module"]
@@ -200,7 +193,6 @@ def _double(
                 link,
                 title="remove this softmax; the other one takes raw scores",
                 reason=_why(None if classes is None or classes < 2 else floor),
-                patches=_patches(graph, link),
             ),
             Fix(
                 "or take log_softmax here, and NLLLoss on what it gives",
@@ -229,7 +221,6 @@ def _redundant(
                 link,
                 title="remove it, or take NLLLoss, which expects it",
                 reason="log Σ exp of log-probabilities is 0: the second changes nothing",
-                patches=_patches(graph, link),
             )
         ],
         severity=Severity.INFO,

@@ -10,7 +10,6 @@ from trainlint.rule import (
     Finding,
     Fix,
     Graph,
-    Patch,
     Severity,
     SourceEdits,
     batch_norms,
@@ -18,7 +17,7 @@ from trainlint.rule import (
     dropped_share,
     keeps_statistics,
     ops,
-    places,
+    removal_patches,
     rule,
 )
 
@@ -121,7 +120,6 @@ def _fixes(graph: Graph, edits: SourceEdits, dropouts: list[Any]) -> list[Fix]:
         reason="Li et al. 2018: there no BatchNorm stores the variance that dropout adds",
         obstacle="where it belongs depends on what the layers behind are for",
     )
-    named = places(graph, dropouts)
     sites = {
         site.key: site for node in dropouts for site in [graph.place(node)] if site is not None
     }
@@ -130,7 +128,7 @@ def _fixes(graph: Graph, edits: SourceEdits, dropouts: list[Any]) -> list[Fix]:
         *removed,
         title="no dropout",
         reason="BatchNorm regularises by itself (Ioffe & Szegedy 2015, section 3.4)",
-        patches=[] if named is None else [Patch.without(modules=named[0], calls=named[1])],
+        patches=removal_patches(graph, dropouts),
     )
     return [moved, without]
 

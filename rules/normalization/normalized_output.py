@@ -12,12 +12,11 @@ from trainlint.rule import (
     Fix,
     Graph,
     Losses,
-    Patch,
     Severity,
     SourceEdits,
     heads,
     ops,
-    places,
+    removal_patches,
     rule,
 )
 
@@ -179,8 +178,7 @@ def _finding(
 def _fix(graph: Graph, edits: SourceEdits, norm: Any) -> Fix:
     title = f"remove {graph.label(norm)}; normalise before the last layer"
     reason = "scores and predictions have a mean and a spread of their own (seed B, section 1.3)"
-    named = places(graph, [norm])
-    patches = [Patch.without(modules=named[0], calls=named[1])] if named is not None else []
+    patches = removal_patches(graph, [norm])
     layer = graph.layer(norm)
     if layer is None:
         site = graph.operation(norm).site

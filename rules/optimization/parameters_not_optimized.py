@@ -10,7 +10,6 @@ from trainlint.rule import (
     Fix,
     Incident,
     ModelTrace,
-    ParameterTrace,
     Patch,
     Safety,
     Severity,
@@ -114,7 +113,7 @@ def _neglected(trace: Trace, edits: SourceEdits, model: ModelTrace, share: float
     ours = [p for p in model.parameters if p.name in names]
     total = sum(p.elements for p in model.parameters if p.trainable) or 1
     part = sum(p.elements for p in ours) / total
-    layers = _layers(model, ours)
+    layers = model.layers_of(ours)
     optimizer = trace.optimizer_of(model)
     made = None if optimizer is None else optimizer.site
     kind = "the optimizer" if optimizer is None else optimizer.kind
@@ -221,12 +220,6 @@ def _complete(
     title = f"give the optimizer all parameters: {kind}(model.parameters(), …)"
     whole = optimizers.over_all(trace, edits, optimizer, model, title=title)
     return explained(whole, reason=reason, patches=patches)
-
-
-def _layers(model: ModelTrace, parameters: Sequence[ParameterTrace]) -> list[str]:
-    return list(
-        dict.fromkeys(model.spelled(p.name.rpartition(".")[0] or p.name) for p in parameters)
-    )
 
 
 def _named(layers: Sequence[str]) -> str:

@@ -12,13 +12,12 @@ from trainlint.rule import (
     Fix,
     Graph,
     Losses,
-    Patch,
     Severity,
     SourceEdits,
     explained,
     heads,
     ops,
-    places,
+    removal_patches,
     rule,
 )
 
@@ -134,8 +133,7 @@ def _removed(graph: Graph, edits: SourceEdits, node: Any, p: float) -> Fix:
     layer = graph.layer(node)
     title = "remove the dropout behind the last layer"
     reason = f"in training each answer is 0 with probability {p:g}, and no layer makes up for it"
-    named = places(graph, [node])
-    patches = [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
+    patches = removal_patches(graph, [node])
     site = graph.place(node)
     if layer is None:
         text = None if site is None else edits.text(site.filename)

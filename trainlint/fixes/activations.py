@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.edit import Fix
+from trainlint.fixes.occurrences import removal_patches
 from trainlint.ops import ALIASES
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ def without_activation(
     *,
     title: str,
     reason: str = "",
-    patches: Sequence[Patch] = (),
 ) -> Fix:
     """Take the activation out: `nn.Identity()` for a layer, its argument for a call."""
+    patches = [] if link.node is None else removal_patches(graph, [link.node])
     site = _only_site(graph, link)
     if site is None:
-        return Fix(title, obstacle=_SHARED, reason=reason, patches=list(patches))
+        return Fix(title, obstacle=_SHARED, reason=reason, patches=patches)
     is_layer = link.node is not None and graph.layer(link.node) is not None
     build = _identity(ACTIVATION_CLASSES.get(link.name, "")) if is_layer else _operand(link.name)
     return edits.replaced_calls([(site, build)], title=title, reason=reason, patches=patches)

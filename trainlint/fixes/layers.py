@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from trainlint import ops
 from trainlint.fixes.activations import ACTIVATION_CLASSES
 from trainlint.fixes.edit import Fix
-from trainlint.fixes.occurrences import occurrence
-from trainlint.fixes.patch import Occurrence, Patch
+from trainlint.fixes.occurrences import activation_patches, places
+from trainlint.fixes.patch import Patch
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -66,27 +66,6 @@ def other_activations(
             else:
                 parts.append(edits.callee(sites, old, new, title=title))
     return edits.together(*parts, title=title, reason=reason, patches=patches)
-
-
-def activation_patches(graph: Graph, nodes: Sequence[Node], to: str) -> list[Patch]:
-    """The same on a live model; empty where one of them cannot be named."""
-    named = places(graph, nodes)
-    return [] if named is None else [Patch.activation(to, modules=named[0], calls=named[1])]
-
-
-def places(graph: Graph, nodes: Sequence[Node]) -> tuple[list[str], list[Occurrence]] | None:
-    """The layers, and the calls that are no layers, among these operations; None if one has no name."""
-    modules: list[str] = []
-    calls: list[Occurrence] = []
-    for node in nodes:
-        if graph.layer(node) is not None and graph.operation(node).module:
-            modules.append(graph.operation(node).module)
-            continue
-        call = occurrence(graph, node)
-        if call is None:
-            return None
-        calls.append(call)
-    return list(dict.fromkeys(modules)), list(dict.fromkeys(calls))
 
 
 def _key(graph: Graph, node: Node) -> Any:

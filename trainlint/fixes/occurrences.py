@@ -1,18 +1,17 @@
-"""Name a call in a forward by its place, so that it can be changed where it runs again. No torch."""
+"""Name calls in a forward by their places, so that patches change them where they run again. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from trainlint.fixes.patch import Occurrence
+from trainlint.fixes.patch import Occurrence, Patch
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
     from trainlint.graph import Graph
     from trainlint.sites import Site
-
-__all__ = ["occurrence"]
 
 # Nodes that the capture adds, which are no calls.
 _DERIVED: Final = ("output", "seen_through")
@@ -49,3 +48,30 @@ def occurrence(graph: Graph, node: Node) -> Occurrence | None:
 def place_key(site: Site | None) -> Any:
     """Equal for calls from the same place of the source; None where that is not known."""
     return None if site is None else site.key
+
+
+def activation_patches(graph: Graph, nodes: Sequence[Node], to: str) -> list[Patch]:
+    """Patches that put `to` in the place of these activations; empty where one cannot be named."""
+    named = places(graph, nodes)
+    return [] if named is None else [Patch.activation(to, modules=named[0], calls=named[1])]
+
+
+def removal_patches(graph: Graph, nodes: Sequence[Node]) -> list[Patch]:
+    """Patches that take these operations out; empty where one of them cannot be named."""
+    named = places(graph, nodes)
+    return [] if named is None else [Patch.without(modules=named[0], calls=named[1])]
+
+
+def places(graph: Graph, nodes: Sequence[Node]) -> tuple[list[str], list[Occurrence]] | None:
+    """The layers, and the calls that are no layers, among these operations; None if one has no name."""
+    modules: list[str] = []
+    calls: list[Occurrence] = []
+    for node in nodes:
+        if graph.layer(node) is not None and graph.operation(node).module:
+            modules.append(graph.operation(node).module)
+            continue
+        call = occurrence(graph, node)
+        if call is None:
+            return None
+        calls.append(call)
+    return list(dict.fromkeys(modules)), list(dict.fromkeys(calls))

@@ -325,6 +325,11 @@ class ModelTrace:
         parts = path.split(".") if path else []
         return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
+    def layers_of(self, parameters: Sequence[ParameterTrace]) -> list[str]:
+        """The layers that have these parameters, each once, as a script writes them."""
+        paths = (parameter.name.rpartition(".")[0] or parameter.name for parameter in parameters)
+        return list(dict.fromkeys(map(self.spelled, paths)))
+
     @property
     def is_recurrent(self) -> bool:
         """Whether one of its operations steps through time: an RNN, LSTM or GRU, or a cell of one."""
