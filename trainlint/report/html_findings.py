@@ -173,7 +173,7 @@ def _afterwards(finding: ReportedFinding) -> Iterator[str]:
     )
     yield f"{again}{escape(with_it)}."
     if any(is_starved for _, _, is_starved in _marked(finding)):
-        yield "In the picture above no layer is marked ◂: the bars are of about one length."
+        yield "In the picture above no layer should be marked ◂ then: bars of about one length."
     is_tried = any(fix.verified is not None or fix.attempt is not None for fix in finding.fixes)
     if is_file and not is_tried and finding.severity != "info":
         yield "With <code>--verify</code> each proposal is tried on a copy, and the loss compared."
