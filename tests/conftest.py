@@ -164,6 +164,14 @@ def run_command(
     return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
+def check_snapshot(name: str, text: str) -> None:
+    """The text is that of `tests/snapshots`; with UPDATE_SNAPSHOTS=1 it becomes that."""
+    path = Path(__file__).parent / "snapshots" / name
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
     """Write the files with their common indentation removed; folders are made as needed."""
     for name, content in files.items():

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from conftest import check_snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -53,7 +54,6 @@ from trainlint.report.plots import (
 )
 from trainlint.report.text import as_text, print_report
 
-SNAPSHOTS = Path(__file__).parent / "snapshots"
 Points = list[tuple[int, Figure]]
 
 
@@ -62,13 +62,6 @@ def shown(drawn: Picture | list[Picture]) -> str:
     return "".join(
         f"{one.title}\n" + "".join(f"{row.plain}\n" for row in one.rows) for one in drawn
     )
-
-
-def check_snapshot(name: str, text: str) -> None:
-    path = SNAPSHOTS / name
-    if os.environ.get("UPDATE_SNAPSHOTS"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- drawing, whatever it is of

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import check_snapshot
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -22,7 +22,6 @@ from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.report import concise
 from trainlint.report.text import print_report
 
-SNAPSHOTS = Path(__file__).parent / "snapshots"
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 NET = """\
@@ -101,13 +100,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(NET, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def check_snapshot(name: str, text: str) -> None:
-    path = SNAPSHOTS / name
-    if os.environ.get("UPDATE_SNAPSHOTS"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- snapshots
