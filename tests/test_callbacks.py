@@ -39,7 +39,7 @@ def data(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weights(model: nn.Module) -> list[float]:
-    return [float(p.double().sum()) for p in model.parameters()]
+    return [float(p.detach().double().sum()) for p in model.parameters()]
 
 
 # ---------------------------------------------------------------------- Hugging Face
