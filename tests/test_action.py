@@ -69,7 +69,7 @@ def step(
             **{name: str(file) for name, file in files.items()},
             **{name: put_in(text) for name, text in given["env"].items()}, **environment,
         },
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
     )  # fmt: skip
     lines = files["GITHUB_OUTPUT"].read_text(encoding="utf-8").splitlines()
     summary = files["GITHUB_STEP_SUMMARY"].read_text(encoding="utf-8")
@@ -216,7 +216,7 @@ def test_a_bad_option_is_said_and_fails_the_step(workspace: Path) -> None:
 def environment(folder: Path, **installed: str) -> str:
     """A Python of its own with packages of these versions, and a pip that writes down its arguments."""
     subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=300
     )
     (packages,) = folder.glob("lib/python*/site-packages")
     for name, version in installed.items():
@@ -313,7 +313,7 @@ def test_the_guides_comment_is_what_the_action_wrote(project: Path, tmp_path: Pa
     assert found is not None
     report = done.outputs[found[1].removeprefix("steps.trainlint.outputs.")]
     subprocess.run(
-        ["bash", "-euc", comment["run"]], cwd=tmp_path, check=True, timeout=60,
+        ["bash", "-euc", comment["run"]], cwd=tmp_path, check=True, timeout=300,
         env={"PATH": f"{gh.parent}:{os.environ['PATH']}", "NUMBER": "7", "REPORT": report},
     )  # fmt: skip
     assert (tmp_path / "asked").read_text().startswith(f"pr comment 7 --body-file {report}")
@@ -325,7 +325,7 @@ def test_the_guides_gitlab_job_fails_on_its_model_and_leaves_its_reports(project
     assert all(line.startswith("pip install ") for line in job["before_script"])
     done = subprocess.run(
         ["bash", "-euc", "\n".join(job["script"])], cwd=project, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=300, check=False,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr

@@ -111,7 +111,7 @@ def test_an_interrupt_during_the_imports() -> None:
         "main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (130, "trainlint: interrupted\n")
 
@@ -173,7 +173,7 @@ def test_completion_of_rules() -> None:
         "COMP_CWORD": "2",
     }
     done = subprocess.run(
-        [COMMAND], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [COMMAND], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert "plain,NRM001" in done.stdout.splitlines()
 

@@ -138,7 +138,7 @@ def test_a_real_bash_asks(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(NETS)
     path = f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "--norc", "-c", ASK], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        ["bash", "--norc", "-c", ASK], cwd=tmp_path, capture_output=True, text=True, timeout=300,
         check=True, env={**os.environ, "PATH": path},
     )  # fmt: skip
     complete, command, rule, model, several = done.stdout.splitlines()
@@ -163,7 +163,7 @@ def test_a_tab_imports_neither_rules_nor_the_analysis(tmp_path: Path) -> None:
         "print(sorted(set(heavy.split()) & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300,
         check=True, env={**os.environ, VARIABLE: "zsh_complete"},
     )  # fmt: skip
     assert "NRM001" in done.stdout

@@ -50,7 +50,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             if save is not None:
                 model.write_text(save)
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=300)
         assert (process.returncode, rest) == (0, "")
     finally:
         process.kill()
@@ -114,7 +114,7 @@ def test_vim_reads_the_findings(printed: list[str], tmp_path: Path) -> None:
     )
     (tmp_path / "script.vim").write_text(script)
     command = ["vim", "-u", "NONE", "-N", "-es", "-S", "script.vim"]
-    subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=60, check=False)
+    subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=300, check=False)
     found, program = (tmp_path / "found").read_text(encoding="utf-8").splitlines()
     assert program == "trainlint check --format concise %:S"
     rows = [(name, row, column, kind) for name, row, column, kind, _ in json.loads(found)]

@@ -166,7 +166,7 @@ def test_ctrl_c_ends_all_trainings(tmp_path: Path) -> None:
     try:
         assert wait_for((tmp_path / "net.pid").exists, 90)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

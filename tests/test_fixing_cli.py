@@ -175,7 +175,7 @@ def test_a_terminal_is_asked_before_each_fix(tmp_path: Path) -> None:
     os.close(theirs)
     os.write(ours, b"n\ny\n")
     said = everything(ours)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert path.read_text() == NET + NET.replace("model", "other").replace("(4)", "(8)")
     assert said.count("apply it? [y]es, [n]o, [a]ll, [q]uit") == 2
     assert "fixed 1 finding (norm-features-mismatch), 1 declined" in said

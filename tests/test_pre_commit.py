@@ -31,7 +31,7 @@ def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     }  # fmt: skip
     return subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pre_commit", "install"], cwd=folder, capture_output=True, text=True,
-        timeout=120, check=False, env={**os.environ, "PRE_COMMIT_HOME": str(folder / ".cache")},
+        timeout=300, check=False, env={**os.environ, "PRE_COMMIT_HOME": str(folder / ".cache")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -104,7 +104,7 @@ def test_files_without_a_model_import_neither_torch_nor_rules(content: str, tmp_
         "    print(end.code, sorted({'torch', 'rich', 'networkx', 'trainlint.files'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert done.stdout == "0 []\n", done.stderr

@@ -87,7 +87,8 @@ def test_models_are_items_with_reports_as_failures(project: pytest.Pytester) -> 
 def test_selection_and_limits(
     project: pytest.Pytester, args: list[str], outcomes: dict[str, int]
 ) -> None:
-    done = project.runpytest_subprocess("--trainlint", *args)
+    run = project.runpytest_subprocess if "-n2" in args else project.runpytest_inprocess
+    done = run("--trainlint", *args)
     done.assert_outcomes(**outcomes)
     if "-n2" in args:
         assert done.outlines.count("  error NRM001 broken.py:9") == 1
@@ -101,9 +102,9 @@ def test_targets_of_the_configuration_are_collected(pytester: pytest.Pytester) -
     pytester.makepyprojecttoml(
         '[tool.pytest.ini_options]\ntestpaths = ["tests"]\n[tool.trainlint]\ntargets = ["src"]\n'
     )
-    pytester.runpytest_subprocess("--trainlint").assert_outcomes(passed=1, failed=1)
-    pytester.runpytest_subprocess("--trainlint", "tests").assert_outcomes(passed=1)
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("--trainlint").assert_outcomes(passed=1, failed=1)
+    pytester.runpytest_inprocess("--trainlint", "tests").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 PROJECT = Path(__file__).parent.parent / "fixtures" / "project"
@@ -148,7 +149,7 @@ def test_bad_files_are_one_line(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         unfinished="import torch\nx = (\n", needs="import torch, no_such_thing\n" + BROKEN
     )
-    done = pytester.runpytest_subprocess("--trainlint")
+    done = pytester.runpytest_inprocess("--trainlint")
     done.assert_outcomes(failed=2)
     text = done.stdout.str()
     assert "unfinished.py could not be checked: does not parse" in text
@@ -158,7 +159,7 @@ def test_bad_files_are_one_line(pytester: pytest.Pytester) -> None:
 
 def test_a_bad_setting_is_said(project: pytest.Pytester) -> None:
     (project.path / "pyproject.toml").write_text("[tool.trainlint]\nfail_on = 1\n")
-    done = project.runpytest_subprocess("--trainlint", "broken.py")
+    done = project.runpytest_inprocess("--trainlint", "broken.py")
     assert "has no key 'fail_on'" in done.stdout.str() + done.stderr.str()
     assert "Traceback" not in done.stdout.str()
 
@@ -166,7 +167,7 @@ def test_a_bad_setting_is_said(project: pytest.Pytester) -> None:
 def test_the_plugin_imports_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import trainlint.integrations.pytest_plugin"],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "trainlint.integrations.pytest_plugin" in imported

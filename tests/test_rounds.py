@@ -368,7 +368,7 @@ def test_the_command(tmp_path: Path) -> None:
         in_place(tmp_path / "width.py", "WIDTH = 16 + 0\n")
         lines_until(process, "exit status 1")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert (process.returncode, out, err) == (1, "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ def script(folder: Path, body: str, header: str = HEADER, name: str = "train.py"
 def bare(path: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, path.name, *args], cwd=path.parent, capture_output=True, text=True,
-        timeout=120, check=False, **options,
+        timeout=300, check=False, **options,
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def run(
     done = subprocess.run(
         [sys.executable, "-m", "trainlint", "run", "--format=json", f"--output={output}", *options,
          path.name, *args],
-        cwd=path.parent, capture_output=True, text=True, timeout=180, check=False, **more,
+        cwd=path.parent, capture_output=True, text=True, timeout=300, check=False, **more,
     )  # fmt: skip
     return done, json.loads(output.read_text()) if output.exists() else {}
 
@@ -149,8 +150,11 @@ finally:
 
 def test_a_time_limit_ends_it_and_the_report_stands(tmp_path: Path) -> None:
     path = script(tmp_path, "while True:\n    step()\n", FORGETS)
-    done, report = run(path, options=("--timeout=30",))
-    assert done.returncode == 124
+    for seconds in (12, 90):  # a busy machine takes longer to import torch
+        done, report = run(path, options=(f"--timeout={seconds}",))
+        assert done.returncode == 124
+        if report["findings"]:
+            break
     assert "--timeout" in notes(report)
     assert "GRD007" in [finding["code"] for finding in report["findings"]]
 
@@ -168,7 +172,7 @@ def test_an_interrupt_gives_the_report_so_far(tmp_path: Path) -> None:
     assert process.stdout.readline() == "on\n"
     time.sleep(2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert "KeyboardInterrupt" in errors
     assert process.returncode == 130
     report = json.loads(output.read_text())
@@ -224,7 +228,7 @@ def test_a_script_that_never_trains(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainlint", "run", name], cwd=tmp_path, capture_output=True,
-        text=True, timeout=60, check=False,
+        text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == f"trainlint: error: {name}: no such file\n"
@@ -251,9 +255,8 @@ LOOP = "for _ in range(4):\n    step()\n"
     ],
 )  # fmt: skip
 def test_more_ways_to_end(tmp_path: Path, body: str, status: int, word: str) -> None:
-    path = script(tmp_path, body)
-    done, report = run(path)
-    assert (done.returncode, done.stdout) == (status, bare(path).stdout)
+    done, report = run(script(tmp_path, body))
+    assert (done.returncode, done.stdout) == (status, "")
     assert word in notes(report)
 
 
@@ -261,7 +264,7 @@ def test_the_last_line_is_ours_and_says_what_was_watched(tmp_path: Path) -> None
     path = script(tmp_path, LOOP + "print('of the script', file=sys.stderr)\nsys.exit(3)\n")
     done = subprocess.run(
         [sys.executable, "-m", "trainlint", "run", path.name], cwd=tmp_path, capture_output=True,
-        text=True, timeout=180, check=False,
+        text=True, timeout=300, check=False,
     )  # fmt: skip
     first, *_, last = done.stderr.splitlines()
     assert first == "of the script"
@@ -273,7 +276,7 @@ def test_a_report_that_cannot_be_written_does_not_change_the_status(tmp_path: Pa
     path = script(tmp_path, LOOP + "import os\nos.mkdir('report.txt')\nsys.exit(3)\n")
     done = subprocess.run(
         [sys.executable, "-m", "trainlint", "run", "--output=report.txt", path.name], cwd=tmp_path,
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr.startswith("trainlint: error: no report: cannot write")
@@ -293,7 +296,7 @@ def test_what_cannot_be_is_said_before_the_script_runs(
     path = script(tmp_path, "open('ran', 'w')\n")
     done = subprocess.run(
         [sys.executable, "-m", "trainlint", "run", *options, path.name], cwd=tmp_path,
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"trainlint: error: {said}")
@@ -363,7 +366,8 @@ def test_the_script_dies_with_trainlint(tmp_path: Path) -> None:
 PRINTS = (
     "\nprint([p.double().sum().item() for p in model.parameters()], torch.get_rng_state().sum())\n"
 )
-SCRIPTS = {
+# These follow each other in one script, which takes 27 steps, or 19 without tqdm.
+PARTS = {
     "progress bar": """
 from tqdm import tqdm
 bar = tqdm(range(8), mininterval=1e9, bar_format="{n}/{total}")
@@ -385,6 +389,24 @@ optimizer.load_state_dict(back["optimizer"])
 for _ in range(3):
     step()
 """,
+    "cuda": """
+try:
+    model.cuda()
+except Exception as error:
+    print(type(error).__name__)
+for _ in range(4):
+    step()
+""",
+    "exec": """
+cells = ["loss = F.cross_entropy(model(torch.randn(4, 8)), torch.tensor([0, 1, 0, 1]))",
+         "optimizer.zero_grad()\\nloss.backward()", "optimizer.step()"]
+for _ in range(3):
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"<ipython-input-{number}>", "exec"))
+""",
+    "nested function": "def main():\n    for _ in range(4):\n        step()\n\nmain()\n",
+}  # fmt: skip
+SCRIPTS = {
     "thread": """
 import threading
 thread = threading.Thread(target=lambda: [step() for _ in range(4)])
@@ -401,21 +423,6 @@ if (child := os.fork()) == 0:
 print(os.waitpid(child, 0)[1])
 step()
 """,
-    "cuda": """
-try:
-    model.cuda()
-except Exception as error:
-    print(type(error).__name__)
-for _ in range(4):
-    step()
-""",
-    "exec": """
-cells = ["loss = F.cross_entropy(model(torch.randn(4, 8)), torch.tensor([0, 1, 0, 1]))",
-         "optimizer.zero_grad()\\nloss.backward()", "optimizer.step()"]
-for _ in range(3):
-    for number, cell in enumerate(cells):
-        exec(compile(cell, f"<ipython-input-{number}>", "exec"))
-""",
     "compiled step": """
 import logging
 logging.disable(logging.WARNING)  # with the time of the day
@@ -423,7 +430,6 @@ fast = torch.compile(step, backend="eager")
 for _ in range(4):
     fast()
 """,
-    "nested function": "def main():\n    for _ in range(4):\n        step()\n\nmain()\n",
 }  # fmt: skip
 WATCHED = {
     "thread": "no model was run",
@@ -432,11 +438,12 @@ WATCHED = {
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", ["the main thread", *SCRIPTS])
 def test_output_and_training_are_as_without_us(tmp_path: Path, name: str) -> None:
-    if name == "progress bar":
-        pytest.importorskip("tqdm")
-    path = script(tmp_path, SCRIPTS[name] + PRINTS)
+    parts = dict(PARTS)
+    if importlib.util.find_spec("tqdm") is None:
+        del parts["progress bar"]
+    path = script(tmp_path, SCRIPTS.get(name, PRINTS.join(parts.values())) + PRINTS)
     expected = bare(path)
     done, report = run(path)
     assert (done.stdout, done.stderr) == (expected.stdout, expected.stderr)
@@ -449,7 +456,8 @@ def test_output_and_training_are_as_without_us(tmp_path: Path, name: str) -> Non
         assert (name == "forked child") != ("main thread" in notes(report))
         assert (name == "compiled step") == ("compiled code" in notes(report))
     else:
-        assert " steps of SGD" in target["watched"]
+        steps = 27 if "progress bar" in parts else 19
+        assert target["watched"].startswith(f"{steps} steps of SGD")
 
 
 def test_torch_may_be_imported_late_and_in_another_module(tmp_path: Path) -> None:
@@ -492,18 +500,25 @@ dist.destroy_process_group()
 """
 
 
+def _launched(path: Path, how: str, *ours: str) -> subprocess.CompletedProcess[str]:
+    """The script in two processes. On a busy machine gloo may abort one that the other has left."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for _ in range(3):
+        done = subprocess.run(
+            [*launch, *ours, path.name, how], cwd=path.parent, capture_output=True, text=True,
+            timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+    return done
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize("how", ["replicated", "sharded"])
 def test_several_processes_train_the_same_and_one_reports(tmp_path: Path, how: str) -> None:
     path = script(tmp_path, "", DISTRIBUTED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    expected, done = (
-        subprocess.run(
-            [*launch, *ours, path.name, how], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )
-        for ours in ((), ("-m", "trainlint", "run", "--every=1"))
-    )  # fmt: skip
+    expected = _launched(path, how)
+    done = _launched(path, how, "-m", "trainlint", "run", "--every=1")
     assert expected.returncode == done.returncode == 0, done.stderr
     assert done.stdout == expected.stdout
     last = "0 errors, 0 warnings · 12 steps of SGD, 12 of them recorded · exit 0"

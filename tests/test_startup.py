@@ -34,7 +34,7 @@ def imported(*arguments: str, cwd: Path) -> set[str]:
     """The modules that a process of Python has imported at its end, which must be a good one."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], cwd=cwd, capture_output=True, text=True,
-        timeout=60, check=True, env={**os.environ, "PYTHONPATH": ""},
+        timeout=300, check=True, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in lines}
