@@ -205,6 +205,13 @@ def made_up() -> Report:
     return Report([finding], [target, TargetResult("x.py", "error", "it <exits>")])
 
 
+def test_several_graphs_on_a_page_have_ids_of_their_own(report: Report) -> None:
+    page = rendered(Report(report.findings, [*report.targets, *report.targets]), "html")
+    ids = Counter(values["id"] for _, values in Outline(page).attributes if "id" in values)
+    assert page.count('<div class="graph">') == 2
+    assert max(ids.values()) == 1
+
+
 def test_nothing_of_the_user_becomes_markup() -> None:
     page = rendered(made_up(), "html")
     outline = Outline(page)

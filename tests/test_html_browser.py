@@ -193,7 +193,16 @@ def test_the_graph_opens_zooms_and_is_walked_by_keys(view: Any) -> None:
     before = place.get_attribute("transform")
     view.get_by_role("button", name="larger").click()
     assert place.get_attribute("transform") != before
+    # The whole of it goes into the frame, in columns.
     view.get_by_role("button", name="whole").click()
+    outside = """(() => { const box = document.querySelector('.graph svg').getBoundingClientRect();
+        const places = [...document.querySelectorAll('.graph .node')].map((n) => n.getBoundingClientRect());
+        const columns = new Set(places.map((place) => Math.round(place.left)));
+        return [columns.size, places.filter((place) => place.left < box.left - 1 ||
+          place.right > box.right + 1 || place.bottom > box.bottom + 1).length]; })()"""
+    columns, lost = view.evaluate(outside)
+    assert columns > 3
+    assert lost == 0
     view.locator("summary", has_text="the layers as a table").click()
     assert view.locator("table:visible tbody tr").count() == 200
 

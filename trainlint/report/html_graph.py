@@ -92,7 +92,7 @@ def _has_groups(shown: ModelGraph) -> bool:
 
 
 _TIP: Final = (
-    '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+    '<marker viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
     'orient="auto"><path d="M0 0L8 4L0 8z" fill="currentColor"/></marker>'
 )
 

@@ -3,6 +3,8 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 170, HEIGHT = 38, ACROSS = 24, DOWN = 46;
+// A graph of more rows goes on in another column.
+const FOLDED = 60;
 
 function element(name, attributes = {}, parent = null) {
   const made = document.createElementNS(SVG, name);
@@ -21,6 +23,8 @@ class Drawing {
     this.about = frame.querySelector(".about");
     this.svg = frame.querySelector("svg");
     this.layer = element("g", {}, this.svg);
+    this.tip = `tip-${[...document.querySelectorAll(".graph")].indexOf(frame)}`;
+    this.svg.querySelector("marker").id = this.tip;
     this.members = this.membersOfGroups();
     this.open = new Set(this.firstOpen());
     this.view = { x: 0, y: 0, scale: 1 };
@@ -94,6 +98,16 @@ class Drawing {
     order.forEach((_, place) => {
       rank[place] = Math.max(0, ...into[place].map((source) => rank[source] + 1));
     });
+    // What comes of no input, such as positions, stands right before what takes it.
+    const isFree = order.map(() => false);
+    order.forEach((shown, place) => {
+      const isInput = shown.members.some((number) => this.nodes[number].operation === "input");
+      isFree[place] = !isInput && into[place].every((source) => isFree[source]);
+    });
+    for (let place = order.length - 1; place >= 0; place--) {
+      const users = isFree[place] ? order.flatMap((_, b) => into[b].includes(place) ? [rank[b]] : []) : [];
+      if (users.length) rank[place] = Math.max(rank[place], Math.min(...users) - 1);
+    }
     const rows = [];
     order.forEach((_, place) => (rows[rank[place]] ??= []).push(place));
     const x = order.map(() => 0);
@@ -110,8 +124,40 @@ class Drawing {
       const shift = row.reduce((sum, place) => sum + x[place] - wanted(place), 0) / row.length;
       for (const place of row) x[place] -= shift;
     }
-    const spots = order.map((_, place) => ({ x: x[place], y: rank[place] * (HEIGHT + DOWN) }));
+    const spots = order.map((_, place) => ({ x: x[place], y: rank[place] * (HEIGHT + DOWN), column: 0 }));
+    if (rows.length > FOLDED) this.fold(spots, rank, rows.length);
     return { order, spots, links: [...links.values()] };
+  }
+
+  // A long graph goes on in the next column, so that all of it has about the shape of a screen.
+  fold(spots, rank, length) {
+    const wide = Math.max(...spots.map((s) => s.x)) - Math.min(...spots.map((s) => s.x)) + WIDTH;
+    const down = HEIGHT + DOWN;
+    const each = Math.max(10, Math.ceil(Math.sqrt((length * (wide + 2 * ACROSS)) / (1.6 * down))));
+    let right = 0;
+    for (let column = 0; column * each < length; column++) {
+      const own = spots.filter((_, place) => Math.floor(rank[place] / each) === column);
+      if (!own.length) continue;
+      const left = Math.min(...own.map((s) => s.x));
+      const width = Math.max(...own.map((s) => s.x)) - left + WIDTH;
+      for (const spot of own) {
+        spot.x += right - left;
+        spot.y -= column * each * down;
+        spot.column = column;
+      }
+      right += width + 2 * ACROSS;
+    }
+  }
+
+  // From the bottom of one to the top of the other; to another column from side to side.
+  path(from, to) {
+    if (from.column !== to.column) {
+      const [startX, startY, endX, endY] = [from.x + WIDTH, from.y + HEIGHT / 2, to.x, to.y + HEIGHT / 2];
+      return `M${startX} ${startY} C${startX + ACROSS} ${startY} ${endX - ACROSS} ${endY} ${endX} ${endY}`;
+    }
+    const [startX, startY, endX, endY] = [from.x + WIDTH / 2, from.y + HEIGHT, to.x + WIDTH / 2, to.y];
+    const bend = Math.max(20, Math.abs(endY - startY) / 2);
+    return `M${startX} ${startY} C${startX} ${startY + bend} ${endX} ${endY - bend} ${endX} ${endY}`;
   }
 
   // `keep` is an operation that shall have the focus again.
@@ -123,14 +169,7 @@ class Drawing {
     this.links = links;
     this.current = keep === null ? 0 : order.findIndex((shown) => shown.members.includes(keep));
     for (const [a, b] of links) {
-      const from = spots[a], to = spots[b];
-      const startX = from.x + WIDTH / 2, startY = from.y + HEIGHT;
-      const endX = to.x + WIDTH / 2, endY = to.y;
-      const bend = Math.max(20, Math.abs(endY - startY) / 2);
-      element("path", {
-        class: "edge", "marker-end": "url(#tip)",
-        d: `M${startX} ${startY} C${startX} ${startY + bend} ${endX} ${endY - bend} ${endX} ${endY}`,
-      }, this.layer);
+      element("path", { class: "edge", "marker-end": `url(#${this.tip})`, d: this.path(spots[a], spots[b]) }, this.layer);
     }
     this.shown = order.map((shown, place) => this.drawNode(shown, spots[place], place));
     this.bounds = {
@@ -174,7 +213,7 @@ class Drawing {
     if (key === "ArrowUp") return near(this.links.filter(([, b]) => b === place).map(([a]) => a));
     const side = key === "ArrowRight" ? 1 : -1;
     return near(this.spots.flatMap((spot, other) =>
-      spot.y === here.y && (spot.x - here.x) * side > 0 ? [other] : []));
+      spot.column === here.column && spot.y === here.y && (spot.x - here.x) * side > 0 ? [other] : []));
   }
 
   nextFault() {
@@ -258,9 +297,10 @@ class Drawing {
     const { left, top, right, bottom } = this.bounds;
     const whole = Math.min((box.width || 800) / (right - left), (box.height || 500) / (bottom - top));
     const scale = Math.max(0.75, Math.min(1.1, whole));
+    const isWide = (right - left) * scale > (box.width || 800);
     this.view = {
       scale, y: 8 - top * scale,
-      x: (box.width || 800) / 2 - ((left + right) / 2) * scale,
+      x: isWide ? -left * scale : (box.width || 800) / 2 - ((left + right) / 2) * scale,
     };
     this.apply();
   }
