@@ -32,7 +32,7 @@ SweepReport: What `trainlint sweep` found.
   sweep: The trainings and their losses.
   findings: What was found on the curve.
 ReportedFinding: A fault, with its place.
-  code: The rule's code, such as NRM001; never used again for another rule.
+  code: The rule's code, three letters and three digits; never used again for another rule.
   name: The rule's name.
   severity (error|warning|info): Crashes or cannot learn; learns worse; advice.
   confidence (certain|likely|possible): Proved on the graph, strongly indicated, or worth a look.
