@@ -6,32 +6,22 @@ import ast
 import re
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
-import torch
 
-import trainlint
-from trainlint import Report, __version__
+from trainlint import __version__
 from trainlint.config import load_config
-from trainlint.records import SweepReport
+from trainlint.examples import examples_of, failures
 from trainlint.registry import all_rules, check_options
 from trainlint.rule import Rule
 from trainlint.scaffold import FAMILY_CODES, write_rule
-from trainlint.sites import recording
 
 ROOT = Path(__file__).parent.parent
 RULE_FILES = sorted(path for path in (ROOT / "rules").rglob("*.py") if path.name != "__init__.py")
-PRELUDE = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n\n"
 # In this order; those without a star are required.
 HEADINGS = ("Bad", "Good", "When to ignore it", "Fix safety", "References*")
-FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
-# Examples with a loop of their own are watched, all others are files to check. Those of rules on sweeps are
-# swept as well.
-LOOP = ".backward()"
-SWEPT = {rule.code for rule in all_rules() if "sweep" in rule.stages}
 
 
 def sections(rule: Rule) -> dict[str, str]:
@@ -39,107 +29,25 @@ def sections(rule: Rule) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def examples(rule: Rule, heading: str) -> list[str]:
-    return FENCE.findall(sections(rule)[heading])
-
-
-@lru_cache(maxsize=1)
-def example_files(folder: Path) -> dict[tuple[str, str], list[Path]]:
-    """Write every Bad and Good block of every rule to a file of its own."""
-    files: dict[tuple[str, str], list[Path]] = {}
-    for rule in all_rules():
-        for heading in ("Bad", "Good"):
-            paths = []
-            for number, block in enumerate(examples(rule, heading)):
-                path = folder / f"{rule.code}_{heading}_{number}.py".lower()
-                path.write_text(PRELUDE + block, encoding="utf-8")
-                paths.append(path)
-            files[rule.code, heading] = paths
-    return files
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Path]]:
-    return example_files(tmp_path_factory.mktemp("examples"))
-
-
-@pytest.fixture(scope="session")
-def report(written: dict[tuple[str, str], list[Path]]) -> Report:
-    """One check of them all: torch is imported once."""
-    paths = [path for each in written.values() for path in each]
-    return trainlint.check([path for path in paths if not is_loop(path)])
-
-
-def is_loop(path: Path) -> bool:
-    """Whether it trains when it is run; a loop in a function is there to be read."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    steps = [node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    return any(LOOP in ast.unparse(step) for step in steps)
-
-
-def watched(path: Path) -> Report:
-    """What is said of a training script."""
-    torch.manual_seed(0)
-    program = compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True)
-    with trainlint.watch() as w, recording():
-        exec(program, {"__name__": "__main__"})
-    return w.report()
-
-
-@lru_cache
-def swept(path: Path) -> SweepReport:
-    """What is said of a file's curve over the widths."""
-    return trainlint.sweep(path, kfold=3, steps=300)
-
-
-def found_in(report: Report, path: Path) -> list[tuple[str, str]]:
-    """(code, severity) of the findings in a file, symptoms included. Its models must have been checked."""
-    if is_loop(path):
-        return [
-            (found.code, found.severity)
-            for finding in watched(path).findings
-            for found in (finding, *finding.symptoms)
-        ]
-    own = [
-        target for target in report.targets if Path(target.target.split("::")[0]).name == path.name
-    ]
-    assert [target.status for target in own] == ["ok"] * len(own), own
-    assert own, f"no model was found in {path.name}"
-    findings = list(report.findings)
-    if path.stem[:6].upper() in SWEPT:
-        findings += swept(path).findings
-    return [
-        (found.code, found.severity)
-        for finding in findings
-        for found in (finding, *finding.symptoms)
-        if Path(found.filename or "").name == path.name
-    ]
-
-
 # ---------------------------------------------------------------------- the examples
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_bad_examples_fire(
-    rule: Rule, written: dict[tuple[str, str], list[Path]], report: Report
-) -> None:
-    assert written[rule.code, "Bad"]
-    for path in written[rule.code, "Bad"]:
-        assert rule.code in [code for code, _ in found_in(report, path)]
+@pytest.fixture(scope="session")
+def wrong() -> list[str]:
+    """What does not hold of any example: they are checked all at once, so that torch is imported once."""
+    return list(failures(all_rules()))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_good_examples_are_silent_for_every_rule(
-    rule: Rule, written: dict[tuple[str, str], list[Path]], report: Report
+def test_bad_examples_fire_and_good_ones_are_silent_for_every_rule(
+    rule: Rule, wrong: list[str]
 ) -> None:
-    assert written[rule.code, "Good"]
-    for path in written[rule.code, "Good"]:
-        found = found_in(report, path)
-        assert [code for code, severity in found if severity != "info" or code == rule.code] == []
+    assert [line for line in wrong if line.startswith(rule.code)] == []
 
 
-def test_examples_are_formatted(written: dict[tuple[str, str], list[Path]]) -> None:
-    paths = [path for paths in written.values() for path in paths]
+def test_examples_are_formatted(tmp_path: Path) -> None:
+    for example in examples_of(all_rules()):
+        (tmp_path / example.filename).write_text(example.text, encoding="utf-8")
     done = subprocess.run(
         [
             sys.executable,
@@ -149,7 +57,7 @@ def test_examples_are_formatted(written: dict[tuple[str, str], list[Path]]) -> N
             "--diff",
             "--isolated",
             "--line-length=96",
-            *map(str, paths),
+            str(tmp_path),
         ],
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """A rule's own examples, run: the Bad blocks of its docstring have to fire, its Good ones to stay silent.
 
 An example is a file that is checked or, where it calls `backward()` as it is run, a training script that
-is watched. Importing this imports no torch.
+is watched. Those of a rule on sweeps are swept as well. Importing this imports no torch.
 """
 
 from __future__ import annotations
@@ -67,11 +67,15 @@ def failures(rules: Sequence[Rule]) -> Iterator[str]:
             (folder / example.filename).write_text(example.text, encoding="utf-8")
         report = _checked([folder / each.filename for each in examples if not each.is_script])
         for example in examples:
-            own = _watched(folder / example.filename) if example.is_script else report
-            yield from _wrong(example, own, is_checked=not example.is_script)
+            path = folder / example.filename
+            own = _watched(path) if example.is_script else report
+            found = list(own.findings)
+            if "sweep" in example.rule.stages:
+                found += _swept(path)
+            yield from _wrong(example, own, found)
 
 
-def _wrong(example: Example, report: Report, *, is_checked: bool) -> Iterator[str]:
+def _wrong(example: Example, report: Report, findings: Sequence[ReportedFinding]) -> Iterator[str]:
     rule = example.rule
     what = f"{rule.code} {rule.name}, example {example.number + 1} below ## {example.kind.title()}"
     targets = [
@@ -79,13 +83,18 @@ def _wrong(example: Example, report: Report, *, is_checked: bool) -> Iterator[st
         for each in report.targets
         if Path(each.target.partition("::")[0]).name == example.filename
     ]
-    if is_checked and not targets:
+    if not targets and not example.is_script:
         yield f"{what}: no model was found in it"
     for target in targets:
         if target.status != "ok":
             yield f"{what}: {target.reason}"
             return
-    found = [each for each in _all(report) if Path(each.filename or "").name == example.filename]
+    found = [
+        each
+        for finding in findings
+        for each in (finding, *finding.symptoms)
+        if Path(each.filename or "").name == example.filename
+    ]
     fires = any(each.code == rule.code for each in found)
     if example.kind == "bad" and not fires:
         others = ", ".join(dict.fromkeys(each.code for each in found))
@@ -95,18 +104,19 @@ def _wrong(example: Example, report: Report, *, is_checked: bool) -> Iterator[st
             yield f"{what}: {each.code} {each.name} fires: {each.message}"
 
 
-def _all(report: Report) -> Iterator[ReportedFinding]:
-    for finding in report.findings:
-        yield finding
-        yield from finding.symptoms
-
-
 def _checked(paths: Sequence[Path]) -> Report:
     """One check of them all: torch is imported once."""
     from trainlint.api import check
     from trainlint.records import Report
 
     return check(list(paths)) if paths else Report([], [])
+
+
+def _swept(path: Path) -> Sequence[ReportedFinding]:
+    """What is said of a file's curve over the widths."""
+    from trainlint.generalization.sweep import sweep
+
+    return sweep(path, kfold=3, steps=300).findings
 
 
 def _watched(path: Path) -> Report:
