@@ -40,7 +40,10 @@ def test_zeros_stand_apart_and_what_is_not_finite_counts_nowhere() -> None:
     dead = histogram_of(counted(torch.zeros(1, 2, 3), ["relu"])[0].tolist())
     assert dead is not None
     assert (dead.counts, dead.zero, dead.spread) == ([], 1, 0)
-    assert histogram_of(counted(torch.full((1, 2, 3), torch.nan), ["relu"])[0].tolist()) is None
+    assert (shown.not_finite, dead.not_finite) == (0.25, 0)
+    lost = histogram_of(counted(torch.full((1, 2, 3), torch.nan), ["sigmoid"])[0].tolist())
+    assert lost is not None
+    assert (lost.counts, lost.zero, lost.spread, lost.not_finite) == ([], 0, None, 1)
 
 
 def test_one_large_value_leaves_the_others_in_more_than_one_bin() -> None:

@@ -78,7 +78,8 @@ class Histogram(msgspec.Struct, frozen=True):
     zeros are in none of them: `zero` is their share. `saturated` is the share of a
     sigmoid's or tanh's inputs where it is flat (slope below 7% of its largest), None for others. `step`
     counts the optimizer steps before. `spread` is the RMS of what differs between the samples of the batch,
-    None where the result has no axis of samples.
+    None where the result has no axis of samples. `not_finite` is the share that is NaN or infinite, and in
+    no bin either.
     """
 
     low: float
@@ -88,6 +89,7 @@ class Histogram(msgspec.Struct, frozen=True):
     saturated: float | None = None
     spread: float | None = None
     step: int = 0
+    not_finite: float = 0.0
 
 
 class GraphNode(msgspec.Struct, frozen=True):
@@ -171,7 +173,8 @@ class Series(msgspec.Struct, frozen=True):
     which other factors and terms may be part of. `guess` is the loss of the best constant answer to the
     training's targets, where it is known. A point of `train` is a mean over several steps where
     there were more; one of `validation` is a mean over a pass. `bands` are (step, lowest, highest) of those
-    points whose error is known: mean ± 2 standard errors.
+    points whose error is known: mean ± 2 standard errors. `optimizers` are the classes of what made the
+    steps.
     """
 
     steps: int
@@ -182,6 +185,7 @@ class Series(msgspec.Struct, frozen=True):
     train: list[tuple[int, Figure]] = []
     validation: list[tuple[int, Figure]] = []
     bands: list[tuple[int, Figure, Figure]] = []
+    optimizers: list[str] = []
 
 
 class Spread(msgspec.Struct, frozen=True):

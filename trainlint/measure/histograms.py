@@ -18,8 +18,8 @@ from trainlint.records import Histogram
 
 BINS: Final = 24
 # What there is in a row of `counted`: the range, the shares of zeros and of what is saturated, the spread
-# between samples, the counts.
-COLUMNS: Final = 5 + BINS
+# between samples, the share of what is not finite, the counts.
+COLUMNS: Final = 6 + BINS
 # Results of these are looked at: layers, and what bends what they give.
 COUNTED: Final = ops.WEIGHTED | ops.RECURRENT | ops.ACTIVATIONS
 # Where all results lie, so that layers can be compared; the values decide where this does not.
@@ -74,7 +74,8 @@ def counted(samples: Tensor, operations: Sequence[str]) -> Tensor:
     spread = torch.full_like(low, -1.0)
     if samples.shape[1] > 1:
         spread = (samples - samples.mean(1, keepdim=True)).square().mean((1, 2)).sqrt()[:, None]
-    return torch.cat([low, high, zeros, saturated, spread, counts], dim=1)
+    lost = (~values.isfinite()).float().mean(1, keepdim=True)
+    return torch.cat([low, high, zeros, saturated, spread, lost, counts], dim=1)
 
 
 _NO_RANGE: Final = (math.nan, math.nan)
@@ -85,15 +86,16 @@ def _columns(ends: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def histogram_of(row: Sequence[float], step: int = 0) -> Histogram | None:
-    """From a row of `counted`; None where nothing was finite."""
-    low, high, zero, saturated, spread, *counts = row
+    """From a row of `counted`; None where there were no values."""
+    low, high, zero, saturated, spread, lost, *counts = row
     if not any(counts):
-        if not zero:
+        if not zero and not lost > 0:
             return None
         low, high, counts = 0.0, 0.0, []
     return Histogram(
         _rounded(low), _rounded(high), [int(count) for count in counts], _rounded(zero),
         None if saturated < 0 else _rounded(saturated), _rounded(spread) if spread >= 0 else None, step,
+        _rounded(lost),
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def series_of(trace: Trace) -> Series | None:
         _thinned(train),
         _thinned(validation),
         bands,
+        list(dict.fromkeys(optimizer.kind for optimizer in trace.optimizers if optimizer.steps)),
     )
 
 

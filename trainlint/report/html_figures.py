@@ -7,8 +7,9 @@ some tens of layers are drawn each, more as a map, a line a layer.
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from typing import Final
 
@@ -23,9 +24,9 @@ from trainlint.records import (
     TargetResult,
 )
 from trainlint.report.html_findings import STARVED
-from trainlint.report.html_graph import modules_of, values_of
-from trainlint.report.html_parts import figure, keys_of
-from trainlint.report.svg import Curve, bars, curves, pairs
+from trainlint.report.html_graph import values_of
+from trainlint.report.html_parts import GUESS, figure, keys_of
+from trainlint.report.svg import STEPS, Curve, bars, curves, named, pairs
 from trainlint.report.svg_grids import FLAT, grid, histogram, legend
 
 _MOST_CURVES: Final = 6
@@ -44,6 +45,8 @@ _LEVELS: Final = 8
 _LEAST_DECADES: Final = 4
 # A step changes a weight by about a thousandth of it where training goes well.
 _USUAL: Final = (3e-4, 3e-3)
+# Optimizers that divide by the size of the gradient, by the names of their classes.
+_DIVIDES: Final = re.compile(r"Adam|Adagrad|Adadelta|Adafactor|RMSprop|Lamb|LAMB|Lion|Rprop")
 _UPDATE_EDGES: Final = (1e-5, 1e-4, 3e-4, 3e-3, 1e-2, 1e-1)
 _UPDATE_WORDS: Final = (
     "below 1e-5", "to 1e-4", "to 3e-4", "usual, to 3e-3", "to 1e-2", "to 0.1", "above",
@@ -52,20 +55,19 @@ _UPDATE_WORDS: Final = (
 
 def figures_of(target: TargetResult, findings: Sequence[ReportedFinding]) -> Iterator[str]:
     """All pictures of a target but its graph."""
-    accused = {name for finding in findings for name in modules_of(finding)}
     series, shown = target.series, target.graph
     if series is not None:
         yield _losses(series)
         for model in series.models:
             of = f" of {model.model}" if len(series.models) > 1 else ""
             yield _spread(f"what the layers{of} give", model.activations)
-            yield _gradients(f"gradient norm by layer{of}", model.layers, accused)
-            yield _updates(f"update of a step over the weight{of}", model.layers)
+            yield _gradients(f"gradient norm by layer{of}", model.layers, series.recorded)
+            yield _updates(f"update of a step over the weight{of}", model.layers, series.optimizers)
             yield _dead(f"share of dead units{of}", model.layers)
     elif shown is not None:
         yield _spread("what the layers give", values_of(shown))
         if all(profile is None for profile in map(_profile_in, findings)):
-            yield _first_gradients(shown, accused)
+            yield _first_gradients(shown, target.inputs or "real numbers")
 
 
 def finite(points: Sequence[tuple[int, Figure]]) -> list[tuple[float, float]]:
@@ -91,12 +93,13 @@ def _losses(series: Series) -> str:
     ]
     if not lines:
         return ""
-    guess = None if series.guess is None else ("best constant answer", float(series.guess))
+    guess = _number(series.guess)
+    level = None if guess is None else ("", guess)
     title = f"loss ({series.loss.replace('_', ' ')}) over {series.steps} optimizer steps"
-    words = keys_of(lines)
+    words = keys_of(lines, GUESS if level else "")
     if bands and any(line.band for line in lines):
         words += '<span class="hint">band: mean ± 2 standard errors</span>'
-    return figure(title, words, curves(title, "optimizer steps", lines, guess))
+    return figure(title, words, curves(title, STEPS, lines, level))
 
 
 # ---------------------------------------------------------------------- how results are spread
@@ -121,6 +124,8 @@ def _spread(title: str, layers: Sequence[ActivationSeries]) -> str:
             " The bar apart at the left is the share of exact zeros: about half of them is usual behind a "
             "<b>ReLU</b>; nearly all of them (red) means that it dies."
         )
+    if any(each.not_finite for layer in layers for each in layer.histograms):
+        words += " What is <b>NaN or infinite</b> is in no bar."
     if len(layers) <= _MOST_CARDS:
         return figure(title, words, _cards(layers))
     worst = sorted(layers, key=_lost, reverse=True)[:_WORST_CARDS]
@@ -132,12 +137,13 @@ def _spread(title: str, layers: Sequence[ActivationSeries]) -> str:
 
 def _cards(layers: Sequence[ActivationSeries]) -> str:
     cards = []
+    has_several = any(len(layer.histograms) > 1 for layer in layers)
     for layer in layers:
         parts = []
         for shown in layer.histograms:
             is_marked = _is_lost(shown)
             told = _words_on(shown)
-            when = f"step {shown.step}" if len(layer.histograms) > 1 else ""
+            when = f"step {shown.step}" if has_several else ""
             label = f"{_label(layer)} {when}: {told}"
             note = f'<span class="{"lost" if is_marked else "soft"}">{told}</span>'
             parts.append(
@@ -149,7 +155,7 @@ def _cards(layers: Sequence[ActivationSeries]) -> str:
         cards.append(
             f'<div class="card{marked}">{heading}<div class="row">{"".join(parts)}</div></div>'
         )
-    several = " several" if any(len(layer.histograms) > 1 for layer in layers) else ""
+    several = " several" if has_several else ""
     return f'<div class="cards{several}">{"".join(cards)}</div>'
 
 
@@ -159,19 +165,33 @@ def _label(layer: ActivationSeries) -> str:
 
 
 def _words_on(shown: Histogram) -> str:
-    """What of it is gone, and how far samples lie apart in it."""
+    """What of it is gone, and how far samples lie apart in it; shares are those of what is finite."""
+    if shown.not_finite >= 1:
+        return "all NaN or infinite"
+    saturated, zero = _shares(shown)
     parts = []
-    if shown.saturated is not None and shown.saturated >= 0.01:
-        parts.append(f"{shown.saturated:.0%} saturated")
-    if shown.zero >= 0.005:
-        parts.append(f"{shown.zero:.0%} zeros")
+    if saturated >= 0.01:
+        parts.append(f"{saturated:.0%} saturated")
+    if zero >= 0.005:
+        parts.append(f"{zero:.0%} zeros")
     if shown.spread is not None:
         parts.append(f"samples ±{shown.spread:.2g}")
-    return ", ".join(parts)
+    told = ", ".join(parts)
+    if not shown.not_finite:
+        return told
+    lost = f"{shown.not_finite:.2g}" if shown.not_finite < 0.01 else f"{shown.not_finite:.0%}"
+    return f"{lost} NaN or infinite" + (f"; of the rest {told}" if told else "")
+
+
+def _shares(shown: Histogram) -> tuple[float, float]:
+    """How much of what is finite is saturated, and zero."""
+    finite_part = max(1e-9, 1 - shown.not_finite)
+    return min(1.0, (shown.saturated or 0.0) / finite_part), min(1.0, shown.zero / finite_part)
 
 
 def _is_lost(shown: Histogram) -> bool:
-    return (shown.saturated or 0.0) > _SATURATED or shown.zero > _ZEROS or _is_alike(shown)
+    saturated, zero = _shares(shown)
+    return shown.not_finite > 0 or saturated > _SATURATED or zero > _ZEROS or _is_alike(shown)
 
 
 def _is_alike(shown: Histogram) -> bool:
@@ -188,7 +208,7 @@ def _is_alike(shown: Histogram) -> bool:
 
 def _lost(layer: ActivationSeries) -> float:
     last = layer.histograms[-1]
-    return max(last.saturated or 0.0, last.zero, float(_is_alike(last)))
+    return max(*_shares(last), last.not_finite, float(_is_alike(last)))
 
 
 def _spread_map(title: str, layers: Sequence[ActivationSeries]) -> str:
@@ -214,28 +234,42 @@ def _number(value: Figure | None) -> float | None:
     return None if value is None or not math.isfinite(float(value)) else float(value)
 
 
-def _gradients(title: str, layers: Sequence[LayerSeries], accused: set[str]) -> str:
+def _first_and_later(layer: LayerSeries) -> tuple[float | None, float | None]:
+    """A layer's gradient at the first recorded step, and the median of the last third; NaN if most are."""
+    points = [value for _, value in finite(layer.gradients)]
+    if len(points) <= 2:
+        return None, None if layer.gradient is None else float(layer.gradient)
+    third = points[-max(1, len(points) // 3) :]
+    sound = [value for value in third if math.isfinite(value)]
+    return points[0], statistics.median(sound) if 2 * len(sound) > len(third) else third[-1]
+
+
+def starved_in(layers: Sequence[LayerSeries]) -> list[tuple[str, float]]:
+    """The layers that get less than 1/100 of the last layer's gradient, with theirs."""
+    later = [(layer.name, _first_and_later(layer)[1]) for layer in layers]
+    known = [(name, value) for name, value in later if value is not None and math.isfinite(value)]
+    last = known[-1][1] if known else 0.0
+    return [(name, value) for name, value in known if value * STARVED < last]
+
+
+def _gradients(title: str, layers: Sequence[LayerSeries], recorded: int) -> str:
     """Of the first recorded steps, and of the later ones."""
-    rows: list[tuple[str, float | None, float | None, bool]] = []
-    for layer in reversed(layers):
-        points = [value for _, value in finite(layer.gradients) if math.isfinite(value)]
-        if len(points) > 2:
-            later = statistics.median(points[-max(1, len(points) // 3) :])
-            rows.append((layer.name, points[0], later, layer.name in accused))
-        elif _number(layer.gradient) is not None:
-            rows.append((layer.name, None, _number(layer.gradient), layer.name in accused))
-    known = [(name, first, later) for name, first, later, _ in rows if later or first]
+    ends = [(layer.name, *_first_and_later(layer)) for layer in reversed(layers)]
+    known = [row for row in ends if row[1] or row[2]]
     if not known:
         return ""
-    last = known[0][2] or 0.0
+    starved = {name for name, _ in starved_in(layers)}
+    lost = {name for name, _, later in ends if not math.isfinite(later or 0.0)}
     rows = [
-        (name, first, later, bool(marked or (last and (later or 0) * STARVED < last)))
-        for name, first, later, marked in rows
+        (name, first, later, name in starved | lost)
+        for name, first, later in ends
+        if later is not None
     ]
     words = (
-        "From the output (top) to the input. Ring: the first recorded step; disc: the median of the last "
-        "third. Healthy layers stay within one or two powers of ten of each other; ◂ marks what a finding "
-        "names, and what gets less than 1/100 of the last layer's."
+        f"Of the training's own batches, at {recorded} recorded steps. From the output (top) to the input. "
+        "Ring: the first recorded step; disc: the median of the last third. Healthy layers stay within one "
+        "or two powers of ten of each other; ◂ marks what gets less than 1/100 of the last layer's"
+        f"{' and what is NaN or infinite' if lost else ''}."
     )
     if len(rows) <= _MOST_ROWS:
         return figure(f"{title}, output to input", words, pairs(title, rows))
@@ -254,39 +288,58 @@ def _gradient_map(title: str, layers: Sequence[LayerSeries]) -> tuple[str, str]:
 
     def level(value: float) -> int | None:
         if not math.isfinite(value):
-            return None
+            return _LEVELS
         share = 0.0 if value <= 0 else (math.log10(value) - low) / room
         return min(_LEVELS - 1, int(_LEVELS * share))
 
-    edges = [f"{10 ** (low + room * part / _LEVELS):.1g}" for part in range(_LEVELS)]
+    edges = [f"from {10 ** (low + room * part / _LEVELS):.1g}" for part in range(_LEVELS)]
+    edges += _lost_words(layer.gradients for layer in layers)
     words = (
         "A line is a layer, from the output (top) to the input; time goes to the right. "
-        f"The darker, the larger: {legend('heat', [f'from {edge}' for edge in edges])}"
+        f"The darker, the larger: {legend('heat', edges)}"
     )
     return words, _over_time(title, layers, lambda layer: layer.gradients, level, "heat")
 
 
-def _updates(title: str, layers: Sequence[LayerSeries]) -> str:
+def _updates(title: str, layers: Sequence[LayerSeries], optimizers: Sequence[str]) -> str:
     drawn = [layer for layer in layers if len(layer.updates) > 1]
     words = "About 1e-3 is usual (shaded): far less hardly trains, far more throws away what was learnt. "
+    scaled = [kind for kind in optimizers if _DIVIDES.search(kind)]
+    starved = starved_in(layers)
+    if scaled and starved:
+        words += (
+            f"{escape(scaled[0])} divides by the size of the gradient, so that a layer with hardly any "
+            f"gradient ({escape(starved[0][0])}: {starved[0][1]:.0e}) moves as far as others, by noise: "
+            "a usual update does not show that it learns. "
+        )
     if len(drawn) > _MOST_CURVES:
         words += "A line is a layer, from the output (top) to the input. "
-        words += legend("two-sided", _UPDATE_WORDS)
+        words += legend(
+            "two-sided", [*_UPDATE_WORDS, *_lost_words(layer.updates for layer in drawn)]
+        )
 
         def level(value: float) -> int | None:
-            return sum(value >= edge for edge in _UPDATE_EDGES) if math.isfinite(value) else None
+            if not math.isfinite(value):
+                return len(_UPDATE_WORDS)
+            return sum(value >= edge for edge in _UPDATE_EDGES)
 
         picture = _over_time(title, drawn, lambda layer: layer.updates, level, "two-sided")
         return figure(f"{title}, over the training", words, picture)
     lines = []
     for number, layer in enumerate(drawn):
-        points = [(x, y) for x, y in finite(layer.updates) if math.isfinite(y) and y > 0]
+        points = [(x, y) for x, y in finite(layer.updates) if not y <= 0]
         if len(points) > 1:
             lines.append(Curve(layer.name, points, f"l{number}"))
     if not lines:
         return ""
-    picture = curves(title, "optimizer steps", lines, ("1e-3", 1e-3), usual=_USUAL)
+    picture = curves(title, STEPS, lines, ("1e-3", 1e-3), usual=_USUAL)
     return figure(f"{title}, over the training", words + keys_of(lines), picture)
+
+
+def _lost_words(of: Iterable[Sequence[tuple[int, Figure]]]) -> list[str]:
+    """What stands behind the usual levels where a layer has a figure that is not finite."""
+    is_lost = any(not math.isfinite(value) for points in of for _, value in finite(points))
+    return ["NaN or infinite"] if is_lost else []
 
 
 def _over_time(
@@ -303,11 +356,13 @@ def _over_time(
     rows = []
     for layer in reversed(layers):
         values = dict(finite(points_of(layer)))
-        given = [value for value in values.values() if math.isfinite(value)]
+        given = list(values.values())
         if not given:
             continue
         cells = [level(values[step]) if step in values else None for step in columns]
-        rows.append((layer.name, cells, f"{given[0]:.2g} at first, {given[-1]:.2g} at the end"))
+        rows.append(
+            (layer.name, cells, f"{named(given[0])} at first, {named(given[-1])} at the end")
+        )
     if not rows:
         return ""
     return grid(title, rows, (f"step {columns[0]}", f"step {columns[-1]}"), kind)
@@ -332,21 +387,17 @@ def _profile_in(finding: ReportedFinding) -> object:
     return profile_of(finding)
 
 
-def _first_gradients(shown: ModelGraph, accused: set[str]) -> str:
+def _first_gradients(shown: ModelGraph, inputs: str) -> str:
     """Of one pass at the start, where no training was watched."""
     title = "gradient norm by layer at the start"
     layers = [node for node in shown.nodes if node.parameters and node.gradient is not None]
     if len(layers) < 2:
         return ""
-    words = "Of one pass on real numbers. "
+    words = f"Of one pass on {escape(inputs)}. "
     if len(layers) <= _MOST_ROWS:
         last = layers[-1].gradient or 0.0
         rows = [
-            (
-                node.label,
-                node.gradient,
-                node.module in accused or (node.gradient or 0) * STARVED < last,
-            )
+            (node.label, node.gradient, (node.gradient or 0) * STARVED < last)
             for node in reversed(layers)
         ]
         return figure(f"{title}, output to input", words, bars(title, rows))

@@ -12,8 +12,8 @@ from html import escape
 from trainlint.records import CrossValidation, Figure, FoldResult
 from trainlint.report.folds import head_of, remarks_of
 from trainlint.report.html_figures import bands_of, finite
-from trainlint.report.html_parts import cells_of, figure, keys_of, table
-from trainlint.report.svg import Curve, curves, intervals
+from trainlint.report.html_parts import GUESS, cells_of, figure, keys_of, table
+from trainlint.report.svg import STEPS, Curve, curves, intervals
 
 
 def folds(measured: CrossValidation) -> Iterator[str]:
@@ -27,13 +27,14 @@ def folds(measured: CrossValidation) -> Iterator[str]:
         )
         if len(points) > 1
     ]
-    guess = None if measured.guess is None else ("best constant answer", float(measured.guess))
+    guess = _number(measured.guess)
+    level = None if guess is None else ("", guess)
     title = f"loss ({measured.loss or 'loss'}), mean over {len(measured.folds)} folds"
     words = (
-        f"{keys_of(lines)}<span class='hint'>band: ± one standard error over folds, corrected for "
-        "trainings that share samples</span>"
+        f"{keys_of(lines, GUESS if level else '')}<span class='hint'>band: ± one standard "
+        "error over folds, corrected for trainings that share samples</span>"
     )
-    yield figure(title, words, curves(title, "optimizer steps", lines, guess) if lines else "")
+    yield figure(title, words, curves(title, STEPS, lines, level) if lines else "")
     yield _each(measured)
     yield _table(measured)
     remarks = "".join(f"<li>{escape(text)}</li>" for text in remarks_of(measured))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Final
 
-from trainlint.report.svg import Curve
+from trainlint.report.svg import Curve, lost_from
+
+# What a dashed line among losses stands for.
+GUESS: Final = "best constant answer"
 
 
 def figure(title: str, words: str, picture: str) -> str:
@@ -17,11 +21,15 @@ def figure(title: str, words: str, picture: str) -> str:
     return f"<figure>{caption}{picture}</figure>"
 
 
-def keys_of(lines: Sequence[Curve]) -> str:
-    """The names of curves in their colours."""
-    return "".join(
-        f'<span class="key {line.kind}"><i></i>{escape(line.name)}</span>' for line in lines
-    )
+def keys_of(lines: Sequence[Curve], level: str = "") -> str:
+    """The names of curves in their colours, of a dashed line, and what a × stands for."""
+    keys = [f'<span class="key {line.kind}"><i></i>{escape(line.name)}</span>' for line in lines]
+    if level:
+        keys.append(f'<span class="key dashed"><i></i>{escape(level)}</span>')
+    lost = lost_from(lines)
+    if lost:
+        keys.append(f'<span class="key lost">× {lost}</span>')
+    return "".join(keys)
 
 
 def table(heads: Sequence[str], rows: Iterable[str]) -> str:

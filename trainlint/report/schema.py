@@ -126,6 +126,7 @@ Histogram: How the values of a result are spread, from a sample of at most 8192 
   saturated: The share that comes from where a sigmoid or tanh is flat; null for others.
   spread: The RMS of what differs between samples; null where the result has no axis of them.
   step: Optimizer steps before.
+  not_finite: The share that is NaN or infinite.
 Series: A training as far as it was seen.
   steps: Optimizer steps.
   recorded: How many of them were looked at.
@@ -135,6 +136,7 @@ Series: A training as far as it was seen.
   train: Points: optimizer steps before, training loss.
   validation: Points: optimizer steps before, validation loss.
   bands: Steps, lowest and highest: the mean ± 2 standard errors.
+  optimizers: The classes of the optimizers that made the steps.
 ModelSeries: A model that is trained.
   model: Its class or name.
   layers: In order of execution.

@@ -20,6 +20,10 @@ _FIGURES: Final = 76
 _WIDE_RANGE: Final = 50.0
 _HEIGHT: Final = 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 34
+# How far two × stand apart at least.
+_APART: Final = 12.0
+# What is below the axis of a training.
+STEPS: Final = "optimizer steps"
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ class Mark:
 def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str = "") -> str:
     """Horizontal bars of (label, value, marked); on a logarithmic scale where values differ much.
 
-    None is shown as not measured, 0 on a logarithmic scale as 0.
+    None is shown as not measured, 0 on a logarithmic scale as 0; NaN and infinities by name.
     """
-    values = [value for _, value, _ in rows if value is not None and value > 0]
+    values = [v for _, v, _ in rows if v is not None and v > 0 and math.isfinite(v)]
     is_log = bool(values) and max(values) / min(values) > _WIDE_RANGE
     scale = _scale(values, is_log)
     labels = _room_for([label for label, *_ in rows])
@@ -56,9 +60,10 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
     parts = []
     for number, (label, value, marked) in enumerate(rows):
         y = number * _ROW
-        length = room * scale(value) if value is not None and value > 0 else 0.0
+        is_drawn = value is not None and value > 0 and math.isfinite(value)
+        length = room * scale(value) if value is not None and is_drawn else 0.0
         kind = "bar marked" if marked else "bar"
-        shown = "not measured" if value is None else f"{value:.2g}{unit}"
+        shown = "not measured" if value is None else f"{named(value)}{unit}"
         parts.append(
             f'<text class="label" x="{labels - 8}" y="{y + 15}" text-anchor="end">'
             f"<title>{escape(label)}</title>{escape(shortened(label))}</text>"
@@ -69,6 +74,13 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
         )
     note = ", logarithmic scale" if is_log else ""
     return _svg(title + note, len(rows) * _ROW + 4, "".join(parts))
+
+
+def named(value: float) -> str:
+    """Two digits, or `NaN`, `∞`."""
+    if math.isfinite(value):
+        return f"{value:.2g}"
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
 
 
 def _room_for(labels: Sequence[str]) -> int:
@@ -98,7 +110,8 @@ def curves(
 ) -> str:
     """Lines over a common x, with a dashed `level` (name, y) and what is `usual` (least, most) if given.
 
-    `ticks` are words below the axis in place of numbers, `marks` words below points of it.
+    `ticks` are words below the axis in place of numbers, `marks` words below points of it. Points that are
+    not finite are a × at the top edge, with words on where they begin.
     """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points if math.isfinite(y)]
@@ -110,7 +123,9 @@ def curves(
         return ""
     is_log = min(ys) > 0 and (usual is not None or max(ys) / min(ys) > _WIDE_RANGE)
     low, high = min(ys), max(ys)
-    if not is_log and low > 0 and low < 0.4 * high:
+    if low == high:  # a single point stands in the middle
+        low, high = low - abs(low) / 2, high + abs(high) / 2
+    elif not is_log and low > 0 and low < 0.4 * high:
         low = 0.0
     place = _placed(min(xs), max(xs), low, high, is_log)
     across = ticks or [(x, f"{x:.4g}") for x in _ticks(min(xs), max(xs), is_log=False)]
@@ -125,8 +140,6 @@ def curves(
         _, y = place(min(xs), level[1])
         parts.append(
             f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{WIDTH - _RIGHT}" y="{y - 4:.1f}" text-anchor="end">'
-            f"{escape(level[0])}</text>"
         )
     for line in lines:
         if line.band:
@@ -136,6 +149,9 @@ def curves(
             parts.append(f'<polygon class="band {line.kind}" points="{path}"/>')
         finite = [place(x, y) for x, y in line.points if math.isfinite(y)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in finite)
+        if len(finite) == 1 and not line.dots:
+            ((x, y),) = finite
+            parts.append(f'<circle class="dot {line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         parts.append(
             f'<polyline class="line {line.kind}" points="{path}">'
             f"<title>{escape(line.name)}</title></polyline>"
@@ -145,8 +161,42 @@ def curves(
                 f'<circle class="dot {line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
                 for x, y in finite
             ]
+    lost = [x for line in lines for x, y in line.points if not math.isfinite(y)]
+    if lost:
+        parts.append(_lost([place(x, high)[0] for x in lost], lost_from(lines, x_name)))
+    if level is not None and level[0]:  # over the lines, which would run through it
+        _, y = place(min(xs), level[1])
+        parts.append(
+            f'<text class="tick level-name" x="{WIDTH - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">'
+            f"{escape(level[0])}</text>"
+        )
     parts += [_marked(mark, place(mark.x, mark.y)) for mark in marks]
     return _svg(title, _HEIGHT, "".join(parts))
+
+
+def lost_from(lines: Sequence[Curve], x_name: str = STEPS) -> str:
+    """`NaN or infinite from step 3 on`, or how many of the points are; empty where all are finite."""
+    points = sorted(point for line in lines for point in line.points)
+    lost = [x for x, y in points if not math.isfinite(y)]
+    if not lost:
+        return ""
+    if x_name == STEPS and all(x < lost[0] or not math.isfinite(y) for x, y in points):
+        return f"NaN or infinite from step {lost[0]:.6g} on"
+    return f"NaN or infinite at {len(lost)} of {len(points)} points"
+
+
+def _lost(across: Sequence[float], words: str) -> str:
+    """A × at the top edge for each that has room, and words below the first."""
+    spots: list[float] = []
+    for x in sorted(across):
+        if not spots or x - spots[-1] >= _APART:
+            spots.append(x)
+    path = "".join(f"M{x - 4:.1f} {_TOP - 4}l8 8m0 -8l-8 8" for x in spots)
+    x, side = (spots[0], "start") if spots[0] < WIDTH / 2 else (spots[0] + 4, "end")
+    return (
+        f'<path class="lost" d="{path}"/>'
+        f'<text class="lost" x="{x:.1f}" y="{_TOP + 22}" text-anchor="{side}">{escape(words)}</text>'
+    )
 
 
 def _marked(mark: Mark, spot: Point) -> str:
@@ -161,8 +211,13 @@ def _marked(mark: Mark, spot: Point) -> str:
 
 
 def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool]]) -> str:
-    """Rows of (label, first, later, marked): a ring and a disc on a common logarithmic scale, joined."""
-    values = [value for _, *both, _ in rows for value in both if value is not None and value > 0]
+    """Rows of (label, first, later, marked): a ring and a disc on a common logarithmic scale, joined.
+
+    What is not finite has its name in place of a disc.
+    """
+    values = [
+        v for _, *both, _ in rows for v in both if v is not None and v > 0 and math.isfinite(v)
+    ]
     scale = _scale(
         [*values, *(10 * value for value in values[:1] if len(set(values)) == 1)], is_log=True
     )
@@ -172,7 +227,9 @@ def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool
     for number, (label, first, later, marked) in enumerate(rows):
         y = number * _ROW + 11
         spots = [
-            None if value is None or value <= 0 else labels + room * scale(value)
+            labels + room * scale(value)
+            if value is not None and value > 0 and math.isfinite(value)
+            else None
             for value in (first, later)
         ]
         parts.append(
@@ -190,7 +247,7 @@ def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool
             parts.append(f'<circle class="ring{kind}" cx="{start:.1f}" cy="{y}" r="4.5"/>')
         if end is not None:
             parts.append(f'<circle class="disc{kind}" cx="{end:.1f}" cy="{y}" r="4.5"/>')
-        shown = "" if later is None else f"{later:.2g}{' ◂' if marked else ''}"
+        shown = "" if later is None else f"{named(later)}{' ◂' if marked else ''}"
         parts.append(f'<text class="figure" x="{WIDTH - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
     return _svg(f"{title}, logarithmic scale", len(rows) * _ROW + 4, "".join(parts))
 

@@ -56,6 +56,10 @@ def histogram(title: str, shown: Histogram, operation: str, *, is_marked: bool) 
     ends = [(left, "start", f"{shown.low:.2g}"), (_SMALL_WIDTH, "end", f"{shown.high:.2g}")]
     if has_zeros:
         ends[0] = (0, "start", "0")
+    if not counts and not has_zeros:
+        parts.append(
+            f'<text class="lost" x="{_SMALL_WIDTH / 2}" y="{floor - 8}" text-anchor="middle">NaN</text>'
+        )
     if counts:
         parts += [
             f'<text class="tick" x="{x}" y="{_SMALL_HEIGHT - 2}" text-anchor="{anchor}">{text}</text>'
