@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,23 +29,9 @@ zygotes._process = preloaded.start_zygote
 COMMAND = str(Path(sys.executable).with_name("trainlint"))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--exhaustive", action="store_true", help="run all cases of the tests that are sampled"
-    )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test marked `sampled(n)` every n-th case is run, always the same ones, unless all shall.
-
-    Files whose tests share something costly come first, so that no worker waits for one at the end.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests share something costly come first, so that no worker waits for one at the end."""
     items.sort(key=lambda item: not _shares(item.nodeid.partition("::")[0]))
-    if config.getoption("--exhaustive") or any("::" in argument for argument in config.args):
-        return
-    left_out = [item for item in items if _is_left_out(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -72,11 +57,6 @@ def _shares(file: str) -> bool:
 
 
 _SHARED = re.compile(r'scope="(module|session)"|@lru_cache|@cache')
-
-
-def _is_left_out(item: pytest.Item) -> bool:
-    marker = item.get_closest_marker("sampled")
-    return marker is not None and zlib.crc32(item.name.encode()) % marker.args[0] != 0
 
 
 @pytest.fixture(autouse=True)
