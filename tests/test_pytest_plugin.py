@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from trainlint import testing
+from trainlint.catalogue import undeclared
+from trainlint.processes import zygotes
+from trainlint.registry import all_rules
 
 pytest_plugins = ["pytester"]
 
@@ -157,11 +160,51 @@ def test_bad_files_are_one_line(pytester: pytest.Pytester) -> None:
     assert "Traceback" not in text
 
 
-def test_a_bad_setting_is_said(project: pytest.Pytester) -> None:
-    (project.path / "pyproject.toml").write_text("[tool.trainlint]\nfail_on = 1\n")
-    done = project.runpytest_inprocess("--trainlint", "broken.py")
-    assert "has no key 'fail_on'" in done.stdout.str() + done.stderr.str()
-    assert "Traceback" not in done.stdout.str()
+def test_one_process_imports_torch_for_all_files(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashing = "import os, torch\nos.abort()\n" + BROKEN
+    pytester.makepyfile(a=crashing, b=SOUND, c=crashing, d=BROKEN)
+    start, started = zygotes._process, []
+    monkeypatch.setattr(
+        zygotes, "_process", lambda complaints: started.append(start(complaints)) or started[-1]
+    )
+    done = pytester.runpytest_inprocess("--trainlint")
+    done.assert_outcomes(passed=1, failed=3)
+    assert done.stdout.str().count("could not be checked: crashed (Aborted, signal 6") == 2
+    assert [process.poll() for process in started] == [0]  # one, and it has ended
+
+
+@pytest.mark.parametrize(
+    ("settings", "args", "said"),
+    [
+        ("fail_on = 1", [], "has no key 'fail_on'"),
+        ("ignore = ['NRM9']", [], "[[]tool.trainlint]: unknown rule 'NRM9'*"),
+        ("rules.no-such = {most = 1}", [], "[[]tool.trainlint.rules]: unknown rule 'no-such'*"),
+        ("", ["trainlint_fail_on=warn"], "not 'warn'; did you mean warning?"),
+        ("", ["trainlint_select=NRM norm-feature-mismatch"],
+         "trainlint_select: unknown rule 'norm-feature-mismatch'; did you mean norm-features-mismatch?"),
+        ("", ["trainlint_ignore=NRM0O1"], "trainlint_ignore: unknown rule 'NRM0O1'*"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_an_error_of_the_call(
+    settings: str, args: list[str], said: str, project: pytest.Pytester
+) -> None:
+    (project.path / "pyproject.toml").write_text(f"[tool.trainlint]\n{settings}\n")
+    given = [part for arg in args for part in ("-o", arg)]
+    done = project.runpytest_inprocess("--trainlint", *given)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines([f"ERROR: trainlint: *{said}*"])
+    assert len(done.stderr.str().splitlines()) == 1
+    if not settings:
+        project.runpytest_inprocess(*given).assert_outcomes(passed=1)
+
+
+def test_names_are_those_of_the_registry() -> None:
+    rules = all_rules()
+    names = {name for each in rules for name in (each.code, each.code[:4], each.name, each.family)}
+    assert undeclared(["ALL", "N", *names]) == []
+    assert undeclared(["", "NRM0019", "norm"]) == ["", "NRM0019", "norm"]
 
 
 def test_the_plugin_imports_no_torch() -> None:

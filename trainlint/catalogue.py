@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -36,6 +36,18 @@ class Entry:
 def declared_rules() -> list[Entry]:
     """The rules of every installed pack, by code; of a pack that is not found, none."""
     return sorted({entry for folder in _packs() for entry in _declared_in(folder)})
+
+
+def undeclared(selectors: Iterable[str]) -> list[str]:
+    """Those that are no declared rule's code, beginning of one, name or family: misspelt, it seems."""
+    entries = declared_rules()
+    names = {"ALL", *(name for entry in entries for name in (entry.name, entry.family))}
+    codes = tuple(entry.code for entry in entries)
+    return [
+        each
+        for each in selectors
+        if each not in names and not (each and any(code.startswith(each) for code in codes))
+    ]
 
 
 def _packs() -> Iterator[Path]:

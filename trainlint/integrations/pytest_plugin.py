@@ -6,6 +6,7 @@ analysis before an item of its own is run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MARK: Final = "trainlint"
 _FOUND: Final = "trainlint"  # user properties of a report: (name, [severity, code, place, message])
 _LEVELS: Final = ("error", "warning", "info", "never")
+_KEPT: Final = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,10 +43,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark that each item has."""
+    """Register the mark that each item has. Raises `UsageError` for settings that make no sense."""
     config.addinivalue_line(
         "markers", f"{_MARK}: a model that trainlint checks (pytest --trainlint)"
     )
+    if config.getoption("--trainlint"):
+        from trainlint.errors import TrainlintError
+
+        try:
+            _validate(config)
+        except TrainlintError as error:
+            raise pytest.UsageError(f"trainlint: {error}") from None
+
+
+def _validate(config: pytest.Config) -> None:
+    import difflib
+
+    from trainlint.catalogue import undeclared
+    from trainlint.errors import UsageError
+
+    settings = _settings(config)
+    level = config.getini("trainlint_fail_on")
+    if level and level not in _LEVELS:
+        near = difflib.get_close_matches(level, _LEVELS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"trainlint_fail_on must be one of {', '.join(_LEVELS)}, not {level!r}{hint}"
+        )
+    select, ignore = config.getini("trainlint_select"), config.getini("trainlint_ignore")
+    own = [*([] if select else settings.select), *settings.extend_select, *settings.ignore]
+    asked = {"trainlint_select": select, "trainlint_ignore": ignore, "[tool.trainlint]": own}
+    if settings.rules or undeclared(each for selectors in asked.values() for each in selectors):
+        from trainlint.registry import check_options, select_rules
+
+        for place, selectors in asked.items():
+            try:
+                select_rules(selectors)
+            except UsageError as error:
+                raise UsageError(f"{place}: {error}") from None
+        check_options(settings.rules)
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +174,7 @@ class ModelFile(pytest.File):
             from trainlint.rule import STAGES
 
             config = self.config
+            _keep_a_process(config)
             settings = msgspec.structs.replace(_settings(config), jobs=1)
             select = config.getini("trainlint_select")
             self._report = check(
@@ -149,6 +187,18 @@ class ModelFile(pytest.File):
                 config=settings,
             )
         return self._report
+
+
+def _keep_a_process(config: pytest.Config) -> None:
+    """All files of this pytest process are checked in forks of one that has imported torch."""
+    if _KEPT in config.stash:
+        return
+    from trainlint.processes.zygotes import kept
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(kept())
+    config.add_cleanup(stack.close)
+    config.stash[_KEPT] = True
 
 
 class Models(pytest.Collector):
@@ -201,12 +251,9 @@ class ModelItem(pytest.Item):
             raise ModelFailed(as_text(report, show_info=limit == "info"))
 
     def _limit(self) -> str:
-        given = self.config.getoption("--trainlint-fail-on") or self.config.getini(
-            "trainlint_fail_on"
-        )
-        if given and given not in _LEVELS:
-            raise pytest.UsageError(f"trainlint_fail_on must be one of {', '.join(_LEVELS)}")
-        return str(given or _settings(self.config).fail_on)
+        config = self.config
+        given = config.getoption("--trainlint-fail-on") or config.getini("trainlint_fail_on")
+        return str(given or _settings(config).fail_on)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The report instead of a traceback."""

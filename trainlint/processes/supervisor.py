@@ -84,6 +84,8 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Message]
     if not CAN_FORK:
         yield from _supervise(enumerate(jobs), workers)
         return
+    if not jobs:
+        return
     zygote = Zygote.ready()
     open_jobs = set(range(len(jobs)))
     try:
@@ -100,7 +102,10 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Message]
         for number in sorted(open_jobs):
             yield number, Died(jobs[number].target, f"the supervising process ended: {why}")
     finally:
-        zygote.end(at_once=bool(open_jobs))
+        if open_jobs:
+            zygote.end(at_once=True)
+        else:
+            zygote.release()
 
 
 def _supervise(jobs: Iterator[tuple[int, Job]], workers: int) -> Iterator[tuple[int, Message]]:
@@ -354,8 +359,8 @@ def _write(descriptor: int, data: bytes) -> None:
 def _serve(parent: int) -> None:
     """The zygote: import torch, then fork a child for every job on standard input.
 
-    The first line there is how many may run at once; an empty one ends the jobs. Nothing comes to a zygote
-    that was started before it was needed, and then was not.
+    The first line there is how many may run at once; an empty one ends the jobs, and others may follow.
+    Nothing comes to a zygote that was started before it was needed, and then was not.
     """
     end_with_parent(signal.SIGTERM)
     adopt_orphans()
@@ -365,10 +370,13 @@ def _serve(parent: int) -> None:
 
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     _import_for_children()
-    asked = list(takewhile(bytes.strip, sys.stdin.buffer))
-    if not asked:
-        return
-    jobs = [decode_job(line) for line in asked[1:]]
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        while asked := list(takewhile(bytes.strip, sys.stdin.buffer)):
+            _do([decode_job(line) for line in asked[1:]], int(asked[0]))
+
+
+def _do(jobs: Sequence[Job], workers: int) -> None:
+    """All jobs of one request."""
     if any(_trains(job) for job in jobs):
         import trainlint.generalization.laboratory  # noqa: F401
     if any(job.trials is not None for job in jobs):
@@ -378,10 +386,9 @@ def _serve(parent: int) -> None:
     gc.freeze()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = sys.stdout.buffer
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        for number, message in _supervise(enumerate(jobs), int(asked[0])):
-            results.write(b"%d %s\n" % (number, encode(message)))
-            results.flush()
+    for number, message in _supervise(enumerate(jobs), workers):
+        results.write(b"%d %s\n" % (number, encode(message)))
+        results.flush()
 
 
 def _import_for_children() -> None:

@@ -1,7 +1,7 @@
 """The parent's side of a zygote: start one, ask it, read its answers, end it.
 
 A check can be abandoned while it waits for answers, and nowhere else, so that no file is left half written.
-Where checks follow each other, a zygote can import torch before it is needed.
+Where checks follow each other, a zygote can import torch before it is needed, or serve one after another.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _POLL_SECONDS: Final = 0.05
 _PORTION: Final = 1 << 16
 _ABANDON: Final[list[Callable[[], bool]]] = []
 _WARM: Final[list[Zygote]] = []
+_KEEPING: Final[list[None]] = []
 
 
 class Abandoned(BaseException):
@@ -55,8 +56,23 @@ def warmed() -> Iterator[Callable[[], None]]:
     try:
         yield warm_up
     finally:
-        while _WARM:
-            _WARM.pop().end(at_once=True)
+        _end_warm(at_once=True)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """The zygote of the first jobs in here does the later ones, too, in the folder of the first."""
+    _KEEPING.append(None)
+    try:
+        yield
+    finally:
+        _KEEPING.pop()
+        _end_warm(at_once=False)
+
+
+def _end_warm(*, at_once: bool) -> None:
+    while _WARM:
+        _WARM.pop().end(at_once=at_once)
 
 
 def _process(complaints: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -125,6 +141,13 @@ class Zygote:
         self.complaints.seek(0)
         last = self.complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
         return last or f"exit status {self.process.returncode}"
+
+    def release(self) -> None:
+        """After its last answer: it waits for the next jobs where it is kept, and else ends."""
+        if _KEEPING and not _WARM:
+            _WARM.append(self)
+        else:
+            self.end(at_once=False)
 
     def end(self, *, at_once: bool) -> None:
         """Wait for its end; `at_once` it stops what it does, and its children with it."""
