@@ -108,6 +108,8 @@ def analyze(
         check.train(model, recipe, progress, guard, of_width)
     elif check.may_probe and recipe.setup.why:
         notes.append(f"not probed: {recipe.setup.why}")
+    if check.may_probe and recipe.elsewhere:
+        notes.append(recipe.elsewhere)
     return check.analysis()
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +39,7 @@ from trainlint.processes.jobs import (
     TrialJob,
     Tried,
 )
-from trainlint.records import TargetResult
+from trainlint.records import TRAINING_BEGINS, TargetResult
 from trainlint.targets.imports import module_file
 from trainlint.verification.changes import Plan, Training
 
@@ -169,7 +170,34 @@ def _check_file(job: Job, send: Send) -> None:
             status = "skipped" if job.scanned and not stopped else "error"
             unfinished = "" if stopped else without_forward(loaded.discovery)
             reason = f"no model found{stopped}" + (f": {unfinished}" if unfinished else "")
+            if status == "error" and not stopped:
+                reason += _trained_elsewhere(job, loaded)
             _failed(send, job.label, reason, status)
+
+
+def _trained_elsewhere(job: Job, loaded: LoadedFile) -> str:
+    """Where a script trains that has no model at module level, and what looks at that."""
+    from trainlint.targets.loops import command, training_loop
+
+    assert loaded.text.tree is not None
+    loop = training_loop(loaded.text.tree, loaded.discovery)
+    if loop is None:
+        return ""
+    return f" at module level; {loop.trains_one()}: {command(job.label, job.dotted)}"
+
+
+def _not_looked_at(job: Job, loaded: LoadedFile, recipe: Recipe) -> str:
+    """Where the script trains, if not in the loop that the probe runs, and what looks at that."""
+    from trainlint.targets.loops import command, training_loop
+
+    if loaded.stopped and TRAINING_BEGINS in loaded.stopped:
+        return ""  # that says it
+    assert loaded.text.tree is not None
+    run = [recipe.setup.names.get("train", "")] if recipe.setup.train is not None else []
+    loop = training_loop(loaded.text.tree, loaded.discovery, run)
+    if loop is None:
+        return ""
+    return f"{loop.described()}, was not looked at: {command(job.label, job.dotted)}"
 
 
 def _read(job: Job) -> tuple[Path, SourceText]:
@@ -482,6 +510,8 @@ def _check_model(
         recipe = recipe_of(loaded, model, target.rpartition("::")[2])
         if patches:
             model, recipe = _patched(model, recipe, patches, inputs)
+        else:
+            recipe = replace(recipe, elsewhere=_not_looked_at(job, loaded, recipe))
         analysis = analyze(
             model,
             inputs,

@@ -33,7 +33,7 @@ from trainlint.fixes.text import SourceText
 from trainlint.loss.source import loss_uses, training_of
 from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import setup_of
-from trainlint.records import RUN_STOPPED
+from trainlint.records import RUN_STOPPED, TRAINING_BEGINS
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
 from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover, syntax_error
@@ -288,7 +288,7 @@ def _no_training() -> Iterator[list[Stop]]:
         def stop(*_: Any, **__: Any) -> Any:
             stops.append(
                 Stop(
-                    f"training begins there ({what}); the model is checked as it was then, and "
+                    f"{TRAINING_BEGINS} ({what}); the model is checked as it was then, and "
                     "`trainlint run` watches the training"
                 )
             )
