@@ -80,8 +80,9 @@ def dead_relu(
     ## Good
     ```python
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    nn.init.zeros_(model[0].bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(60):
+    for _ in range(100):
         x = torch.randn(64, 8)
         loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
         optimizer.zero_grad()

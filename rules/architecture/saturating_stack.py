@@ -82,6 +82,23 @@ def saturating_stack(
             super().__init__()
             self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
             self.head = nn.Linear(16, 4)
+            for layer in self.layers:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = torch.relu(layer(x))
+            return self.head(x)
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+            self.head = nn.Linear(16, 4)
 
         def forward(self, x):
             for layer in self.layers:

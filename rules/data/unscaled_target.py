@@ -136,7 +136,7 @@ def _finding(
     first, last = (_median(part) for part in (values[:5], values[-max(3, len(values) // 5) :]))
     hurts = loss.is_plain and len(values) >= steps and not last < loss.guess
     measured = f"answering the mean gives {loss.guess:.3g}"
-    if first > loss.guess:
+    if loss.guess < first < math.inf:
         measured += f", the first steps {first / loss.guess:.3g} times that"
     if hurts and math.isfinite(last):
         measured += f", and {len(values)} steps later it still is {last / loss.guess:.3g} times"

@@ -36,6 +36,7 @@ FILLS_WITH_ZERO = {"zeros_", "constant_", "fill_", "zero_"}
         "loss-never-moves",
         "underfitting",
         "cannot-memorise",
+        "dead-relu",
     ],
 )
 def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
@@ -62,6 +63,20 @@ def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
             for layer in (self.fc1, self.fc2):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.fc1(x)))
+    ```
+
+    ## Good
+    ```python
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(8, 16)  # torch's own initial values
+            self.fc2 = nn.Linear(16, 4)
+            nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")  # or He's, before a ReLU
+            nn.init.zeros_(self.fc1.bias)
 
         def forward(self, x):
             return self.fc2(torch.relu(self.fc1(x)))
@@ -142,7 +157,7 @@ def _stuck(graph: Graph, edits: SourceEdits, stuck: list[Parameter], flow: ZeroF
         fixes=[_initialize(graph, edits, stuck)],
         fault=("zero", "stuck"),
         starved=share,
-        affects=_users(graph, [*stuck, *silent]),
+        affects=[*_users(graph, [*stuck, *silent]), *_same_for_all(graph, stuck, flow)],
     )
 
 
@@ -160,7 +175,7 @@ def _late_start(
         severity=Severity.WARNING,
         fault=("zero", parameter.name),
         starved=share,
-        affects=_users(graph, [parameter, *blocked]),
+        affects=[*_users(graph, [parameter, *blocked]), *_same_for_all(graph, [parameter])],
     )
 
 
@@ -168,6 +183,21 @@ def _users(graph: Graph, parameters: list[Parameter]) -> list[Any]:
     """The operations that these parameters take part in."""
     nodes = [parameter.node for parameter in parameters if parameter.node is not None]
     return [user for node in nodes for user in node.users if graph.is_live(user)]
+
+
+def _same_for_all(
+    graph: Graph, parameters: list[Parameter], flow: ZeroFlow | None = None
+) -> list[Any]:
+    """What is identically zero, and the results of these weights up to the next ones."""
+    zero = () if flow is None else flow.zero
+    found = [node for node in graph.calls_in_order if node in zero]
+    waiting = [node for node in _users(graph, parameters) if graph.is_weighted(node)]
+    while waiting:
+        for node in waiting.pop().users:
+            if graph.is_live(node) and not graph.is_weighted(node) and node not in found:
+                found.append(node)
+                waiting.append(node)
+    return found
 
 
 def _stands_in_every_path(graph: Graph, parameter: Parameter) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from math import inf, isfinite
 from statistics import median
 
 from trainlint.rule import (
@@ -107,8 +107,12 @@ def learning_rate_too_low(
         rates = {step: _rate(optimizer, step) for step in recorded}
         peak = max(rates.values(), default=0.0)
         counted = {step for step, rate in rates.items() if rate >= peak / 2}
+        # Where a gradient is 0 or not finite, the length of the steps says nothing of the rate.
         paces = [
-            (pace, p.name) for p in weights if (pace := p.median("update", counted)) is not None
+            (pace, p.name)
+            for p in weights
+            if (pace := p.median("update", counted)) is not None
+            and 0 < (p.median("gradient", counted) or 0.0) < inf
         ]
         if not peak or len(counted) < 5 or not paces:
             continue

@@ -136,7 +136,8 @@ def train(
                 if is_settled(index + 1):
                     ended = _DECIDED
                     break
-            _measure(meter, observer.step, limits, last=True)
+            if ended is not _DECIDED:
+                _measure(meter, observer.step, limits, last=True)
         except (ProbeProblem, Stop) as stop:
             if isinstance(stop, ProbeProblem) and not observer.step:
                 raise
@@ -147,7 +148,8 @@ def train(
     broken = problem()
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
-    trace = _measured(_located(observer.trace(), setup), meter)
+    trace = _located(observer.trace(), setup)
+    trace = _cut_short(trace) if ended is _DECIDED else _measured(trace, meter)
     trace = replace(trace, notes=[*trace.notes, *notes])
     return Ran(trace, ended, failed, ended is _DECIDED)
 
@@ -297,7 +299,14 @@ def run_loop(
     broken = problem()
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
-    return Ran(observer.trace(), ended, failed, ended is _DECIDED)
+    trace = observer.trace()
+    is_decided = ended is _DECIDED
+    return Ran(_cut_short(trace) if is_decided else trace, ended, failed, is_decided)
+
+
+def _cut_short(trace: Trace) -> Trace:
+    """Without what its few steps would seem to tell of how the training goes on."""
+    return replace(trace, generalization=None, unmeasured="the probe ended early")
 
 
 def _is_users(site: Site | None) -> bool:
