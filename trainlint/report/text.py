@@ -34,6 +34,9 @@ _MOST_OF_OTHERS: Final = 6  # changed lines of a second fix: the first is what t
 _MESSAGES: Final = "messages"  # of findings that `trainlint.diagnosis` merged into one
 _LEAST_CODE: Final = 20  # columns that a line of code gets however narrow the terminal is
 _BEFORE_PLACE: Final = 8  # columns of the line that stay in front of a place far to the right
+_BY_HAND: Final = (
+    "apply fixes by hand: a run writes none, and `trainlint check --fix` those of what it finds itself"
+)
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
@@ -46,7 +49,9 @@ def print_report(
     plots: bool | None = None,
     status: int | None = None,
 ) -> None:
-    """Write the report. Colours and width are the console's; `status` is that of a script that was run.
+    """Write the report. Colours and width are the console's; `status` is the exit status that is named.
+
+    Without it that of `fail_on` is, and none of a training that was watched: the program has its own.
 
     Below a finding stands the picture that it needs. If `plots` is True, all pictures of a watched training
     stand at the end; if it is False, there are none.
@@ -62,6 +67,8 @@ def print_report(
     for target in report.targets:
         if target.status == "ok":
             _print_target(target, console, drawn=plots is not False)
+    if _is_of_a_watch(report) and any(fix.edits for each in shown for fix in each.fixes):
+        console.print(_wrapped(_BY_HAND, 2, console.width), style="dim")
     for target in report.targets:
         if target.status == "skipped":
             text = f"skipped {target.target}: {target.reason}"
