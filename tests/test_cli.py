@@ -53,6 +53,7 @@ def test_exit_status(folder: Path, arguments: list[str], status: int) -> None:
     result = run_command("check", *arguments, cwd=folder)
     assert result.status == status, result
     assert result.stderr == ""
+    assert result.stdout.endswith(f"exit {status}\n")
 
 
 def test_formats_and_output_file(folder: Path) -> None:

@@ -219,6 +219,82 @@ def test_a_certain_error_ends_the_probe() -> None:
     assert report.targets[0].notes == ["the probe ended early: an error was certain"]
 
 
+def test_a_training_loop_that_the_probe_does_not_run_is_named(tmp_path: Path) -> None:
+    data = "x = torch.randn(64, 8)\ntrain_loader = [(x, (x[:, 0] > 0).long())] * 4\n"
+    made = (
+        "model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))\n"
+        "criterion = nn.CrossEntropyLoss()\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+    )
+    loop = (
+        "    for a, b in train_loader:\n        optimizer.zero_grad()\n"
+        "        criterion(model(a), b).backward()\n        optimizer.step()\n"
+    )
+    head = "import torch\nfrom torch import nn\n"
+    guard = "if __name__ == '__main__':\n    main({})\n"
+    local = "".join(f"    {line}\n" for line in made.splitlines())
+    folder = write_files(
+        tmp_path,
+        {
+            "beside.py": head + data + made + "def main():\n" + loop + guard.format(""),
+            "run.py": (head + data + made + "def main(model):\n" + loop + guard.format("model"))
+            .replace("main(", "train("),
+            "inside.py": head + data + "def main():\n" + local + loop + guard.format(""),
+        },
+    )  # fmt: skip
+
+    def result(name: str, **options: Any) -> Any:
+        [target] = trainlint.check(str(folder / name), **options).targets
+        return target
+
+    beside = result("beside.py")
+    assert f"was not looked at: trainlint run {folder / 'beside.py'}" in beside.notes[-1]
+    assert "in main(), line 9" in beside.notes[-1]
+    assert result("beside.py", stages=["static"]).notes == []
+    assert result("run.py").notes == []
+    assert f"main() (line 5) trains one: trainlint run {folder / 'inside.py'}" in (
+        result("inside.py").reason
+    )
+
+
+def test_a_probe_that_an_error_ended_says_nothing_of_what_would_come() -> None:
+    x = torch.randn(128, 8)
+    x[3, 2] = torch.nan
+    data = TensorDataset(x, x[:, :1].nan_to_num())
+    model = nn.Linear(8, 1)
+    report = trainlint.check(
+        model,
+        x[:4].nan_to_num(),
+        loss=nn.MSELoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_loader=DataLoader(data, batch_size=16),
+        val_loader=DataLoader(data, batch_size=16),
+    )
+    found = {each.code for one in report.findings for each in (one, *one.symptoms)}
+    assert "GRD003" in found
+    assert not found & {"GEN002", "OPT003"}
+    assert "GEN001 overfitting: the probe ended early" in report.targets[0].not_measurable
+
+
+def test_zero_weights_explain_the_units_that_are_dead_by_them() -> None:
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+    for layer in model[::2]:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    x = torch.randn(1024, 8)
+    report = trainlint.check(
+        model,
+        x[:4],
+        loss=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_loader=DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=32),
+    )
+    [finding] = [each for each in report.findings if each.severity != "info"]
+    assert finding.code == "INI001"
+    assert [each.code for each in finding.symptoms].count("ACT001") == 2
+
+
 def test_a_model_may_give_its_own_loss() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

@@ -288,10 +288,11 @@ def _concluded(
 
         for remark in remarks(report):
             click.echo(f"trainlint: {remark}", err=True)
-    manner = Manner(config.fail_on, asked.show_info, asked.plots, asked.statistics)
+    status = 0 if asked.exit_zero else report.exit_status(config.fail_on)
+    manner = Manner(config.fail_on, asked.show_info, asked.plots, asked.statistics, status)
     outputs, is_elsewhere = outputs_of(asked.output, asked.form)
     write_report(report, asked.form, outputs, manner, is_elsewhere=is_elsewhere)
-    return 0 if asked.exit_zero else report.exit_status(config.fail_on)
+    return status
 
 
 def _check_trainings(asked: Mapping[str, Any], *, static: bool) -> None:
