@@ -7,21 +7,25 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import trainlint
-from trainlint.fixes.edit import Attempt, Fix
+from trainlint.fixes.edit import Attempt, Fix, Safety
 from trainlint.generalization.swept import Sweep, Swept
 from trainlint.records import (
     ActivationSeries,
     CrossValidation,
+    Edit,
+    Figure,
     FoldResult,
     GraphNode,
     Histogram,
     LayerSeries,
+    Location,
     ModelGraph,
     ModelSeries,
     Report,
@@ -32,6 +36,7 @@ from trainlint.records import (
     TargetResult,
 )
 from trainlint.report import html_sweep, rendered
+from trainlint.report.html_graph import places_of
 from trainlint.report.svg import Curve, bars, curves, intervals, pairs
 from trainlint.report.svg_grids import grid, histogram
 
@@ -112,7 +117,112 @@ def test_it_holds_the_findings_their_fixes_and_their_lesson(report: Report, page
         assert finding.message in text
         assert all(fix.title.removeprefix("or ") in text for fix in finding.fixes)
     assert "why this hurts a training" in text
-    assert "no longer reported, and with it" in text
+
+
+def finding_of(**values: object) -> ReportedFinding:
+    shown: dict[str, Any] = {
+        "code": "INI001", "name": "a-fault", "severity": "error", "confidence": "certain",
+        "message": "wrong", "stage": "probe", "target": "net.py", "module": "", "filename": None,
+        "location": None, "end_location": None, **values,
+    }  # fmt: skip
+    return ReportedFinding(**shown)
+
+
+def test_no_more_is_promised_of_a_fix_than_is_known() -> None:
+    edit = Edit("net.py", Location(1, 1), Location(1, 2), "x")
+    symptoms = [finding_of(name=name) for name in ("one", "two")]
+    proof = Attempt(before=2.0, after=1.0, cleared=True, steps=50, seeds=2)
+
+    def afterwards(*fixes: Fix) -> list[str]:
+        page = rendered(Report([finding_of(symptoms=symptoms, fixes=list(fixes))], []), "html")
+        return re.findall(r"<strong>afterwards</strong> ([^<]*)", page)
+
+    unless = "one and two, unless another fault causes them too."
+    assert afterwards(Fix("f", Safety.SAFE, [edit])) == [
+        f"The finding should go, and with it {unless}"
+    ]
+    verified = Fix("f", Safety.SAFE, [edit], verified=proof)
+    assert afterwards(verified) == [f"It is no longer reported. With it should go {unless}"]
+    assert afterwards(Fix("trainlint check --kfold 5")) == []
+
+
+def test_safety_is_explained_once_and_advice_is_folded() -> None:
+    edit = Edit("net.py", Location(1, 1), Location(1, 2), "x")
+    fixes = [Fix("f", Safety.SAFE, [edit]), Fix("or, for few samples, k folds")]
+    advice = finding_of(severity="info", fixes=fixes)
+    page = rendered(Report([finding_of(fixes=fixes), advice], []), "html")
+    assert page.count("<em>unsafe</em>: ") == 1
+    assert "<strong>or:</strong> for few samples" in page
+    error, info = page.split('<li class="finding ')[1:]
+    assert "<details><summary>" not in error.partition("what to change")[0]
+    assert info.partition("</summary>")[0].count("<h2>") == 1
+    assert "wrong" not in info.partition("</summary>")[0]
+
+
+def test_a_training_that_goes_to_nan_says_so_wherever_it_is_drawn() -> None:
+    lost: list[tuple[int, Figure]] = [(0, 2.0), (1, "inf"), (2, "nan"), (3, "nan")]
+    layers = [
+        LayerSeries(name, "linear", "nan", updates=lost, gradients=lost) for name in ("fc", "out")
+    ]
+    spreads = [
+        Histogram(0.0, 1.0, [3, 1], 0.5), Histogram(0.0, 0.0, [], 0.9, step=2, not_finite=0.1),
+        Histogram(0.0, 0.0, [], step=3, not_finite=1.0),
+    ]  # fmt: skip
+    values = [ActivationSeries("relu", "relu", "fc", spreads)]
+    series = Series(4, 4, "mse_loss", None, [ModelSeries("Net", layers, values)], lost)
+    page = rendered(Report([], [TargetResult("net.py", "ok", series=series)]), "html")
+    assert Outline(page).stack == []
+    assert page.count('<path class="lost"') == 2  # losses, updates
+    assert "NaN or infinite from step 1 on</text>" in page
+    assert page.count("NaN ◂</text>") == len(layers)
+    labels = re.findall(r'<svg class="small"[^>]*aria-label="([^"]*)"', page)
+    assert labels == [
+        "fc → relu step 0: 50% zeros",
+        "fc → relu step 2: 10% NaN or infinite; of the rest 100% zeros",
+        "fc → relu step 3: all NaN or infinite",
+    ]
+    many = [LayerSeries(f"fc{n}", "linear", "nan", gradients=lost) for n in range(60)]
+    series = Series(4, 4, "mse_loss", None, [ModelSeries("Net", many)], lost)
+    page = rendered(Report([], [TargetResult("net.py", "ok", series=series)]), "html")
+    assert page.count("2 at first, NaN at the end") == len(many)
+    assert 'class="v8"' in page
+
+
+def test_adam_and_a_starved_layer_are_explained_beside_the_updates() -> None:
+    layers = [
+        LayerSeries(name, "linear", gradient, updates=[(0, 1e-3), (1, 1e-3)])
+        for name, gradient in (("fc", 1e-6), ("out", 1.0))
+    ]
+
+    def page(optimizer: str, layers: list[LayerSeries]) -> str:
+        series = Series(2, 2, "l", None, [ModelSeries("N", layers)], optimizers=[optimizer])
+        return rendered(Report([], [TargetResult("net.py", "ok", series=series)]), "html")
+
+    assert "AdamW divides by the size of the gradient" in page("AdamW", layers)
+    assert "divides by the size" not in page("SGD", layers)
+    assert "divides by the size" not in page("AdamW", layers[1:])
+
+
+def test_the_graph_marks_the_place_of_a_finding_and_the_chain_that_it_names() -> None:
+    names = ["input", "Linear", "sigmoid", "Linear", "sigmoid", "Linear"]
+    nodes = [
+        GraphNode(module or operation, operation, module, filename="/there/net.py", row=row)
+        for operation, module, row in zip(
+            names, ["", "fc1", "", "fc2", "", "out"], [30, 3, 10, 4, 11, 4], strict=True
+        )
+    ]
+
+    def marked(**values: object) -> set[int]:
+        return places_of(finding_of(filename="/there/net.py", **values), nodes)
+
+    chain = ["sigmoid (line 10)", "sigmoid (line 11)"]
+    assert marked(module="fc1", location=Location(10, 5), evidence={"chain": chain}) == {2, 4}
+    assert marked(module="fc2", location=Location(4, 5)) == {3}  # of two layers on a line
+    assert marked(module="out") == {5}
+    assert marked(location=Location(20, 1), evidence={"layer": "fc1", "operation": "fc2"}) == {1}
+    symptoms = [finding_of(module="out")]
+    assert marked(symptoms=symptoms) == {5}
+    assert marked(module="fc1", symptoms=symptoms) == {1}
 
 
 def test_it_says_by_which_factor_the_gradient_shrinks_from_layer_to_layer(

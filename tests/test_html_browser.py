@@ -152,6 +152,11 @@ def test_findings_are_filtered_and_searched(view: Any) -> None:
     assert shown.count() == 1
     view.keyboard.press("Escape")
     assert shown.count() == 12
+    # Advice is folded; a link to it opens it.
+    advice = view.locator(".finding.info").first
+    assert not advice.locator(".message").is_visible()
+    view.locator(".contents .info a").first.click()
+    assert advice.locator(".message").is_visible()
     details = view.locator(".finding").first.locator("details.fix")
     assert not details.locator(".code").is_visible()
     details.locator("summary").click()
@@ -175,6 +180,15 @@ def test_the_graph_opens_zooms_and_is_walked_by_keys(view: Any) -> None:
     view.keyboard.press("Enter")
     assert nodes.count() == BLOCKS + 9
     about = view.locator(".graph .about")
+    # The whole of it has the focus: Shift moves the picture, an arrow alone goes to an operation.
+    frame = view.locator(".graph svg")
+    frame.focus()
+    place = view.locator(".graph svg > g")
+    before = place.get_attribute("transform")
+    view.keyboard.press("Shift+ArrowLeft")
+    assert place.get_attribute("transform") != before
+    view.keyboard.press("ArrowDown")
+    assert view.evaluate(focused).startswith("blocks.1.fc0,")
     assert "blocks.1.fc0: Linear" in about.inner_text()
     assert "finding-1" in about.inner_text()
     view.keyboard.press("Backspace")
@@ -189,7 +203,6 @@ def test_the_graph_opens_zooms_and_is_walked_by_keys(view: Any) -> None:
         const node = document.activeElement.getBoundingClientRect();
         return node.top >= box.top && node.bottom <= box.bottom && node.left >= box.left; })()"""
     assert view.evaluate(inside)
-    place = view.locator(".graph svg > g")
     before = place.get_attribute("transform")
     view.get_by_role("button", name="larger").click()
     assert place.get_attribute("transform") != before

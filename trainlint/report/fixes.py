@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from trainlint.fixes import source
@@ -23,8 +24,8 @@ def label_of(fix: Fix, *, is_first: bool = True) -> str:
 
 
 def title_of(fix: Fix) -> str:
-    """The title, without the "or " that the label has."""
-    return fix.title.removeprefix("or ")
+    """The title, without the "or" that the label has."""
+    return re.sub(r"^or(,| ) *", "", fix.title)
 
 
 def reasons(fix: Fix) -> Iterator[str]:

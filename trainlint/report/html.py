@@ -25,7 +25,7 @@ def render(report: Report, *, show_info: bool = True) -> str:
     """The page. Advice is there too, and can be filtered out."""
     shown = [f for f in report.findings if show_info or f.severity != "info"]
     lessons = {rule.code: Lesson(rule) for rule in all_rules()} if shown else {}
-    found = Findings(shown, lessons)
+    found = Findings(shown, lessons, report.targets)
     names = ", ".join(target.target for target in report.targets[:2])
     more = f" and {len(report.targets) - 2} more" if len(report.targets) > 2 else ""
     return page(

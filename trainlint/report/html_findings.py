@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Final
@@ -10,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from trainlint.fixes.edit import Fix
 from trainlint.fixes.source import SourceText
-from trainlint.records import ReportedFinding
+from trainlint.records import Figure, ReportedFinding, TargetResult
 from trainlint.report.explanation import Lesson
 from trainlint.report.fixes import hunks_of, label_of, outcome_of, reasons, title_of
 from trainlint.report.html_parts import figure
@@ -26,11 +27,18 @@ _MANY: Final = 3
 
 
 class Findings:
-    """The list of findings; `lessons` are the rules' documentation by code."""
+    """The list of findings; `lessons` are the rules' documentation by code, `targets` what they are of."""
 
-    def __init__(self, shown: Sequence[ReportedFinding], lessons: Mapping[str, Lesson]) -> None:
+    def __init__(
+        self,
+        shown: Sequence[ReportedFinding],
+        lessons: Mapping[str, Lesson],
+        targets: Sequence[TargetResult] = (),
+    ) -> None:
         self._shown = shown
         self._lessons = lessons
+        self._targets = {target.target: target for target in targets}
+        self._first_fix = next((f for f in shown if f.fixes and f.fixes[0].edits), None)
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def contents(self) -> str:
@@ -53,19 +61,28 @@ class Findings:
         yield "</ol>"
 
     def _item(self, number: int, finding: ReportedFinding) -> str:
-        parts = [
-            f'<li class="finding {finding.severity}" data-severity="{finding.severity}"',
-            f'id="finding-{number}">',
+        head = [
             f'<h2>{number}. <span class="badge">{finding.severity}</span> {finding.name}',
             f'<span class="soft">{finding.code}</span></h2>',
+        ]
+        body = [
             f'<div class="place">{escape(place_of(finding))}</div>',
             f'<p class="message">{escape(finding.message)}</p>',
             _excerpt(finding),
-            _profile(finding),
+            _profile(finding, self._targets.get(finding.target)),
             *_symptoms(finding),
             self._why(finding, is_open=number == 1 and finding.severity != "info"),
-            *_remedy(finding),
+            *_remedy(finding, has_words=finding is self._first_fix),
             _evidence(finding),
+        ]
+        # The terminal hides advice; here it is a line until it is opened.
+        is_folded = finding.severity == "info"
+        parts = [
+            f'<li class="finding {finding.severity}" data-severity="{finding.severity}"',
+            f'id="finding-{number}">',
+            *(["<details><summary>", *head, "</summary>"] if is_folded else head),
+            *body,
+            "</details>" if is_folded else "",
             "</li>",
         ]
         return "\n".join(part for part in parts if part)
@@ -124,11 +141,14 @@ def _code(rows: Sequence[str], label: str) -> str:
 # ---------------------------------------------------------------------- fixes
 
 
-def _remedy(finding: ReportedFinding) -> Iterator[str]:
+def _remedy(finding: ReportedFinding, *, has_words: bool) -> Iterator[str]:
     """What to change, the first proposal in full, and what should be seen then."""
     if not finding.fixes:
         return
     yield "<h3>what to change</h3>"
+    if has_words:
+        told = "; ".join(f"<em>{kind}</em>: {words}" for kind, words in _SAFETIES.items())
+        yield f'<p class="hint">{told}</p>'
     for place, fix in enumerate(finding.fixes):
         yield _fix(fix, is_first=place == 0)
     told = " ".join(_afterwards(finding))
@@ -136,9 +156,17 @@ def _remedy(finding: ReportedFinding) -> Iterator[str]:
         yield f'<p class="then"><strong>afterwards</strong> {told}</p>'
 
 
+_SAFETIES: Final = {
+    "safe": "the model computes the same as before, or what it was meant to",
+    "unsafe": "another function is learnt, or another training made: yours to decide",
+}
+
+
 def _fix(fix: Fix, *, is_first: bool) -> str:
     label = label_of(fix, is_first=is_first)
-    head = f"<strong>{label}:</strong> {escape(title_of(fix))}"
+    title = _SAFETIES.get(fix.safety, "")
+    hint = f' title="{title}"' if title else ""
+    head = f"<strong{hint}>{label}:</strong> {escape(title_of(fix))}"
     parts = []
     outcome = outcome_of(fix)
     if outcome:
@@ -162,16 +190,23 @@ _KINDS: Final = {"+": "ins", "-": "del", " ": "", "…": "cut"}
 
 
 def _afterwards(finding: ReportedFinding) -> Iterator[str]:
-    """What shows that a fix has worked."""
-    symptoms = list(dict.fromkeys(symptom.name for symptom in finding.symptoms))
-    with_it = f", and with it {', '.join(symptoms)}" if symptoms else ""
+    """What shows that a fix has worked; a command, or advice without an edit, mends nothing by itself."""
+    if not any(fix.edits for fix in finding.fixes):
+        return
+    names = list(dict.fromkeys(symptom.name for symptom in finding.symptoms))
+    symptoms = " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
+    unless = f"unless another fault causes {'them' if len(names) > 1 else 'it'} too"
     is_file = finding.filename is not None and ".py::" in finding.target
-    again = (
-        f"<code>trainlint check {escape(finding.target)}</code> no longer reports it"
-        if is_file
-        else "it is no longer reported"
-    )
-    yield f"{again}{escape(with_it)}."
+    command = f"<code>trainlint check {escape(finding.target)}</code>"
+    verified = finding.fixes[0].verified
+    if verified is not None and verified.cleared:
+        yield f"{command} no longer reports it." if is_file else "It is no longer reported."
+        if names:
+            yield f"With it should go {escape(symptoms)}, {unless}."
+    else:
+        asked = f" from what {command} reports" if is_file else ""
+        with_it = f", and with it {escape(symptoms)}, {unless}" if names else ""
+        yield f"The finding should go{asked}{with_it}."
     if any(is_starved for _, _, is_starved in _marked(finding)):
         yield "In the picture above no layer should be marked ◂ then: bars of about one length."
     is_tried = any(fix.verified is not None or fix.attempt is not None for fix in finding.fixes)
@@ -182,27 +217,29 @@ def _afterwards(finding: ReportedFinding) -> Iterator[str]:
 # ---------------------------------------------------------------------- what goes with it
 
 
-def _marked(finding: ReportedFinding) -> list[tuple[str, float | None, bool]]:
+def _marked(finding: ReportedFinding) -> list[tuple[str, float, bool]]:
     """The figures by layer that a finding or its symptom carries, from the output on."""
     found = profile_of(finding)
     if found is None:
         return []
-    rows = found[1]
-    known = [value for _, value in rows if value]
+    # JSON has no NaN: it is None there.
+    rows = [(label, math.nan if value is None else value) for label, value in found[1]]
+    known = [value for _, value in rows if value and math.isfinite(value)]
     last = known[-1] if known else 0.0
     return [
-        (label, value, bool(value is not None and last and value * STARVED < last))
+        (label, value, not math.isfinite(value) or value * STARVED < last)
         for label, value in reversed(rows)
     ]
 
 
-def _profile(finding: ReportedFinding) -> str:
+def _profile(finding: ReportedFinding, target: TargetResult | None) -> str:
     found, marked = profile_of(finding), _marked(finding)
     if found is None:
         return ""
+    source = "" if target is None else _source(marked, target)
     title = f"{found[0].replace('_', ' ')} by layer, output to input"
-    starved = sum(is_starved for _, _, is_starved in marked)
-    told = (
+    starved = sum(is_starved and math.isfinite(value) for _, value, is_starved in marked)
+    told = source + (
         "Read it from the top, as the gradient travels: each bar is how much arrives at that layer. The "
         "scale is logarithmic: equal steps are equal factors. "
         f"{_factor(marked)}{starved} of {len(marked)} layers get less than 1/100 of the first bar (◂, red) "
@@ -218,10 +255,29 @@ def _profile(finding: ReportedFinding) -> str:
     return figure(title, note, bars(title, marked))
 
 
-def _factor(marked: Sequence[tuple[str, float | None, bool]]) -> str:
+def _source(marked: Sequence[tuple[str, float, bool]], target: TargetResult) -> str:
+    """Where the figures come from, told by those of the training, and by the graph's, of one pass."""
+    series, nodes = target.series, [] if target.graph is None else target.graph.nodes
+    for model in [] if series is None else series.models:
+        medians = {each.name: each.gradient for each in model.layers if each.gradient is not None}
+        if series is not None and _is_of(marked, medians):
+            return f"The median of {series.recorded} recorded steps of the training. "
+    if not _is_of(marked, {node.label: node.gradient for node in nodes if node.gradient}):
+        return ""
+    inputs = target.inputs or next((node.shape for node in nodes if node.operation == "input"), "")
+    return f"Of one pass{f' on {escape(inputs)}' if inputs else ''}, without any training. "
+
+
+def _is_of(marked: Sequence[tuple[str, float, bool]], measured: Mapping[str, Figure]) -> bool:
+    """Whether these are the figures, as far as the layers have the same names."""
+    pairs = [(value, float(measured[label])) for label, value, _ in marked if label in measured]
+    return bool(pairs) and all(math.isclose(*pair, rel_tol=1e-2) for pair in pairs)
+
+
+def _factor(marked: Sequence[tuple[str, float, bool]]) -> str:
     """What is left from one bar to the next, on average."""
     first, last = marked[0][1], marked[-1][1]
-    if not first or not last or len(marked) < _MANY:
+    if len(marked) < _MANY or not (first and last and math.isfinite(first + last)):
         return ""
     steps = len(marked) - 1
     factor = (last / first) ** (1 / steps)

@@ -5,6 +5,7 @@ Comes in: a captured graph and the findings on it. Goes out: a frame that `page/
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,29 +23,69 @@ _MOST_ROWS: Final = 200
 _NEAR: Final = 3
 
 
-def modules_of(finding: ReportedFinding) -> Iterator[str]:
-    """The paths of the modules that a finding or a symptom of it names."""
-    for each in (finding, *finding.symptoms):
-        if each.module:
-            yield each.module
-        yield from (str(name) for name in each.evidence.get("modules", ()) or ())
+def places_of(finding: ReportedFinding, nodes: Sequence[GraphNode]) -> set[int]:
+    """Which operations a finding is about; those of what comes of it only where its own are not known.
+
+    What its evidence names, and what stands at its line; else what its module does.
+    """
+    own = _own_places(finding, nodes)
+    return own or {place for each in finding.symptoms for place in _own_places(each, nodes)}
+
+
+def _own_places(finding: ReportedFinding, nodes: Sequence[GraphNode]) -> set[int]:
+    told = {
+        place
+        for key, value in finding.evidence.items()
+        for text in (value if isinstance(value, (list, tuple)) else (value,))
+        if isinstance(text, str)
+        for place in _told(key, text, nodes)
+    }
+    here: set[int] = set()
+    if finding.location is not None and finding.filename is not None:
+        file, row = os.path.realpath(finding.filename), finding.location.row
+        here = {
+            place
+            for place, node in enumerate(nodes)
+            if node.row == row and node.filename and os.path.realpath(node.filename) == file
+            if node.operation != "input"
+        }
+    module = {
+        place
+        for place, node in enumerate(nodes)
+        if finding.module and node.module == finding.module
+    }
+    if here & told:
+        return told
+    # A line may make several layers: the module says which.
+    return told | ((here & module) or here) or module
+
+
+def _told(key: str, text: str, nodes: Sequence[GraphNode]) -> Iterator[int]:
+    """The operations of `fc1` in evidence that names layers, and of `sigmoid (line 20)` in any."""
+    label, _, row = text.partition(" (line ")
+    if not row and key not in _NAMING:
+        return
+    for place, node in enumerate(nodes):
+        if (node.label == label and row == f"{node.row})") if row else text and text == node.module:
+            yield place
+
+
+# Evidence that says which modules a finding is about.
+_NAMING: Final = frozenset({"module", "modules", "layer", "layers"})
 
 
 def graph(shown: ModelGraph, findings: Sequence[ReportedFinding]) -> str:
     """The frame with its data, and the table."""
-    accused: dict[str, str] = {}
-    rows: dict[tuple[str | None, int], str] = {}
+    accused: dict[int, str] = {}
     for finding in findings:
         if finding.severity == "info":
             continue
         name = f"{finding.severity}: {finding.name} {finding.code}"
-        for module in modules_of(finding):
-            accused.setdefault(module, name)
-        if finding.location is not None:
-            rows.setdefault((finding.filename, finding.location.row), name)
+        for place in places_of(finding, shown.nodes):
+            accused.setdefault(place, name)
     gradients = [node.gradient for node in shown.nodes if node.gradient]
     last = gradients[-1] if gradients else 0.0
-    nodes = [_node(node, accused, rows, last) for node in shown.nodes]
+    nodes = [_node(node, accused.get(place, ""), last) for place, node in enumerate(shown.nodes)]
     data = (
         msgspec.json.encode({"nodes": nodes, "edges": shown.edges}).decode().replace("</", "<\\/")
     )
@@ -74,8 +115,8 @@ def graph(shown: ModelGraph, findings: Sequence[ReportedFinding]) -> str:
 <div class="graph"><div class="tools">{tools}</div><div class="marks">{keys}</div>
 <svg tabindex="0" role="group" aria-label="the model as a graph; a table of it follows">
 <defs>{_TIP}</defs></svg>
-<div class="about" aria-live="polite">Arrow keys go from operation to operation, + and − zoom; drag to move,
-Ctrl and the wheel zoom too.</div>
+<div class="about" aria-live="polite">Arrow keys go from operation to operation, with Shift they move the
+picture, + and − zoom; drag to move, Ctrl and the wheel zoom too.</div>
 <script type="application/json">{data}</script></div>
 {_table(shown, nodes)}"""
 
@@ -97,14 +138,8 @@ _TIP: Final = (
 )
 
 
-def _node(
-    node: GraphNode, accused: dict[str, str], rows: dict[tuple[str | None, int], str], last: float
-) -> dict[str, Any]:
+def _node(node: GraphNode, named: str, last: float) -> dict[str, Any]:
     """What the drawing needs; what is empty is left out."""
-    is_layer = node.operation[:1].isupper()
-    named = accused.get(node.module, "") if is_layer or node.module in accused else ""
-    if not named and node.row is not None:
-        named = rows.get((node.filename, node.row), "")
     place = "" if node.filename is None else f"{node.filename}:{node.row}"
     data = {
         "label": node.label, "operation": node.operation, "module": node.module, "shape": node.shape,

@@ -6,6 +6,7 @@ Comes in: figures. Goes out: markup that needs nothing else, with a title for th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -321,7 +322,7 @@ def _axes(
         x, y = place(left, tick)
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick:.3g}</text>'
+            f'<text class="tick" x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick)}</text>'
         )
     for value, word in across:
         x, _ = place(value, low)
@@ -334,6 +335,11 @@ def _axes(
         f'<text class="tick" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
     )
     return "".join(parts)
+
+
+def _tick(value: float) -> str:
+    """Three digits, with a short exponent: on a phone there is room for no more."""
+    return re.sub(r"e([+-])0*", lambda sign: f"e{sign[1].strip('+')}", f"{value:.3g}")
 
 
 def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:

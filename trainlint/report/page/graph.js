@@ -259,7 +259,7 @@ class Drawing {
     node.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") act();
       else if (event.key === "Backspace") this.close(first, shown.members[0]);
-      else if (event.key.startsWith("Arrow")) this.focus(this.walk(place, event.key) ?? place);
+      else if (event.key.startsWith("Arrow") && !event.shiftKey) this.focus(this.walk(place, event.key) ?? place);
       else return;
       event.preventDefault();
       event.stopPropagation();
@@ -368,7 +368,10 @@ class Drawing {
     for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => { held = null; });
     this.svg.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-      if (move) {
+      if (move && !event.shiftKey) {
+        event.preventDefault();
+        this.focus(this.current);
+      } else if (move) {
         event.preventDefault();
         this.view.x += move[0];
         this.view.y += move[1];

@@ -37,6 +37,13 @@ document.addEventListener("keydown", (event) => {
     field.blur();
   }
 });
+// A link to a finding that is folded opens it.
+function openLinked() {
+  const fold = document.getElementById(location.hash.slice(1))?.querySelector(":scope > details");
+  if (fold) fold.open = true;
+}
+addEventListener("hashchange", openLinked);
+openLinked();
 document.querySelector("#theme")?.addEventListener("click", () => {
   const dark = document.documentElement.dataset.theme
     ? document.documentElement.dataset.theme === "dark"
