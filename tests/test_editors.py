@@ -48,7 +48,10 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
                 lines.append(line)
             lines.append(line)
             if save is not None:
-                model.write_text(save)
+                # In one step: on a busy machine the moment between emptying and writing may be long.
+                saved = folder / "saved"
+                saved.write_text(save)
+                saved.replace(model)
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=300)
         assert (process.returncode, rest) == (0, "")
