@@ -34,9 +34,7 @@ _MOST_OF_OTHERS: Final = 6  # changed lines of a second fix: the first is what t
 _MESSAGES: Final = "messages"  # of findings that `trainlint.diagnosis` merged into one
 _LEAST_CODE: Final = 20  # columns that a line of code gets however narrow the terminal is
 _BEFORE_PLACE: Final = 8  # columns of the line that stay in front of a place far to the right
-_BY_HAND: Final = (
-    "apply fixes by hand: a run writes none, and `trainlint check --fix` those of what it finds itself"
-)
+_BY_HAND: Final = "apply fixes by hand; `trainlint check --fix` writes those that a check finds too"
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
