@@ -189,18 +189,20 @@ def test_a_training_that_goes_to_nan_says_so_wherever_it_is_drawn() -> None:
 
 
 def test_adam_and_a_starved_layer_are_explained_beside_the_updates() -> None:
-    layers = [
-        LayerSeries(name, "linear", gradient, updates=[(0, 1e-3), (1, 1e-3)])
-        for name, gradient in (("fc", 1e-6), ("out", 1.0))
-    ]
+    def layers(update: float) -> list[LayerSeries]:
+        return [
+            LayerSeries(name, "linear", gradient, update=update, updates=[(0, update), (1, update)])
+            for name, gradient in (("fc", 1e-6), ("out", 1.0))
+        ]
 
     def page(optimizer: str, layers: list[LayerSeries]) -> str:
         series = Series(2, 2, "l", None, [ModelSeries("N", layers)], optimizers=[optimizer])
         return rendered(Report([], [TargetResult("net.py", "ok", series=series)]), "html")
 
-    assert "AdamW divides by the size of the gradient" in page("AdamW", layers)
-    assert "divides by the size" not in page("SGD", layers)
-    assert "divides by the size" not in page("AdamW", layers[1:])
+    assert "AdamW divides by the size of the gradient" in page("AdamW", layers(1e-3))
+    assert "divides by the size" not in page("SGD", layers(1e-3))
+    assert "divides by the size" not in page("AdamW", layers(1e-3)[1:])
+    assert "divides by the size" not in page("AdamW", layers(1e-7))  # the gradient is below ε
 
 
 def test_the_graph_marks_the_place_of_a_finding_and_the_chain_that_it_names() -> None:

@@ -304,14 +304,7 @@ def _gradient_map(title: str, layers: Sequence[LayerSeries]) -> tuple[str, str]:
 def _updates(title: str, layers: Sequence[LayerSeries], optimizers: Sequence[str]) -> str:
     drawn = [layer for layer in layers if len(layer.updates) > 1]
     words = "About 1e-3 is usual (shaded): far less hardly trains, far more throws away what was learnt. "
-    scaled = [kind for kind in optimizers if _DIVIDES.search(kind)]
-    starved = starved_in(layers)
-    if scaled and starved:
-        words += (
-            f"{escape(scaled[0])} divides by the size of the gradient, so that a layer with hardly any "
-            f"gradient ({escape(starved[0][0])}: {starved[0][1]:.0e}) moves as far as others, by noise: "
-            "a usual update does not show that it learns. "
-        )
+    words += _by_noise(layers, optimizers)
     if len(drawn) > _MOST_CURVES:
         words += "A line is a layer, from the output (top) to the input. "
         words += legend(
@@ -340,6 +333,21 @@ def _lost_words(of: Iterable[Sequence[tuple[int, Figure]]]) -> list[str]:
     """What stands behind the usual levels where a layer has a figure that is not finite."""
     is_lost = any(not math.isfinite(value) for points in of for _, value in finite(points))
     return ["NaN or infinite"] if is_lost else []
+
+
+def _by_noise(layers: Sequence[LayerSeries], optimizers: Sequence[str]) -> str:
+    """Why layers that are starved move all the same, where they do."""
+    kind = next((kind for kind in optimizers if _DIVIDES.search(kind)), "")
+    moving = {layer.name for layer in layers if (_number(layer.update) or 0.0) >= _USUAL[0]}
+    starved = [(name, value) for name, value in starved_in(layers) if name in moving]
+    if not kind or not starved:
+        return ""
+    name, value = starved[0]
+    return (
+        f"{escape(kind)} divides by the size of the gradient, so that a layer with hardly any gradient "
+        f"({escape(name)}: {named(value)}) still moves, by noise: a usual update does not show that it "
+        "learns. "
+    )
 
 
 def _over_time(

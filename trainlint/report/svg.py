@@ -80,7 +80,7 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
 def named(value: float) -> str:
     """Two digits, or `NaN`, `∞`."""
     if math.isfinite(value):
-        return f"{value:.2g}"
+        return _short(f"{value:.2g}")
     return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
 
 
@@ -320,9 +320,10 @@ def _axes(
     parts = []
     for tick in _ticks(low, high, is_log=is_log):
         x, y = place(left, tick)
+        shown = _short(f"{tick:.3g}")
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick)}</text>'
+            f'<text class="tick" x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
         )
     for value, word in across:
         x, _ = place(value, low)
@@ -337,9 +338,9 @@ def _axes(
     return "".join(parts)
 
 
-def _tick(value: float) -> str:
-    """Three digits, with a short exponent: on a phone there is room for no more."""
-    return re.sub(r"e([+-])0*", lambda sign: f"e{sign[1].strip('+')}", f"{value:.3g}")
+def _short(number: str) -> str:
+    """`1e5` for `1e+05`: on a phone there is room for no more."""
+    return re.sub(r"e([+-])0*", lambda sign: f"e{sign[1].strip('+')}", number)
 
 
 def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
