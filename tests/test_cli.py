@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import COMMAND, Run, run_command, write_files
 
 import trainlint as trainlint_package
 from trainlint import __version__
+from trainlint.cli.writing import check_writable, outputs_of
 from trainlint.errors import UsageError
 
 FAULTY = """
@@ -126,9 +128,53 @@ def test_what_is_no_target_is_a_usage_error(target: object) -> None:
 def test_a_report_that_cannot_be_written(folder: Path) -> None:
     result = run_command("check", "sound.py", "--output", "no/where.json", cwd=folder)
     assert result.status == 2
-    assert (
-        result.stderr
-        == "trainlint: error: cannot write no/where.json: no such folder, or not writable\n"
+    assert result.stderr == "trainlint: error: cannot write no/where.json: no such folder\n"
+
+
+def test_whether_files_can_be_written_is_tried_and_leaves_them_as_they_were(
+    folder: Path,
+) -> None:
+    kept = folder / "kept.json"
+    kept.write_text("before")
+    link = folder / "link.json"
+    link.symlink_to(folder / "new.json")
+    check_writable([kept, link, folder / "new.txt", Path(os.devnull)])
+    assert kept.read_text() == "before"
+    assert link.is_symlink()
+    assert {path.name for path in folder.glob("new.*")} == set()
+    with pytest.raises(UsageError, match=r"cannot write .*: File name too long"):
+        check_writable([folder / ("x" * 300)])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("sarrif:x.sarif", "no form 'sarrif'; did you mean sarif?"),
+        ("JSON:x", "no form 'JSON'; did you mean json?"),
+        ("sarif:", "no file follows sarif:"),
+        ("qqq:x", "no form 'qqq'; forms: text, "),
+    ],
+)
+def test_a_form_that_is_none_is_no_name_of_a_file(value: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(f'--output {value}: {said}')}"):
+        outputs_of((value,), "text")
+
+
+def test_what_names_a_file_in_spite_of_its_colon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run:one").mkdir()
+    for name in ("./sarrif:x", "C:x.json", "run:one/x.json", "2024:x", "x.json"):
+        assert outputs_of((name,), "json") == ([("json", Path(name))], True)
+
+
+@pytest.mark.parametrize("command", ["check", "run", "sweep"])
+def test_each_command_refuses_a_form_that_is_none(folder: Path, command: str) -> None:
+    done = run_command(command, "--output", "jsn:x.json", "sound.py", cwd=folder)
+    assert (done.status, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "trainlint: error: --output jsn:x.json: no form 'jsn'; did you mean"
     )
 
 

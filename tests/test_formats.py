@@ -442,6 +442,7 @@ def test_statistics(here: Path) -> None:
 def test_a_baseline_lets_only_new_findings_fail(here: Path) -> None:
     first = run_command("check", "net.py", "--static", "--write-baseline", "known.json", cwd=here)
     assert (first.status, first.stdout) == (0, "")
+    assert first.stderr == "trainlint: wrote 2 findings (2 errors) to known.json\n"
     kept = run_command("check", "net.py", "--static", "--baseline", "known.json", cwd=here)
     assert kept.status == 0, kept.stdout
     assert "2 findings stand in known.json" in kept.stderr

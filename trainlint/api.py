@@ -69,7 +69,8 @@ def check(
     the unchanged model: each then has `verified`, or an `attempt`, and those proved to help come first.
     `progress` is told what is done, `advance` of the share of the fixes that are tried, and of how many.
 
-    Raises `UsageError` for a target that does not exist or an unknown rule.
+    Raises `UsageError` for a target that does not exist, for directories none of which holds a model, and
+    for an unknown rule.
     """
     asked = Asked(
         targets=targets, loss=loss, optimizer=optimizer, train_loader=train_loader,

@@ -170,7 +170,10 @@ def _with_overlay(job: Job, texts: Mapping[str, str]) -> Job:
 def file_check(
     target: FileTarget | Sequence[FileTarget], inputs: Any = None, asked: Options | None = None
 ) -> FileCheck:
-    """What `check` does with files, as a value. Raises `UsageError` as it does."""
+    """What `check` does with files, as a value. Raises `UsageError` as it does.
+
+    So it does where no target holds a model, unless they are scanned: a check of nothing proves nothing.
+    """
     asked = asked or Options()
     config = asked.config
     rules, options = asked.selected()
@@ -194,6 +197,8 @@ def file_check(
         for name in targets
         for place in _places(name, scan=asked.scan)
     )
+    if targets and not jobs and not asked.scan:
+        raise UsageError(f"no model found in: {', '.join(targets)}")
     return FileCheck(targets, jobs, rules, config)
 
 

@@ -177,7 +177,7 @@ class _Asked:
     def configured(self) -> tuple[Config, list[str]]:
         """The settings with what overrides them here, and the targets.
 
-        Raises `ConfigError`, and `UsageError` for options that exclude each other.
+        Raises `ConfigError`, and `UsageError` for options that make no sense or exclude each other.
         """
         config = load_config(self.config_path)
         given = {name: getattr(self, name) for name in _OVERRIDING}
@@ -196,6 +196,7 @@ class _Asked:
             self.output, self.form != "text", self.statistics, self.kfold, self.write_baseline
         )  # fmt: skip
         _check_fixing(self.fixing, any(wants_report))
+        outputs_of(self.output, self.form)
         return config, wanted
 
     @property
@@ -278,8 +279,8 @@ def _concluded(
         from trainlint.baseline import write_baseline
 
         write_baseline(report, asked.write_baseline)
-        said = f"wrote {_findings(len(report.findings))} to {asked.write_baseline}"
-        click.echo(f"trainlint: {said}", err=True)
+        said = f"wrote {_findings(len(report.findings))}{_severities(report)}"
+        click.echo(f"trainlint: {said} to {asked.write_baseline}", err=True)
         return 2 if report.has_errors else 0
     if before is not None:
         report = _without_known(report, before, str(asked.baseline or config.baseline))
@@ -365,6 +366,19 @@ def _may_hold_models(path: Path) -> bool:
 
 def _findings(count: int) -> str:
     return f"{count} finding" + ("" if count == 1 else "s")
+
+
+def _severities(report: Report) -> str:
+    """` (2 errors, 1 info)`: a baseline holds the advice as well, which a report does not show."""
+    from trainlint.rule import Severity
+
+    counts = {severity: report.count(severity) for severity in Severity}
+    parts = [
+        f"{count} {severity}" + ("" if count == 1 or severity == Severity.INFO else "s")
+        for severity, count in counts.items()
+        if count
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _without_known(report: Report, baseline: Baseline, name: str) -> Report:

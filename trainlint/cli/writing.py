@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -25,7 +27,7 @@ def outputs_of(
 ) -> tuple[list[tuple[str, Path]], bool]:
     """(form, file) of each --output, and whether one takes the terminal's place.
 
-    Raises `UsageError` for several files without a form.
+    Raises `UsageError` for several files without a form, and for a form that is none.
     """
     outputs = []
     plain = 0
@@ -34,6 +36,7 @@ def outputs_of(
         if separator and name and prefix in known:
             outputs.append((prefix, Path(name)))
         else:
+            _check_form(value, known)
             plain += 1
             outputs.append((form, Path(value)))
     if plain > 1:
@@ -43,12 +46,46 @@ def outputs_of(
     return outputs, plain == 1
 
 
+def _check_form(value: str, known: Sequence[str]) -> None:
+    """Raises `UsageError` where a word before a colon is no form; a single letter is a drive.
+
+    `sarrif:x` names no file, `./sarrif:x` does.
+    """
+    word, separator, _ = value.partition(":")
+    folder = Path(value).parent
+    if not separator or len(word) < 2 or not word.isalpha():
+        return
+    if word in known:
+        raise UsageError(f"--output {value}: no file follows {word}:")
+    if folder == Path() or not folder.is_dir():
+        near = difflib.get_close_matches(word.lower(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"forms: {', '.join(known)}"
+        raise UsageError(
+            f"--output {value}: no form {word!r}; {hint} (a file of that name: ./{value})"
+        )
+
+
 def check_writable(files: list[Path]) -> None:
-    """Before anything is run: the report of a long one must not be lost."""
+    """Before anything is run: the report of a long one must not be lost.
+
+    Files are as they were afterwards: what is there stays, what is not does not come about.
+    """
     for file in files:
-        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-            reason = "is a directory" if file.is_dir() else "no such folder, or not writable"
-            raise UsageError(f"cannot write {file}: {reason}")
+        if os.path.isdir(file):  # noqa: PTH112 (pathlib's raises for a name too long)
+            raise UsageError(f"cannot write {file}: is a directory")
+        if not file.parent.is_dir():
+            raise UsageError(f"cannot write {file}: no such folder")
+        place = Path(os.path.realpath(file))  # a link to nothing is a name of what it will be
+        try:
+            if os.path.lexists(place) and not place.is_file():
+                continue  # a pipe would take our closing it for the end of the report
+            with suppress(FileExistsError):
+                place.open("x").close()
+                place.unlink()
+                continue
+            place.open("a").close()
+        except OSError as error:
+            raise UsageError(f"cannot write {file}: {error.strerror}") from None
 
 
 def say_error(error: Exception) -> None:
