@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,20 @@ BROKEN = """\
 from torch import nn
 
 model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(4))
+"""
+MIXING = """\
+from torch import nn
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(100, 16)
+        self.gru = nn.GRU(16, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, tokens):
+        return self.head(self.gru(self.embed(tokens))[0][:, -1])
 """
 TRAINS = "import torch\n\nbatch = torch.zeros(2, 3)\n"
 
@@ -73,6 +88,20 @@ def test_a_broken_model_stops_the_commit(repository: Path) -> None:
     assert "plain.py" not in said
     mended = commit(repository, net=BROKEN.replace("BatchNorm2d(4)", "BatchNorm2d(8)"))
     assert mended.returncode == 0, mended.stdout + mended.stderr
+
+
+def test_the_measuring_hook_sees_what_the_graph_does_not_show(repository: Path) -> None:
+    passed = commit(repository, tagger=MIXING)
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    known = (repository / ".pre-commit-config.yaml").read_text()
+    (repository / "both.yaml").write_text(known + "  - id: trainlint-measured\n")
+    hooks = [sys.executable, "-m", "pre_commit", "run", "-c", "both.yaml", "--files", "tagger.py"]
+    done = call(*hooks, cwd=repository)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(
+        r"^trainlint\.+Passed\ntrainlint, measured\.+Failed$", done.stdout, re.MULTILINE
+    )
+    assert "batch-mixing ARC006  tagger.py:8" in done.stdout
 
 
 def test_the_fixing_hook_mends_the_file_and_stops_the_commit(repository: Path) -> None:
