@@ -203,11 +203,29 @@ def recorder(workspace: Path) -> str:
     return str(script)
 
 
-def test_a_bad_option_is_said_and_fails_the_step(workspace: Path) -> None:
-    done = step(CHECK, workspace, {"targets": "no such.py", "sarif": "out.sarif"})
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (
+            {"targets": "no %0A such.py", "sarif": "out.sarif"},
+            "trainlint: error: no %250A such.py: no such file or directory",
+        ),
+        (
+            {"targets": "sound.py", "args": "--jobs=0"},
+            "Error: Invalid value for '--jobs': 0 is not in the range x>=1.",
+        ),
+    ],
+)
+def test_why_nothing_was_checked_is_said_and_fails_the_step(
+    inputs: dict[str, str], said: str, workspace: Path
+) -> None:
+    done = step(CHECK, workspace, inputs)
     assert done.status == 2
-    assert "no such.py: no such file" in done.log
-    assert done.outputs.get("status") == "2"
+    assert commands(done.log) == [f"::error title=trainlint::{said}"]
+    text = said.replace("%25", "%")
+    assert text in done.log  # as the command line has it
+    assert done.summary == f"### trainlint could not check\n\n    {text}\n"
+    assert done.outputs == {"status": "2"}
 
 
 # ---------------------------------------------------------------------- installing
@@ -305,6 +323,7 @@ def test_the_guides_comment_is_what_the_action_wrote(project: Path, tmp_path: Pa
     """With a `gh` that keeps what it is given."""
     done = step(CHECK, project, {"targets": "src", "static": "true"})
     (comment,) = yaml.safe_load(GUIDE["tests/test_action.py"].text)
+    assert "steps.trainlint.outputs.markdown != ''" in comment["if"]  # empty with status 2
     gh = tmp_path / "bin" / "gh"
     gh.parent.mkdir()
     gh.write_text('#!/bin/sh\necho "$@" > asked\ncp "$5" body\n')
