@@ -218,6 +218,15 @@ def test_a_rate_that_is_too_low() -> None:
     assert not loud(faster)
 
 
+def test_steps_of_units_that_are_dead_say_nothing_of_the_rate() -> None:
+    def loop() -> None:
+        model = mlp()
+        nn.init.constant_(model[2].bias, -1e4)
+        train(model, torch.optim.SGD(model.parameters(), 0.1), 40)
+
+    assert "OPT003" not in found(loop)
+
+
 @pytest.mark.parametrize("rate", [1e-4, 1e-3, 3e-2])
 def test_rates_that_learn_are_sound(rate: float) -> None:
     def loop() -> None:

@@ -275,6 +275,23 @@ def test_a_probe_that_an_error_ended_says_nothing_of_what_would_come() -> None:
     assert "GEN001 overfitting: the probe ended early" in report.targets[0].not_measurable
 
 
+def test_targets_that_make_the_first_losses_infinite_are_described_in_figures() -> None:
+    x = torch.randn(256, 4)
+    data = TensorDataset(x, 2e5 + 2e4 * x[:, :1])
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1))
+    report = trainlint.check(
+        model,
+        x[:4],
+        loss=nn.MSELoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=10.0),
+        train_loader=DataLoader(data, batch_size=32),
+    )
+    [finding] = [each for each in report.findings if each.code == "DAT007"]
+    assert finding.evidence["first_loss"] is None
+    assert "answering the mean gives" in finding.message
+    assert "inf" not in finding.message
+
+
 def test_zero_weights_explain_the_units_that_are_dead_by_them() -> None:
     model = nn.Sequential(
         nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)
