@@ -234,6 +234,20 @@ def test_what_a_line_says_of_its_other_modules_stands_below_the_message(here: Pa
     assert not any("messages" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "edits", "is_said"),
+    [(None, [Edit("net.py", Location(9, 21), Location(9, 39), "x")], True), (None, [], False),
+     ("(2, 3, 8, 8) float32", [Edit("net.py", Location(9, 21), Location(9, 39), "x")], False)],
+    ids=["a run", "without an edit", "a check"],
+)  # fmt: skip
+def test_a_run_says_that_its_fixes_are_applied_by_hand(
+    here: Path, inputs: str | None, edits: list[Edit], is_said: bool
+) -> None:
+    target = TargetResult("net.py", "ok", inputs=inputs, watched="9 steps of SGD")
+    report = Report([finding(fixes=[Fix("another", edits=edits)])], [target])
+    assert ("apply fixes by hand" in str(report)) is is_said
+
+
 def test_an_alternative_has_one_or(here: Path) -> None:
     fixes = [Fix("this"), Fix("or that"), Fix("or else", Safety.UNSAFE)]
     lines = rendered(Report([finding(fixes=fixes)], [TARGET])).splitlines()
