@@ -142,6 +142,10 @@ def test_whether_files_can_be_written_is_tried_and_leaves_them_as_they_were(
     assert kept.read_text() == "before"
     assert link.is_symlink()
     assert {path.name for path in folder.glob("new.*")} == set()
+    reader, writer = os.pipe()
+    check_writable([Path(f"/dev/fd/{writer}")])  # what the shell makes of >(command)
+    os.close(writer)
+    os.close(reader)
     with pytest.raises(UsageError, match=r"cannot write .*: File name too long"):
         check_writable([folder / ("x" * 300)])
 

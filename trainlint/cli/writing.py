@@ -77,7 +77,7 @@ def check_writable(files: list[Path]) -> None:
             raise UsageError(f"cannot write {file}: no such folder")
         place = Path(os.path.realpath(file))  # a link to nothing is a name of what it will be
         try:
-            if os.path.lexists(place) and not place.is_file():
+            if file.exists() and not file.is_file():
                 continue  # a pipe would take our closing it for the end of the report
             with suppress(FileExistsError):
                 place.open("x").close()
