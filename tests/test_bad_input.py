@@ -46,6 +46,10 @@ FILES: dict[str, tuple[str | bytes, dict[str, str], str]] = {
     "faulty.py": (FAULTY, {"faulty.py::Net": "ok"}, ""),
     "empty.py": ("", {"empty.py": "error"}, r"no model found"),
     "nomodel.py": ("import torch\nx = 1\n", {"nomodel.py": "error"}, r"no model found"),
+    "unnamed.py": (
+        "import torch as nets\ndef load(path): return nets.open(path)\n"
+        "def unet():\n    net = nets.UNet()\n    return net\n",
+        {"unnamed.py": "error"}, r"no model found; if unet\(\) makes one: .*unnamed\.py::unet$"),
     "syntax.py": ("x = 1\nclass Net(:\n", {"syntax.py": "error"}, r"does not parse: .* line 2"),
     "nulls.py": (b"x = 1\0\n", {"nulls.py": "error"}, r"does not parse: .*null"),
     "missing.py": (first("import no_such_package"), {"missing.py::Net": "ok"},

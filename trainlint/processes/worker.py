@@ -176,14 +176,19 @@ def _check_file(job: Job, send: Send) -> None:
 
 
 def _trained_elsewhere(job: Job, loaded: LoadedFile) -> str:
-    """Where a script trains that has no model at module level, and what looks at that."""
+    """Where a script trains, or may make, a model that is not at module level, and what looks at that."""
+    from trainlint.targets.discovery import possible_factories
     from trainlint.targets.loops import command, training_loop
 
     assert loaded.text.tree is not None
     loop = training_loop(loaded.text.tree, loaded.discovery)
-    if loop is None:
+    if loop is not None:
+        return f" at module level; {loop.trains_one()}: {command(job.label, job.dotted)}"
+    possible = possible_factories(loaded.text.tree)
+    if not possible:
         return ""
-    return f" at module level; {loop.trains_one()}: {command(job.label, job.dotted)}"
+    separator = ":" if job.dotted else "::"
+    return f"; if {possible[0]}() makes one: {job.label}{separator}{possible[0]}"
 
 
 def _not_looked_at(job: Job, loaded: LoadedFile, recipe: Recipe) -> str:

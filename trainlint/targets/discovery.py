@@ -303,9 +303,7 @@ def _constructed_by(instances: Iterable[Candidate], tree: ast.Module) -> set[str
 
 def _is_factory(node: ast.FunctionDef, found: Discovery) -> bool:
     """A function without required arguments that returns a model."""
-    required = len(node.args.args) + len(node.args.posonlyargs) - len(node.args.defaults)
-    missing_keywords = any(default is None for default in node.args.kw_defaults)
-    if required > 0 or missing_keywords or node.name in _NOT_FACTORIES:
+    if not _takes_nothing(node):
         return False
     returned = [
         part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value
@@ -329,6 +327,27 @@ def _is_factory(node: ast.FunctionDef, found: Discovery) -> bool:
         ):
             return True
     return False
+
+
+def _takes_nothing(node: ast.FunctionDef) -> bool:
+    required = len(node.args.args) + len(node.args.posonlyargs) - len(node.args.defaults)
+    missing_keywords = any(default is None for default in node.args.kw_defaults)
+    return required <= 0 and not missing_keywords and node.name not in _NOT_FACTORIES
+
+
+def possible_factories(tree: ast.Module) -> list[str]:
+    """Functions that could be called and return what a call gives: a model, for all that the syntax tells.
+
+    They are not called unless somebody names them.
+    """
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and _takes_nothing(node)
+        and isinstance(node.body[-1], ast.Return)
+        and isinstance(node.body[-1].value, (ast.Call, ast.Name))
+    ]
 
 
 # ---------------------------------------------------------------------- walking
