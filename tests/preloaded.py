@@ -32,29 +32,14 @@ CAN_FORK: Final = sys.platform == "linux"
 _OF_THE_INTERPRETER: Final = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_")
 
 
-class Forked:
-    """A process that a server forked, as much of a `subprocess.Popen` as is needed.
+class _Process:
+    """As much of a `subprocess.Popen` as is needed of a process that was forked."""
 
-    Its end is told on a pipe, since it is no child of ours.
-    """
-
-    def __init__(self, status: int) -> None:
-        self._status = os.fdopen(status, "rb", buffering=0)
-        self.pid = int(self._line(None))
-        self.stdin: IO[bytes] | None = None
-        self.stdout: IO[bytes] | None = None
-        self.returncode: int | None = None
-
-    def _line(self, timeout: float | None) -> bytes:
-        if not select.select([self._status], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired("trainlint", timeout or 0)
-        return self._status.readline()
+    pid: int
+    returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            self.returncode = int(self._line(timeout) or -signal.SIGKILL)
-            self._status.close()
-        return self.returncode
+        raise NotImplementedError
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -71,6 +56,30 @@ class Forked:
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+class Forked(_Process):
+    """A process that a server forked.
+
+    Its end is told on a pipe, since it is no child of ours.
+    """
+
+    def __init__(self, status: int) -> None:
+        self._status = os.fdopen(status, "rb", buffering=0)
+        self.pid = int(self._line(None))
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
+
+    def _line(self, timeout: float | None) -> bytes:
+        if not select.select([self._status], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("trainlint", timeout or 0)
+        return self._status.readline()
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self.returncode = int(self._line(timeout) or -signal.SIGKILL)
+            self._status.close()
+        return self.returncode
 
 
 # ---------------------------------------------------------------------- the tests' side
@@ -280,12 +289,11 @@ def _fork_zygote(complaints: IO[bytes]) -> Any:
     return _Child(pid, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"))
 
 
-class _Child:
-    """A child of this process, as much of a `subprocess.Popen` as is needed."""
+class _Child(_Process):
+    """A child of this process."""
 
     def __init__(self, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
         self.pid, self.stdin, self.stdout = pid, stdin, stdout
-        self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -298,21 +306,6 @@ class _Child:
             else:
                 time.sleep(0.005)
         return self.returncode
-
-    def poll(self) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.wait(0)
-        return None
-
-    def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
 
 
 if __name__ == "__main__":
