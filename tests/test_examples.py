@@ -68,6 +68,11 @@ def test_a_bad_example_that_is_silent_and_a_good_one_that_fires_are_named(
     assert watched.startswith("GRD007 stale-gradient, example 1 below ## Good: GRD007")
 
 
+def test_no_block_is_passed_over_where_a_heading_comes_twice(norm: Rule) -> None:
+    twice = with_examples(norm, bad=MODEL.format(16), good=MODEL.format(8), Good=MODEL.format(4))
+    assert [example.kind for example in examples_of([twice])] == ["bad", "good", "good"]
+
+
 def test_missing_blocks_models_that_fail_and_files_without_one_are_named(norm: Rule) -> None:
     assert list(failures([with_examples(norm, bad=MODEL.format(16))])) == [
         "NRM001 norm-features-mismatch has no example below ## Good"

@@ -183,12 +183,14 @@ def test_the_table_keeps_its_columns() -> None:
 def test_examples_that_differ_little_are_one_listing_and_stand_apart_where_there_is_room() -> None:
     narrow = shown((ARC008,), 80).splitlines()
     assert "-             x = torch.sigmoid(layer(x))" in narrow
-    assert "+             x = x + torch.sigmoid(layer(x))" in narrow
-    assert sum("class Net" in line for line in narrow) == 1
-    wide = shown((ARC008,), 200).splitlines()
+    assert "+             x = torch.relu(layer(x))" in narrow
+    beyond = narrow.index("Another good one")
+    assert sum("class Net" in line for line in narrow[:beyond]) == 1
+    assert "              x = x + torch.sigmoid(layer(x))" in narrow[beyond:]
+    wide = shown(rules_named("REG001"), 200).splitlines()
     assert any(line.count("class Net") == 2 for line in wide)
     row = next(line for line in wide if line.startswith("- "))
-    assert "+             x = x + torch.sigmoid(layer(x))" in row
+    assert "+         self.drop = nn.Dropout(0.2)" in row
 
 
 def test_code_is_marked_by_style_on_a_terminal_and_by_backticks_elsewhere() -> None:

@@ -92,7 +92,6 @@ def saturating_stack(
             return self.head(x)
     ```
 
-    ## Good
     ```python
     class Net(nn.Module):
         def __init__(self):

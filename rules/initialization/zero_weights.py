@@ -82,7 +82,6 @@ def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:
             return self.fc2(torch.relu(self.fc1(x)))
     ```
 
-    ## Good
     ```python
     class Residual(nn.Module):
         def __init__(self):

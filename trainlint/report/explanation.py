@@ -103,9 +103,11 @@ class Lesson:
 
     @property
     def sections(self) -> dict[str, str]:
-        """The text under each heading."""
-        headings, texts = self._parts[1::2], self._parts[2::2]
-        return {name: text.strip() for name, text in zip(headings, texts, strict=True)}
+        """The text under each heading; under one that comes twice, both texts."""
+        sections: dict[str, str] = {}
+        for name, text in zip(self._parts[1::2], self._parts[2::2], strict=True):
+            sections[name] = f"{sections.get(name, '')}\n\n{text}".strip()
+        return sections
 
     def examples(self, kind: str) -> list[str]:
         """The `bad` or `good` examples as files that run."""
@@ -326,11 +328,13 @@ class _Page:
 
     def _examples(self) -> None:
         """Bad and Good beside each other where there is room, else as one listing if they differ little."""
-        bad, good = (self._lesson.examples(kind) for kind in EXAMPLES)
-        for number in range(max(len(bad), len(good))):
-            pair = [blocks[number] if number < len(blocks) else "" for blocks in (bad, good)]
-            shown = (text.rstrip("\n").replace("\n\n\n", "\n\n") for text in pair)
-            self._example_pair(*(text.split("\n") for text in shown))
+        bad, good = ([_lines(text) for text in self._lesson.examples(kind)] for kind in EXAMPLES)
+        for pair in zip(bad, good, strict=False):
+            self._example_pair(*pair)
+        for kind, more in (("bad", bad[len(good) :]), ("good", good[len(bad) :])):
+            for lines in more:
+                self._heading(f"Another {kind} one")
+                self._listing(self._code([(" ", line) for line in lines]))
 
     def _example_pair(self, bad: list[str], good: list[str]) -> None:
         listing = _merged(bad, good)
@@ -423,6 +427,11 @@ class _Page:
         self._console.print()
         for row in rows:
             self._console.print(Text(row, style="dim"), soft_wrap=True)
+
+
+def _lines(example: str) -> list[str]:
+    """The lines of an example, with one empty line where there are two."""
+    return example.rstrip("\n").replace("\n\n\n", "\n\n").split("\n")
 
 
 def _merged(bad: list[str], good: list[str]) -> list[tuple[str, str]]:
