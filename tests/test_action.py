@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+import schemas
 import yaml
 from blocks import REPOSITORY, blocks
 
@@ -105,17 +106,9 @@ def workspace(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------- its shape
 
 
-def test_the_action_has_the_shape_that_the_runner_wants() -> None:
-    assert set(ACTION) == {
-        "name", "description", "author", "branding", "inputs", "outputs", "runs",
-    }  # fmt: skip
+def test_the_action_is_what_the_published_schema_allows() -> None:
+    schemas.validate(ACTION, schemas.GITHUB_ACTION)
     assert ACTION["runs"]["using"] == "composite"
-    for one in (INSTALL, CHECK):
-        assert set(one) <= {"name", "id", "shell", "working-directory", "env", "run"}
-        assert one["shell"] == "bash"
-    for value in ACTION["inputs"].values():
-        assert set(value) == {"description", "default"}
-        assert isinstance(value["default"], str)
     assert ACTION["inputs"]["format"]["default"] in FORMAT_NAMES
 
 
@@ -310,6 +303,15 @@ def test_the_guides_workflow_fails_on_its_model_and_leaves_a_sarif_file(project:
     upload = STEPS[STEPS.index(ours) + 1]
     assert (project / upload["with"]["sarif_file"]).exists()
     assert f"hashFiles('{upload['with']['sarif_file']}')" in upload["if"]
+
+
+def test_the_code_hosts_schemas_allow_the_guides_files() -> None:
+    # The comment is one more step of that job; `on` is no truth value in YAML 1.2, which GitHub reads.
+    (comment,) = yaml.safe_load(GUIDE["tests/test_action.py"].text)
+    jobs = {"trainlint": {**WORKFLOW["jobs"]["trainlint"], "steps": [*STEPS, comment]}}
+    workflow = {"on" if key is True else key: value for key, value in WORKFLOW.items()}
+    schemas.validate({**workflow, "jobs": jobs}, schemas.GITHUB_WORKFLOW)
+    schemas.validate(yaml.safe_load(GUIDE[".gitlab-ci.yml"].text), schemas.GITLAB_CI)
 
 
 def test_the_guide_names_every_input_and_output() -> None:
