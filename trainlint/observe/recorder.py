@@ -29,7 +29,8 @@ from trainlint import ops
 from trainlint.capture.tracer import is_wrapped
 from trainlint.measure.histograms import COLUMNS, COUNTED, counted, histogram_of
 from trainlint.observe.inputs import SeenInput
-from trainlint.observe.trace import Place
+from trainlint.observe.trace import Place, layer_of
+from trainlint.observe.weights import Weights, opened
 from trainlint.records import Histogram
 from trainlint.sites import Site, calling_site
 from trainlint.tree import tensors
@@ -69,6 +70,8 @@ _PARTICULAR: Final = RECTIFIERS | FLAT_BEYOND.keys() | {"batch_norm"}
 _CHANNELS_SECOND: Final = ops.CONVOLUTIONS | {"batch_norm", "group_norm", "instance_norm"}
 _LAYERS: Final = ops.WEIGHTED | ops.NORMALIZATIONS
 _FED: Final = ops.WEIGHTED | ops.RECURRENT
+# Python functions of torch's that apply several weights.
+_COMPOSED: Final = frozenset({"multi_head_attention_forward"})
 _USES: Final = ops.WEIGHTED | {"mul", "matmul", "bmm", "einsum", "lerp", "addcmul"}
 _VIEWS: Final = (
     "View", "Reshape", "Unsafe", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Permute", "T", "Split",
@@ -182,6 +185,9 @@ class Recorder(TorchFunctionMode):
         # Sites of this forward by the numbers of their autograd nodes; sigmoids and tanhs once more.
         self._nodes: dict[int, SiteRecord] = {}
         self._flat: dict[int, SiteRecord] = {}
+        self._weights = Weights()
+        # Within how many functions that are made of others the operations are.
+        self._composed = 0
         # Whether this forward has passed layers without a gradient: what follows is no longer the data.
         self._is_past_data = False
 
@@ -225,20 +231,34 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         name = _NAMES.get(func)
         if name is None:
             name = _name(func)
-        if (name or self._root is None) and self.problem is None:
+        if name in _COMPOSED and self._root is not None and self.problem is None:
+            result = self._called_openly(func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
+        if self.problem is None and (
+            name or self._root is None or isinstance(result, (Tensor, tuple))
+        ):
             try:
                 with torch._C.DisableTorchFunction():
                     if self._root is None:
                         self.outside(func, args, kwargs, result)
-                    if name:
-                        self._note(name, args, kwargs, result)
+                    if name or self._root is not None:
+                        self._note(func, name, args, kwargs, result)
             except Exception as error:  # the user's loop must not hear of it
                 self.problem = error
         return result
+
+    def _called_openly(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result, with the operations in it seen that apply weights: their layers have no own calls."""
+        self._composed += 1
+        try:
+            with self:
+                return opened(func)(*args, **kwargs)
+        finally:
+            self._composed -= 1
 
     # ------------------------------------------------------------------ one step
 
@@ -258,6 +278,7 @@ class Recorder(TorchFunctionMode):
         self._stack.clear()
         self._nodes.clear()
         self._flat.clear()
+        self._weights.begin(names)
         self._is_past_data = False
 
     def end_forward(self) -> None:
@@ -279,7 +300,7 @@ class Recorder(TorchFunctionMode):
         if self._stack:
             self._stack.pop()
 
-    def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+    def _note(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         if torch._C._functorch.maybe_current_level() is not None:
             self.transformed = True  # what is computed here is a stand-in, which may not outlive it
             return
@@ -294,11 +315,21 @@ class Recorder(TorchFunctionMode):
             return
         if self._flat and name in _USES:
             self._use(name, args)
-        if name in RECORDED:
-            self._note_result(root, name, args, kwargs, result)
+        # Fused recurrent layers apply a list of them, whose results are not seen.
+        is_fused = name in ops.RECURRENT
+        weight = None if is_fused else self._weights.applied(func, args, kwargs, result)
+        if weight is None and (self._composed or name not in RECORDED):
+            return
+        self._note_result(root, name or ops.canonical_name(func), args, kwargs, result, weight)
 
     def _note_result(
-        self, root: int, name: str, args: Any, kwargs: dict[str, Any], result: Any
+        self,
+        root: int,
+        name: str,
+        args: Any,
+        kwargs: dict[str, Any],
+        result: Any,
+        weight: str | None,
     ) -> None:
         path = self._stack[-1] if self._stack else ""
         index = self._counts[path, name]
@@ -316,7 +347,7 @@ class Recorder(TorchFunctionMode):
         if record is None:
             if len(self.sites) >= MOST_SITES:
                 return
-            record = self._new_site(root, Place(path, name, index), args)
+            record = self._new_site(root, Place(path, name, index), args, weight)
         self._look_at_data(name, record, args, tensor)
         node = tensor.grad_fn
         if node is not None:
@@ -334,8 +365,11 @@ class Recorder(TorchFunctionMode):
         if tensor.requires_grad:
             self._listen(tensor, sample)
 
-    def _new_site(self, root: int, place: Place, args: Any) -> SiteRecord:
-        weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
+    def _new_site(self, root: int, place: Place, args: Any, weight: str | None) -> SiteRecord:
+        if place.operation in _COMPOSED:
+            weight = None  # it has been seen where it is applied
+        elif weight is None:
+            weight = next((self._names[id(a)] for a in args[1:] if id(a) in self._names), None)
         # What a layer of torch's calls, in a Sequential at that, is wrong where the layer is made.
         record = SiteRecord(root, place, self._made.get(place.path) or calling_site(4), weight)
         self.sites[root, place.path, place.operation, place.index] = record
@@ -500,7 +534,7 @@ class Recorder(TorchFunctionMode):
         self._latest = [
             ((record, step), sample.values)
             for record, sample in self._samples.items()
-            if record.place.operation in COUNTED
+            if record.weight is not None or record.place.operation in COUNTED
         ]
         if self._closed & (self._closed - 1) == 0:
             self._uncounted += self._latest
@@ -595,7 +629,7 @@ class Recorder(TorchFunctionMode):
 
 
 def _layer_name(record: SiteRecord) -> str:
-    return record.weight.rpartition(".")[0] if record.weight else record.place.path
+    return layer_of(record.weight) if record.weight else record.place.path
 
 
 def _number(node: Any) -> int:

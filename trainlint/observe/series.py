@@ -11,7 +11,14 @@ from typing import Final
 
 from trainlint import ops
 from trainlint.generalization.curves import Generalization
-from trainlint.observe.trace import LossTrace, ModelTrace, ParameterTrace, SiteTrace, Trace
+from trainlint.observe.trace import (
+    LossTrace,
+    ModelTrace,
+    ParameterTrace,
+    SiteTrace,
+    Trace,
+    layer_of,
+)
 from trainlint.records import ActivationSeries, Figure, LayerSeries, ModelSeries, Series
 
 MOST_POINTS: Final = 200
@@ -67,8 +74,8 @@ def _layers(model: ModelTrace) -> Iterator[LayerSeries]:
     parameters = {parameter.name: parameter for parameter in model.parameters}
     layers: dict[str, list[SiteTrace]] = defaultdict(list)
     for site in model.sites:
-        # A weight that is computed, as by weight_norm, has no name.
-        is_layer = site.weight is not None or site.place.operation in ops.WEIGHTED
+        # A weight that comes from elsewhere, or several in a list, as of an LSTM, have no name.
+        is_layer = site.weight is not None or site.place.operation in ops.WEIGHTED | ops.RECURRENT
         if is_layer or site.dead:
             layers[site.weight or str(site.place)].append(site)
     # Compiled models, and layers of other kinds: their weights stand where the model has them.
@@ -94,7 +101,7 @@ def _layer(
     dead, samples = min([w for w in windows if w[1] >= whole][-2:], default=(None, None))
     weight = parameters.get(name)
     return LayerSeries(
-        name.removesuffix(".weight"),
+        layer_of(name),
         sites[0].place.operation if sites else "",
         gradient=plain(math.hypot(*gradients)) if gradients else None,
         weight_gradient=None if weight is None else _figure(_median(weight.gradient)),
@@ -133,11 +140,18 @@ def _activations(model: ModelTrace) -> Iterator[ActivationSeries]:
             shown.append(site)
     shown += [] if waiting is None else [waiting]
     for site in shown[:_MOST_ACTIVATIONS]:
-        is_layer = site.place.operation not in ops.ACTIVATIONS
-        name = site.weight.rpartition(".")[0] if is_layer and site.weight else str(site.place)
         yield ActivationSeries(
-            name or str(site.place), site.place.operation, site.layer, list(site.histograms)
+            _name_of(site), site.place.operation, site.layer, list(site.histograms)
         )
+
+
+def _name_of(site: SiteTrace) -> str:
+    """The layer by its weight; where that is another module's as well, tied to it, by its own place."""
+    weight, path = site.weight, site.place.path
+    if weight is None or site.place.operation in ops.ACTIVATIONS:
+        return str(site.place)
+    is_own = not path or weight.startswith(f"{path}.")
+    return layer_of(weight) if is_own else path
 
 
 def _few(steps: Sequence[int], values: Sequence[float | None]) -> list[tuple[int, Figure]]:

@@ -6,10 +6,11 @@ figure for each *recorded* step, whose numbers stand beside it. Figures that cou
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.generalization.curves import Generalization
 
@@ -31,6 +32,15 @@ class Place:
     def __str__(self) -> str:
         which = f"[{self.index}]" if self.index else ""
         return f"{self.path}.{self.operation}{which}" if self.path else f"{self.operation}{which}"
+
+
+# What `weight_norm` and its kin leave of a weight's name, and a plain layer.
+_PARTS_OF_NAMES: Final = re.compile(r"(\.parametrizations)?\.weight(\.original1?|_orig|_v)?$")
+
+
+def layer_of(weight: str) -> str:
+    """A layer by the name of its weight: `fc` of `fc.weight`, `mha.in_proj` of `mha.in_proj_weight`."""
+    return _PARTS_OF_NAMES.sub("", weight).removesuffix("_weight")
 
 
 @dataclass(frozen=True)
