@@ -222,13 +222,11 @@ class Initializations:
             return
         if site is None:
             return
-        from torch.multiprocessing.reductions import StorageWeakRef
-
         # `p.data.zero_()` writes through an alias, so the address of the storage is the key. Once that
         # storage is gone, another may get its address.
         storage = tensor.untyped_storage()
-        held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._by_storage[storage.data_ptr()] = (held, function, site, args, dict(kwargs or {}))
+        noted = (weakref.ref(storage), function, site, args, dict(kwargs or {}))
+        self._by_storage[storage.data_ptr()] = noted
 
     def of(self, parameter: torch.Tensor) -> tuple[str, Site] | None:
         """(function name, site) of the last fill of this parameter, or None."""
@@ -242,8 +240,9 @@ class Initializations:
 
     def _noted(self, parameter: torch.Tensor) -> tuple[str, Site, Any, Any] | None:
         with contextlib.suppress(Exception):  # lazy, fake and wrapped tensors have no storage
-            noted = self._by_storage.get(parameter.untyped_storage().data_ptr())
-            return None if noted is None or noted[0].expired() else noted[1:]
+            storage = parameter.untyped_storage()
+            noted = self._by_storage.get(storage.data_ptr())
+            return None if noted is None or noted[0]() is not storage else noted[1:]
         return None
 
     def declared(
