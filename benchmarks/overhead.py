@@ -204,7 +204,7 @@ def ratios(task: Task, rounds: int, validated: int = 0) -> dict[str, list[float]
         loop.block()
     for watch in watches.values():
         # A long run's cost, not that of its first second.
-        watch._observer._free = watch._observer._checkpoints._seconds = 0.0
+        watch._observer._pace._free = watch._observer._checkpoints._seconds = 0.0
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         seconds = {}

@@ -79,6 +79,11 @@ class Site:
         return row, end_row, column, end_column
 
 
+def place_key(site: Site | None) -> tuple[str, int, int] | None:
+    """Equal for calls from the same place of the source; None where that is not known."""
+    return None if site is None else site.key
+
+
 @lru_cache(maxsize=4096)
 def owner_of(filename: str) -> str:
     """`torch` (also the standard library and ourselves), `installed`, or `project`."""

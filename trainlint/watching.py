@@ -70,7 +70,8 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
     ) -> None:
         from torch import nn
 
-        from trainlint.observe.observer import FREE, TrainingObserver
+        from trainlint.observe.observer import TrainingObserver
+        from trainlint.observe.pace import FREE
         from trainlint.observe.roots import unwrapped
         from trainlint.observe.structure import StaticFindings
 

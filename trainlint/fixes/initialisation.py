@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.edit import Fix
 from trainlint.fixes.patch import Patch
-from trainlint.sites import INITIALIZATIONS, Site, construction_site
+from trainlint.sites import INITIALIZATIONS, Site, construction_site, place_key
 
 if TYPE_CHECKING:
     from trainlint.fixes.source import SourceEdits, SourceText
@@ -268,7 +268,7 @@ def _by_constructor(graph: Graph, starts: Sequence[Start]) -> dict[Any, list[Sta
     groups: dict[Any, list[Start]] = {}
     for start in starts:
         site = None if start.node is None else graph.constructed(start.node)
-        groups.setdefault(None if site is None else site.key, []).append(start)
+        groups.setdefault(place_key(site), []).append(start)
     return groups
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.fixes.patch import Occurrence, Patch
+from trainlint.sites import place_key
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
     from trainlint.graph import Graph
-    from trainlint.sites import Site
 
 # Nodes that the capture adds, which are no calls.
 _DERIVED: Final = ("output", "seen_through")
@@ -43,11 +43,6 @@ def occurrence(graph: Graph, node: Node) -> Occurrence | None:
             ordinal = len(places) - 1 if key is None else places.index(key)
             return Occurrence(operation.module, operation.name, ordinal)
     return None
-
-
-def place_key(site: Site | None) -> Any:
-    """Equal for calls from the same place of the source; None where that is not known."""
-    return None if site is None else site.key
 
 
 def activation_patches(graph: Graph, nodes: Sequence[Node], to: str) -> list[Patch]:

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Under this name a loss's node holds a `Sentinel`.
-MARK: Final = "trainlint"
 _MOST_NODES: Final = 20000
 _REARRANGED: Final = frozenset(
     "View Squeeze Unsqueeze Reshape Transpose Permute T ToCopy Clone".split()
 )
-
-
-class Sentinel:
-    """Lives as long as the autograd node whose metadata hold it."""
-
-    __slots__ = ("__weakref__",)
 
 
 def sequence(node: Any) -> int:

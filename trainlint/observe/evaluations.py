@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainlint.observe.recorder import LOSS_FUNCTIONS, Recorder
 from trainlint.observe.trace import EvaluationTrace
-from trainlint.sites import Site, calling_site
+from trainlint.sites import Site, calling_site, place_key
 from trainlint.tree import tensors
 
 MOST_PASSES: Final = 1024
@@ -91,7 +91,7 @@ class Evaluations:
     def forward(self, root: int, output: Any, step: int, site: Site | None) -> Tensor | None:
         """A forward without a graph has ended. Note its loss, which is returned, or look out for one."""
         self._is_new = False
-        key = (root, None if site is None else site.key, self._data)
+        key = (root, place_key(site), self._data)
         if self._pass != (key, step):
             self._pass, self._batches = (key, step), 0
         number, self._batches = self._batches, self._batches + 1
@@ -139,7 +139,7 @@ class Evaluations:
     def _add(self, kind: str, site: Site | None, step: int, loss: Tensor, weight: int) -> None:
         value: Any = loss.detach()
         value = float(value) if value.device.type == "cpu" else value.float().reshape(())
-        key = (kind, None if site is None else site.key, self._data)
+        key = (kind, place_key(site), self._data)
         place = self._places.get(key)
         if place is None:
             if len(self._places) >= MOST_PLACES:

@@ -86,8 +86,11 @@ class Observer(Protocol):
     def switches(self, module: nn.Module, training: bool, site: Site | None) -> None:
         """`module.train(training)` was called from outside of another such call."""
 
-    step: int
     after_step: Callable[[int], None] | None
+
+    @property
+    def step(self) -> int:
+        """How many steps there were."""
 
     @property
     def wants_modules(self) -> bool:

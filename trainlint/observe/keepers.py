@@ -1,14 +1,17 @@
-"""Which variable of the loop keeps the graphs of earlier losses alive, and the line that gives them to it.
+"""Graphs of earlier losses that are kept alive: by which variable, and the line that gives them to it.
 
-Looked for once, when they are found to be alive: among the variables of the functions that are running,
-in what containers and plain objects of theirs hold, and in the graph behind a sum.
+The variable is looked for once, when they are found to be alive: among those of the functions that are
+running, in what containers and plain objects of theirs hold, and in the graph behind a sum.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import linecache
+import sys
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import FrameType
@@ -16,18 +19,61 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from trainlint.observe.autograd import MARK
+from trainlint.observe.incidents import Incidents
 from trainlint.sites import Site, owner_of
 
+# So many graphs of earlier steps are no accident; they are counted each so many steps.
+_ALIVE: Final = 8
+_MOST_GRAPHS: Final = 256
+# Under this name a loss's node holds a `_Sentinel`.
+_MARK: Final = "trainlint"
 _FEW: Final = 3
 _DEEPEST: Final = 4
 _MOST: Final = 64
 _MOST_NODES: Final = 20000
 
 
-def keeper_of_graphs(
-    frame: FrameType | None, backward: Site | None
-) -> tuple[str, Site | None] | None:
+class _Sentinel:
+    """Lives as long as the autograd node whose metadata hold it."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Graphs:
+    """The graphs of a loop's losses, as long as they live."""
+
+    def __init__(self, incidents: Incidents) -> None:
+        self._incidents = incidents
+        self._alive: deque[tuple[int, weakref.ref[_Sentinel], Site | None]] = deque(
+            maxlen=_MOST_GRAPHS
+        )
+        # The variable that keeps them, and where it gets them, once that was looked for.
+        self._keeper: tuple[str, Site | None] | None = None
+
+    def add(self, node: Any, step: int, site: Site | None) -> None:
+        """A backward pass begins at the node of a loss."""
+        sentinel = _Sentinel()
+        node.metadata[_MARK] = sentinel
+        self._alive.append((step, weakref.ref(sentinel), site))
+
+    def count(self, step: int) -> None:
+        """The step is over: graphs of eight earlier ones that are still alive are being collected."""
+        if step % _ALIVE != _ALIVE - 1:
+            return
+        alive = [graph for graph in self._alive if graph[1]() is not None]
+        self._alive = deque(alive, maxlen=_MOST_GRAPHS)
+        old = [(earlier, site) for earlier, _, site in alive if earlier < step - 2]
+        if len({earlier for earlier, _ in old}) >= _ALIVE:
+            site = old[-1][1]
+            if self._keeper is None:
+                self._keeper = ("", None)
+                with contextlib.suppress(Exception):  # any object of the loop's is looked into
+                    self._keeper = _keeper(sys._getframe(1), site) or self._keeper
+            name, place = self._keeper
+            self._incidents.note("graphs-alive", place or site, graphs=len(old), keeper=name)
+
+
+def _keeper(frame: FrameType | None, backward: Site | None) -> tuple[str, Site | None] | None:
     """The name of a variable that holds three or more, and where it gets them; None if none is found."""
     while frame is not None:
         if owner_of(frame.f_code.co_filename) == "project":
@@ -78,7 +124,7 @@ def _marked(tensor: Tensor) -> int:
 
 
 def _is_marked(node: Any) -> bool:
-    return node is not None and MARK in node.metadata
+    return node is not None and _MARK in node.metadata
 
 
 def _site_of(name: str, frame: FrameType, backward: Site | None) -> Site | None:

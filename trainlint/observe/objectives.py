@@ -13,7 +13,7 @@ from trainlint.observe.autograd import maker
 from trainlint.observe.recorder import LOSS_FUNCTIONS, SiteRecord
 from trainlint.observe.targets import SeenTargets
 from trainlint.observe.trace import LossTrace
-from trainlint.sites import Site, calling_site
+from trainlint.sites import Site, calling_site, place_key
 from trainlint.tree import tensors
 
 MOST_VALUES: Final = 4096
@@ -227,7 +227,7 @@ class Objectives:
         made_by: str,
     ) -> None:
         site = calling_site()
-        key = (name, None if site is None else site.key)
+        key = (name, place_key(site))
         known = self._by_place.get(key)
         if known is None:
             known = self._by_place[key] = Objective(name, site)

@@ -149,17 +149,19 @@ LossSeen = Callable[[str, tuple[Any, ...], dict[str, Any], Any, int | None], Non
 
 
 class Recorder(TorchFunctionMode):
-    """Records results and their gradients in the forwards of root models, which are known by number."""
+    """Records results and their gradients in the forwards of root models, which are known by number.
 
-    def __init__(self, seen: LossSeen) -> None:
+    `seen` is told of losses, `outside` of every operation that is called while no root's forward is.
+    """
+
+    def __init__(self, seen: LossSeen, outside: Callable[[Any, Any, Any, Any], None]) -> None:
         super().__init__()
         self._seen = seen
+        self._outside = outside
         self._is_on = False
         self.refused = 0
         self.transformed = False
         self.problem: BaseException | None = None
-        # Told of every operation that is called while no root's forward is.
-        self.outside: Callable[[Any, Any, Any, Any], None] = lambda *_: None
         self.sites: dict[Key, SiteRecord] = {}
         self._samples: dict[SiteRecord, _Sample] = {}
         self._held = 0
@@ -244,7 +246,7 @@ class Recorder(TorchFunctionMode):
             try:
                 with torch._C.DisableTorchFunction():
                     if self._root is None:
-                        self.outside(func, args, kwargs, result)
+                        self._outside(func, args, kwargs, result)
                     if name or self._root is not None:
                         self._note(func, name, args, kwargs, result)
             except Exception as error:  # the user's loop must not hear of it

@@ -1,16 +1,16 @@
-"""The books on models and optimizers of a training loop: what was called, held and stepped."""
+"""The models of a training loop, and the books on them, on their forwards and on optimizers."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from torch import Tensor, nn
 
-from trainlint.sites import Site
+from trainlint.sites import Site, construction_site, place_key
 
 _WRAPPERS: Final = frozenset(
     {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "_FabricModule"}
@@ -34,6 +34,8 @@ class Root:
     shapes: dict[str, tuple[int, int, bool]]
     # Those of the layers whose classes are torch's own.
     made: dict[str, Site | None]
+    # The largest probability with which a layer drops values.
+    dropout: float
     # Names of parameters that an optimizer holds; others that had a gradient at a step, with some of
     # their elements then.
     held: set[str] = field(default_factory=set)
@@ -51,7 +53,6 @@ class Root:
     modes: Counter[bool] = field(default_factory=Counter)
     steps_in_train_mode: int = 0
     switched: dict[bool, Site | None] = field(default_factory=dict)
-    dropout: float = 0.0
     # Whether it was handed over before the first step that trains it.
     was_shown: bool = False
     # Whether `train()` was called since the last forward that was trained: what runs in it, shall.
@@ -140,6 +141,75 @@ class KnownOptimizer:
                 yield from group["params"]
 
 
+class Roots:
+    """The models of a loop, in the order in which they came; `only` these, if given, and no others."""
+
+    def __init__(self, only: Iterable[nn.Module] | None = None) -> None:
+        self._only = None if only is None else [weakref.ref(unwrapped(model)) for model in only]
+        self._by_id: dict[int, Root] = {}
+        self._owners: dict[int, tuple[int, str]] | None = None
+
+    def __iter__(self) -> Iterator[Root]:
+        return iter(self._by_id.values())
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def of(self, module: nn.Module, site: Site | None) -> Root | None:
+        """The root that a module is, which is called at `site`; None where it does not matter."""
+        module = unwrapped(module)
+        known = self._by_id.get(id(module))
+        if known is not None and known.module() is module:
+            return known
+        if self._only is not None and all(ref() is not module for ref in self._only):
+            return None
+        root = self._by_id[id(module)] = _root(module, len(self), site)
+        self._owners = None
+        return root
+
+    def known(self, module: nn.Module) -> Root | None:
+        """The same, if it was called before."""
+        return self._by_id.get(id(unwrapped(module)))
+
+    def latest(self) -> Root | None:
+        """The last of those whose inputs are held."""
+        return next((r for r in reversed(self._by_id.values()) if r.inputs is not None), None)
+
+    def latest_inputs(self) -> Any:
+        """Its arguments, positional and by name."""
+        root = self.latest()
+        return None if root is None else root.inputs
+
+    def owners(self) -> dict[int, tuple[int, str]]:
+        """The root and the name of each parameter, by `id`."""
+        if self._owners is None:
+            self._owners = {
+                id_: (root.number, name) for root in self for id_, name in root.names.items()
+            }
+        return self._owners
+
+
+def _root(module: nn.Module, number: int, site: Site | None) -> Root:
+    made = {path: construction_site(m) for path, m in module.named_modules()}
+    return Root(
+        number,
+        weakref.ref(module),
+        type(module).__name__,
+        site,
+        {id(m): path for path, m in module.named_modules()},
+        {id(p): name for name, p in module.named_parameters()},
+        any(is_sensitive(m) for m in module.modules()),
+        made,
+        {n: (p.numel(), p.dim(), p.requires_grad) for n, p in module.named_parameters()},
+        {
+            path: made[path]
+            for path, m in module.named_modules()
+            if type(m).__module__.startswith("torch.nn.")
+        },
+        dropout_in(module),
+    )
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The user's own module in those that distribute or compile it."""
     while True:
@@ -175,19 +245,9 @@ def dropout_in(module: nn.Module) -> float:
 
 def note_unused(unused: dict[Any, Idle], forward: Forward) -> None:
     """Count a forward with a graph that no backward pass came to."""
-    key = None if forward.site is None else forward.site.key
+    key = place_key(forward.site)
     known = unused.get((key, forward.training))
     if known is None:
         unused[key, forward.training] = Idle(key, forward.site, forward.step, forward.inputs)
     else:
         known.goes_on(forward.step, forward.inputs)
-
-
-@dataclass
-class KnownLoader:
-    """A `DataLoader`, and the steps that had been made when passes over it began."""
-
-    held: weakref.ref[Any]
-    site: Site | None
-    sampler: str
-    passes: list[int] = field(default_factory=list)

@@ -87,7 +87,8 @@ class _Watch:
 
     def _observe(self) -> None:
         from trainlint.observe.hooks import observed
-        from trainlint.observe.observer import FREE, TrainingObserver
+        from trainlint.observe.observer import TrainingObserver
+        from trainlint.observe.pace import FREE
         from trainlint.sites import construction_sites
 
         self._observer = TrainingObserver(

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainlint.fixes.occurrences import place_key
 from trainlint.ops import canonical_name, writes_in_place
-from trainlint.sites import calling_site
+from trainlint.sites import calling_site, place_key
 from trainlint.surgery.case import Case, PatchProblem
 
 if TYPE_CHECKING:
