@@ -136,3 +136,35 @@ def test_what_is_made_of_a_weight_alone_is_a_weight_and_no_activation(value: str
     known.applied(Tensor.t, (made,), {}, turned := made.t())
     assert known.applied(torch.matmul, (x, turned), {}, x @ turned) == "fc.weight"
     assert known.applied(torch.cat, ([x, made],), {}, torch.cat([x, made])) is None
+
+
+def test_each_model_of_a_gan_has_its_gradients_and_its_graph() -> None:
+    torch.manual_seed(0)
+    # Of one class: they are told apart by their sizes.
+    generator = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    critic = nn.Sequential(nn.Linear(2, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Linear(8, 1))
+    of_generator = torch.optim.Adam(generator.parameters())
+    of_critic = torch.optim.Adam(critic.parameters())
+    norms: list[float] = []
+    with trainlint.watch(every=1, graphs=True) as watching:
+        for _ in range(5):
+            made = generator(torch.randn(16, 4))
+            made.register_hook(lambda gradient: norms.append(float(gradient.norm())))
+            told_apart = critic(made.detach()).mean() - critic(torch.randn(16, 2)).mean()
+            of_critic.zero_grad()
+            told_apart.backward()
+            of_critic.step()
+            of_generator.zero_grad()
+            (-critic(made).mean()).backward()
+            of_generator.step()
+    result = watching.report().targets[0]
+    assert result.series is not None
+    first, second = result.series.models
+    points = first.layers[-1].gradients
+    assert [float(value) for _, value in points] == pytest.approx(norms[: len(points)], rel=1e-3)
+    assert len(points) >= 4  # the last step's comes behind the last that was seen to end
+    assert all(layer.gradient for layer in (*first.layers, *second.layers))
+    assert [len(graph.nodes) for graph in result.graphs] == [4, 5]
+    assert [graph.nodes[-1].gradient for graph in result.graphs] == [
+        model.layers[-1].gradient for model in (first, second)
+    ]

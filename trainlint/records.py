@@ -119,10 +119,14 @@ class GraphNode(msgspec.Struct, frozen=True):
 
 
 class ModelGraph(msgspec.Struct, frozen=True):
-    """A captured graph, in order of execution; `edges` are pairs (from, to) of places in `nodes`."""
+    """A captured graph, in order of execution; `edges` are pairs (from, to) of places in `nodes`.
+
+    `model` is the class of the model, of a training that was watched.
+    """
 
     nodes: list[GraphNode] = []
     edges: list[tuple[int, int]] = []
+    model: str = ""
 
 
 class LayerSeries(msgspec.Struct, frozen=True):
@@ -315,7 +319,8 @@ class TargetResult(msgspec.Struct, frozen=True):
     `notes` are remarks, such as the line at which the run of a file stopped. `series` are the figures of a
     training that was watched, `cross_validation` what `--kfold` measured, `repair` what `--verify` found to
     help together, None where there was none.
-    `output` is what the target printed, kept for failures only. `graph` is there if it was asked for.
+    `output` is what the target printed, kept for failures only. `graph` is there if it was asked for;
+    `more_graphs` are those of other models that the same training trains.
     """
 
     target: str
@@ -333,6 +338,12 @@ class TargetResult(msgspec.Struct, frozen=True):
     repair: CombinedFixes | None = None
     output: str = ""
     graph: ModelGraph | None = None
+    more_graphs: list[ModelGraph] = []
+
+    @property
+    def graphs(self) -> list[ModelGraph]:
+        """All of them."""
+        return [] if self.graph is None else [self.graph, *self.more_graphs]
 
 
 class Repair(msgspec.Struct, frozen=True):
@@ -446,4 +457,6 @@ def _without_output(target: TargetResult) -> dict[str, Any]:
         del data["output"]
     if target.graph is None:
         del data["graph"]
+    if not target.more_graphs:
+        del data["more_graphs"]
     return data

@@ -42,6 +42,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
 
     `stages` are `static`, each model's graph just before its first step, for which its forward runs once
     more on tensors without values, and `probe`, the training itself; `("probe",)` leaves the first out.
+    With `graphs`, the report holds those graphs, which an HTML report draws.
 
     Nothing is raised into the loop, unless `on` is "error" or "warning": then `TrainingStopped` leaves the
     optimizer's step as soon as there is a finding of that severity or a worse one that is certain, as
@@ -67,6 +68,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         ignore: Sequence[str] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         config: Config | None = None,
+        graphs: bool = False,
     ) -> None:
         from torch import nn
 
@@ -81,7 +83,7 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         check_options(options)
         selected = config.select if select is None else select
         rules = select_rules(selected, [*config.ignore, *ignore], config.extend_select)
-        self._settings = Settings(rules, options)
+        self._settings = Settings(rules, options, graphs=graphs)
         models = [model] if isinstance(model, nn.Module) else model
         self._target = type(unwrapped(models[0])).__name__ if models else "training"
         self._static = StaticFindings(self._settings, self._target) if "static" in stages else None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _DIGITS = 4
 
 
-def outline(graph: Graph, signal: Signal | None = None) -> ModelGraph:
+def outline(graph: Graph, signal: Signal | None = None, model: str = "") -> ModelGraph:
     """Inputs and operations in order of execution; weights belong to the operation that uses them."""
     shown = [node for node in graph.nodes if node.op == "placeholder" or node.op not in _HIDDEN]
     numbers = {node: number for number, node in enumerate(shown)}
@@ -25,7 +25,7 @@ def outline(graph: Graph, signal: Signal | None = None) -> ModelGraph:
         for source in dict.fromkeys(node.all_input_nodes)
         if source in numbers
     ]
-    return ModelGraph([_described(graph, node, signal) for node in shown], edges)
+    return ModelGraph([_described(graph, node, signal) for node in shown], edges, model)
 
 
 _HIDDEN = frozenset({"get_attr", "output", "placeholder"})

@@ -12,7 +12,7 @@ from trainlint.diagnosis import diagnose
 from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.fixes.source import SourceEdits
 from trainlint.observe.series import series_of
-from trainlint.records import ModelGraph, Series, TargetResult
+from trainlint.records import ModelGraph, ModelSeries, Series, TargetResult
 from trainlint.sites import owner_of
 from trainlint.subject import Analysis
 
@@ -46,7 +46,7 @@ def judged(
     outcome = run_rules(rules, facts, target=target, options=settings.options)
     problems = list(failures_as_text(outcome.failures))
     series = series_of(trace)
-    graphs = static.graphs if static else []
+    graphs = _graphs(static, trace, series)
     result = TargetResult(
         target,
         "error" if problems else "ok",
@@ -57,27 +57,38 @@ def judged(
         not_measurable=list(unmeasured_as_text(outcome.unmeasured)),
         notes=[*notes, *trace.notes, *(static.notes if static else ())],
         series=series,
-        graph=_measured(graphs[0], series) if graphs else None,
+        graph=graphs[0] if graphs else None,
+        more_graphs=graphs[1:],
     )
     found = [finding for finding in static.findings if _holds(finding, trace)] if static else []
     return Analysis(diagnose([*found, *outcome.findings]), result)
 
 
-def _measured(graph: ModelGraph, series: Series | None) -> ModelGraph:
-    """With the gradients that were recorded at layers."""
-    known = {
-        layer.name: float(layer.gradient)
-        for model in (series.models if series else [])
-        for layer in model.layers
-        if layer.gradient is not None and math.isfinite(float(layer.gradient))
-    }
-    nodes = [
-        msgspec.structs.replace(node, gradient=known[node.module])
-        if node.parameters and node.module in known
-        else node
-        for node in graph.nodes
-    ]
-    return ModelGraph(nodes, graph.edges)
+def _graphs(static: StaticFindings | None, trace: Trace, series: Series | None) -> list[ModelGraph]:
+    """The graphs in the order of the models' series, with what was recorded of each one's layers."""
+    waiting = list(static.graphs) if static else []
+    found = []
+    for model, recorded in zip(trace.trained, series.models if series else (), strict=False):
+        sizes = tuple((parameter.name, parameter.elements) for parameter in model.parameters)
+        for pair in waiting:
+            if pair[0] == sizes and pair[1].model == model.name:
+                waiting.remove(pair)
+                found.append(_measured(pair[1], recorded))
+                break
+    return [*found, *(graph for _, graph in waiting)]
+
+
+def _measured(graph: ModelGraph, recorded: ModelSeries) -> ModelGraph:
+    """With the gradients that were recorded at layers: the last, where a module applies several weights."""
+    own = {layer.name: layer.gradient for layer in recorded.layers}
+    parts = {layer.name.rpartition(".")[0]: layer.gradient for layer in recorded.layers}
+    nodes = []
+    for node in graph.nodes:
+        gradient = own.get(node.module, parts.get(node.module)) if node.parameters else None
+        if gradient is not None and math.isfinite(float(gradient)):
+            node = msgspec.structs.replace(node, gradient=float(gradient))
+        nodes.append(node)
+    return ModelGraph(nodes, graph.edges, graph.model)
 
 
 def _holds(finding: RawFinding, trace: Trace) -> bool:

@@ -141,6 +141,7 @@ class _Sample:
     flat: Tensor | None
     gradients: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
+    handle: Any = None
 
 
 Key = tuple[int, str, str, int]
@@ -184,6 +185,9 @@ class Recorder(TorchFunctionMode):
         self._made: Mapping[str, Site | None] = {}
         self._stack: list[str] = []
         self._handles: list[Any] = []
+        # A step's results to which no gradient had come when it ended: a GAN's generator is trained behind
+        # the step of its discriminator.
+        self._late: tuple[int, dict[SiteRecord, _Sample]] = (0, {})
         # Sites of this forward by the numbers of their autograd nodes; sigmoids and tanhs once more.
         self._nodes: dict[int, SiteRecord] = {}
         self._flat: dict[int, SiteRecord] = {}
@@ -241,7 +245,7 @@ class Recorder(TorchFunctionMode):
         else:
             result = func(*args, **kwargs)
         if self.problem is None and (
-            name or self._root is None or isinstance(result, (Tensor, tuple))
+            name or self._root is None or self._weights.are_among(args, kwargs)
         ):
             try:
                 with torch._C.DisableTorchFunction():
@@ -319,7 +323,9 @@ class Recorder(TorchFunctionMode):
             self._use(name, args)
         # Fused recurrent layers apply a list of them, whose results are not seen.
         is_fused = name in ops.RECURRENT
-        weight = None if is_fused else self._weights.applied(func, args, kwargs, result)
+        weight = None
+        if not is_fused and self._weights.are_among(args, kwargs):
+            weight = self._weights.applied(func, args, kwargs, result)
         if weight is None and (self._composed or name not in RECORDED):
             return
         self._note_result(root, name or ops.canonical_name(func), args, kwargs, result, weight)
@@ -385,7 +391,8 @@ class Recorder(TorchFunctionMode):
             hook = _norm_into(sample.norms)
         else:
             self._held += elements
-        self._handles.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+        sample.handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        self._handles.append(sample.handle)
 
     def _particulars(
         self,
@@ -509,14 +516,21 @@ class Recorder(TorchFunctionMode):
                 record.feeds = "weights" if is_layer else "gate"
 
     def close(self, step: int) -> None:
-        """The backward pass is over: make the step's figures, still on the device."""
+        """The step is over: make its figures, still on the device. Gradients may yet come in the next."""
+        self._end_late()
+        late = {
+            record: sample
+            for record, sample in self._samples.items()
+            if sample.handle is not None and not sample.gradients and not sample.norms
+        }
+        awaited = {id(sample.handle) for sample in late.values()}
         for handle in self._handles:
-            handle.remove()  # what was written in place is the model's own tensor
+            if id(handle) not in awaited:
+                handle.remove()  # what was written in place is the model's own tensor
         self._handles.clear()
+        self._late = step, late
         with torch.no_grad():
-            self._scalars += [
-                ((record, step), _GRADIENT, norm) for record, norm in _norms(self._samples).items()
-            ]
+            self._note_gradients(step, self._samples)
             for record, sample in self._samples.items():
                 if sample.flat is not None:
                     self._scalars.append(((record, step), _SATURATED, sample.flat))
@@ -529,6 +543,19 @@ class Recorder(TorchFunctionMode):
                 self._make()
         self._samples.clear()
         self._held = 0
+
+    def _note_gradients(self, step: int, samples: Mapping[SiteRecord, _Sample]) -> None:
+        norms = _norms(samples)
+        self._scalars += [((record, step), _GRADIENT, norm) for record, norm in norms.items()]
+
+    def _end_late(self) -> None:
+        """Wait no longer for gradients of the step before."""
+        step, samples = self._late
+        for sample in samples.values():
+            sample.handle.remove()
+        with torch.no_grad():
+            self._note_gradients(step, samples)
+        self._late = 0, {}
 
     def _keep_for_counting(self, step: int) -> None:
         """Histograms are made of the 1st, 2nd, 4th, ... recorded step, and of that before each transfer."""
@@ -581,7 +608,9 @@ class Recorder(TorchFunctionMode):
                 record.largest = None
 
     def discard(self) -> None:
-        """Forget a step that had no backward pass."""
+        """Forget a step that is not recorded; what came late for the one before is kept."""
+        if self._late[1]:
+            self._end_late()
         if not self._samples:
             return
         for handle in self._handles:
@@ -593,6 +622,10 @@ class Recorder(TorchFunctionMode):
     def drain(self) -> None:
         """Move what was made so far to the host: one transfer a device."""
         with torch.no_grad():
+            step, samples = self._late
+            arrived = {r: each for r, each in samples.items() if each.gradients or each.norms}
+            self._note_gradients(step, arrived)
+            self._late = step, {r: each for r, each in samples.items() if r not in arrived}
             self._uncounted += self._latest
             self._latest = []
             self._count()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _LONG: Final = 5.0
 _LONGEST: Final = 20.0
 _MOST_MODELS: Final = 16
+# Names and numbers of elements of a model's parameters: they tell apart models of one class.
+Sizes = tuple[tuple[str, int], ...]
 
 
 def static_rules(rules: Sequence[Rule]) -> list[Rule]:
@@ -53,7 +55,8 @@ def static_rules(rules: Sequence[Rule]) -> list[Rule]:
 class StaticFindings:
     """What the static rules of `settings` say to each model that is trained; `notes` where they could not.
 
-    `graphs` are outlines of the models' graphs, if the settings ask for them. Nothing is ever raised.
+    `graphs` are outlines of the models' graphs, each with the names and sizes of its parameters, if the
+    settings ask for them. Nothing is ever raised.
     `seconds` is what it took of this thread, whatever else the machine does.
     """
 
@@ -61,7 +64,7 @@ class StaticFindings:
     target: str
     findings: list[RawFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    graphs: list[ModelGraph] = field(default_factory=list)
+    graphs: list[tuple[Sizes, ModelGraph]] = field(default_factory=list)
     seconds: float = 0.0
     models: int = 0
 
@@ -109,7 +112,8 @@ class StaticFindings:
             facts = static_facts(inputs, graph, Recipe())
             outcome = run_rules(rules, facts, target=self.target, options=self.settings.options)
             if self.settings.graphs:
-                self.graphs.append(outline(graph))
+                sizes = tuple((name, p.numel()) for name, p in model.named_parameters())
+                self.graphs.append((sizes, outline(graph, model=type(model).__name__)))
         self.notes.extend(failures_as_text(outcome.failures))
         self.findings.extend(_detached(outcome.findings, f"{id(self)}/{len(self.findings)}"))
         return None

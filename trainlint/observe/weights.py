@@ -40,6 +40,14 @@ class Weights:
         self._names = names
         self._made.clear()
 
+    def are_among(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether there may be one: quick, since each operation is asked. Lists are looked into later."""
+        names = self._names
+        for operand in args:
+            if id(operand) in names or operand.__class__ in (list, tuple):
+                return True
+        return bool(self._made) or any(id(operand) in names for operand in kwargs.values())
+
     def applied(
         self, func: Any, args: Iterable[Any], kwargs: Mapping[str, Any], result: Any
     ) -> str | None:

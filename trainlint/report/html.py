@@ -18,7 +18,7 @@ from trainlint.report.fixes import combination_of
 from trainlint.report.html_figures import figures_of
 from trainlint.report.html_findings import Findings
 from trainlint.report.html_folds import folds
-from trainlint.report.html_graph import graph
+from trainlint.report.html_graph import graphs_of
 
 
 def render(report: Report, *, show_info: bool = True) -> str:
@@ -143,8 +143,7 @@ def _target(target: TargetResult, findings: Sequence[ReportedFinding]) -> str:
     parts += figures_of(target, own)
     if target.cross_validation is not None:
         parts += folds(target.cross_validation)
-    if target.graph is not None and target.graph.nodes:
-        parts.append(graph(target.graph, own))
+    parts += graphs_of(target.graphs, own)
     if target.notes:
         notes = "".join(f"<li>{escape(note)}</li>" for note in target.notes)
         parts.append(f"<h3>notes</h3><ul class='soft'>{notes}</ul>")

@@ -257,7 +257,7 @@ def _profile(finding: ReportedFinding, target: TargetResult | None) -> str:
 
 def _source(marked: Sequence[tuple[str, float, bool]], target: TargetResult) -> str:
     """Where the figures come from, told by those of the training, and by the graph's, of one pass."""
-    series, nodes = target.series, [] if target.graph is None else target.graph.nodes
+    series, nodes = target.series, [node for graph in target.graphs for node in graph.nodes]
     for model in [] if series is None else series.models:
         medians = {each.name: each.gradient for each in model.layers if each.gradient is not None}
         if series is not None and _is_of(marked, medians):

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from html import escape
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from trainlint.report.html_findings import STARVED
 from trainlint.report.html_parts import cells_of, table
 
 _MOST_ROWS: Final = 200
+_MOST_GRAPHS: Final = 6
 # How far behind an activation its layer is looked for, over normalisations and rearrangements.
 _NEAR: Final = 3
 
@@ -40,15 +42,7 @@ def _own_places(finding: ReportedFinding, nodes: Sequence[GraphNode]) -> set[int
         if isinstance(text, str)
         for place in _told(key, text, nodes)
     }
-    here: set[int] = set()
-    if finding.location is not None and finding.filename is not None:
-        file, row = os.path.realpath(finding.filename), finding.location.row
-        here = {
-            place
-            for place, node in enumerate(nodes)
-            if node.row == row and node.filename and os.path.realpath(node.filename) == file
-            if node.operation != "input"
-        }
+    here = _at_line(finding, nodes)
     module = {
         place
         for place, node in enumerate(nodes)
@@ -74,7 +68,38 @@ def _told(key: str, text: str, nodes: Sequence[GraphNode]) -> Iterator[int]:
 _NAMING: Final = frozenset({"module", "modules", "layer", "layers"})
 
 
-def graph(shown: ModelGraph, findings: Sequence[ReportedFinding]) -> str:
+def graphs_of(shown: Sequence[ModelGraph], findings: Sequence[ReportedFinding]) -> Iterator[str]:
+    """Each graph with those findings that are about it; only the first of many."""
+    drawn = [each for each in shown if each.nodes]
+    for each in drawn[:_MOST_GRAPHS]:
+        own = [finding for finding in findings if _is_about(finding, each, drawn)]
+        yield _graph(each, own, f" of {each.model}" if len(drawn) > 1 else "")
+    if len(drawn) > _MOST_GRAPHS:
+        yield f"<p class='soft'>and the graphs of {len(drawn) - _MOST_GRAPHS} more models</p>"
+
+
+def _is_about(finding: ReportedFinding, shown: ModelGraph, graphs: Sequence[ModelGraph]) -> bool:
+    """Modules of several models may have one name: then the graph in which the finding's line stands."""
+    if len(graphs) == 1:
+        return True
+    at_its_line = [each for each in graphs if _at_line(finding, each.nodes)]
+    return shown in at_its_line or not at_its_line
+
+
+def _at_line(finding: ReportedFinding, nodes: Sequence[GraphNode]) -> set[int]:
+    """The operations that stand where the finding does."""
+    if finding.location is None or finding.filename is None:
+        return set()
+    file, row = os.path.realpath(finding.filename), finding.location.row
+    return {
+        place
+        for place, node in enumerate(nodes)
+        if node.row == row and node.filename and os.path.realpath(node.filename) == file
+        if node.operation != "input"
+    }
+
+
+def _graph(shown: ModelGraph, findings: Sequence[ReportedFinding], of: str) -> str:
     """The frame with its data, and the table."""
     accused: dict[int, str] = {}
     for finding in findings:
@@ -111,9 +136,10 @@ def graph(shown: ModelGraph, findings: Sequence[ReportedFinding]) -> str:
         )
         if there
     )  # fmt: skip
-    return f"""<h3>the graph: {"; ".join(told)}</h3>
+    of = escape(of)
+    return f"""<h3>the graph{of}: {"; ".join(told)}</h3>
 <div class="graph"><div class="tools">{tools}</div><div class="marks">{keys}</div>
-<svg tabindex="0" role="group" aria-label="the model as a graph; a table of it follows">
+<svg tabindex="0" role="group" aria-label="the model{of} as a graph; a table of it follows">
 <defs>{_TIP}</defs></svg>
 <div class="about" aria-live="polite">Arrow keys go from operation to operation, with Shift they move the
 picture, + and − zoom; drag to move, Ctrl and the wheel zoom too.</div>

@@ -17,7 +17,7 @@ from trainlint.records import Report, SweepReport
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 # Fields that a report leaves out where they have nothing to say; all others are always there.
-LEFT_OUT: Final = {"Report": {"repairs"}, "TargetResult": {"output", "graph"}}
+LEFT_OUT: Final = {"Report": {"repairs"}, "TargetResult": {"output", "graph", "more_graphs"}}
 # Of a `Sweep`, what a report does not hold, and what it holds besides.
 NOT_REPORTED: Final = {"Sweep": {"place"}}
 
@@ -102,9 +102,11 @@ TargetResult: What became of a target.
   repair: Which fixes help together, as `--verify` found.
   output: What it printed; only there where it failed.
   graph: Its graph; only there where an HTML report is written, too.
+  more_graphs: Those of other models of the same training; only there where there are some.
 ModelGraph: A model's graph.
   nodes: Its operations in order of execution.
   edges: Pairs of places in `nodes`: from, to.
+  model: The class of the model, of a training that was watched.
 GraphNode: An operation, or an input of the model.
   label: What the report calls it.
   operation: The class of its layer, else the canonical name of the call.
