@@ -10,7 +10,6 @@ from conftest import write_files
 
 from trainlint.fixes.source import SourceText
 from trainlint.targets.discovery import discover, python_files
-from trainlint.targets.loops import command, training_loop
 
 NET = "class Net(nn.Module):\n    def __init__(self, n=4): ...\n    def forward(self, x): ...\n"
 BLOCK = "class Block(nn.Module):\n    def forward(self, x): ...\n"
@@ -95,55 +94,3 @@ def test_scan_leaves_out_what_is_not_the_users_own(tmp_path: Path) -> None:
 def test_a_folder_of_tests_that_is_named_itself_is_searched(tmp_path: Path) -> None:
     write_files(tmp_path, {"tests/models.py": "import torch\n"})
     assert len(list(python_files(tmp_path / "tests"))) == 1
-
-
-LOOP = """
-def {name}:
-    optimizer = make()
-    for batch in data:
-        loss(batch).backward()
-        optimizer.step()
-"""
-GUARD = "if __name__ == '__main__':\n"
-LOOPS = {
-    "in main": (LOOP.format(name="main()") + f"{GUARD}    main()\n", "", "in main(), line 4"),
-    "that main calls": (
-        LOOP.format(name="fit(net)") + f"def main():\n    fit(Net())\n{GUARD}    run(main)\n", "",
-        "in fit(), line 4"),
-    "below the guard": (
-        f"{GUARD}    while True:\n        loss.backward()\n        opt.step()\n", "",
-        'below `if __name__ == "__main__"`, line 2'),
-    "a trainer's method": (
-        ("class Trainer:\n    def once(self):\n        scaler.scale(loss).backward()\n"
-        f"        scaler.step(self.opt)\n{GUARD}    Trainer().once()\n"), "",
-        "the training in Trainer.once(), line 2"),
-    "in two functions": (
-        f"def one():\n    loss.backward()\n    opt.step()\n{GUARD}    for b in data:\n        one()\n",
-        "", "the training in one(), line 1"),
-    "run by the probe": (LOOP.format(name="train(m)") + f"{GUARD}    train(m)\n", "train", ""),
-    "run by the probe through another": (
-        LOOP.format(name="epoch(m)") + f"def train(m):\n    epoch(m)\n{GUARD}    train(m)\n",
-        "train", ""),
-    "that a run does not reach": (LOOP.format(name="fit(net)"), "", ""),
-    "no optimizer": (f"def show():\n    score.backward()\n{GUARD}    show()\n", "", ""),
-    "no backward": (f"def play():\n    env.step(a)\n    opt.step()\n{GUARD}    play()\n", "", ""),
-    "of the model itself": (
-        ("class Net(nn.Module):\n    def forward(self, x): ...\n    def fit(self):\n"
-        f"        loss.backward()\n        self.opt.step()\n{GUARD}    Net().fit()\n"), "", ""),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", LOOPS)
-def test_training_loops_that_only_a_run_of_the_script_reaches(case: str) -> None:
-    source, run, expected = LOOPS[case]
-    text = SourceText("train.py", source)
-    assert text.tree is not None
-    loop = training_loop(text.tree, discover(text), [run])
-    said = "" if loop is None else loop.described()
-    assert bool(said) == bool(expected)
-    assert said.endswith(expected)
-
-
-def test_the_command_is_one_that_a_shell_takes() -> None:
-    assert command("my model.py") == "trainlint run 'my model.py'"
-    assert command("pkg.train:net", "pkg.train") == "trainlint run -m pkg.train"

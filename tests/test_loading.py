@@ -91,7 +91,16 @@ FILES: dict[str, tuple[str, dict[str, str], str]] = {
         loss.backward()
         optimizer.step()
     late = nn.Linear(2, 2)
-    """, {"loop.py::model": "ok"}, r"line 20: training begins there \(backward\)"),
+    """, {"loop.py::model": "ok"},
+        r"line 17: the loop there trains, which `trainlint run loop\.py` watches"),
+    "folds.py": (TRAIN + """
+    for fold in range(2):
+        net = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        criterion(net(torch.ones(2, 3)), torch.tensor([0, 1])).backward()
+        optimizer.step()
+    """, {"folds.py::model": "ok", "folds.py::net": "ok"},
+        r"line 20: training begins there \(backward\), which `trainlint run folds\.py` watches"),
     "compiler.py": (TRAIN + """
     import sys
     loaded = "torch._dynamo.eval_frame"

@@ -127,13 +127,19 @@ def test_a_finding_fails_the_run_only_where_asked(tmp_path: Path) -> None:
         ("step()\nimport os\nos._exit(7)\n", 7, "exited with status 7"),
         ("step()\nimport os\nos.abort()\n", 128 + signal.SIGABRT, "killed by SIGABRT"),
         ("step()\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", 137, "SIGKILL"),
-        ("raise SystemExit('bye')\n", 1, "exited with status 1"),
+        ("raise SystemExit('bye')\n", 1, "exited with status 1, before any training"),
+        (
+            "import argparse\np = argparse.ArgumentParser()\np.add_argument('data')\np.parse_args()\n",
+            2,
+            "status 2, before any training; its own arguments stand behind its name",
+        ),
     ],
 )
 def test_ways_to_end(tmp_path: Path, body: str, status: int, word: str) -> None:
     done, report = run(script(tmp_path, body))
     assert done.returncode == status
     assert word in notes(report)
+    assert "main thread" not in notes(report)  # what went wrong is known
 
 
 def test_steps_end_it_politely(tmp_path: Path) -> None:

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from test_run import bare, run, script
 
+from trainlint.fixes.source import SourceText
+from trainlint.targets.discovery import discover
+from trainlint.targets.loops import Script
+
 DATA = """\
 import warnings
 warnings.filterwarnings("ignore")
@@ -150,6 +154,21 @@ def test_a_sound_training_is_the_same_and_clean(tmp_path: Path, library: str) ->
     assert (done.stdout, done.stderr) == (expected.stdout, expected.stderr)
     assert [f["message"] for f in report["findings"] if f["severity"] != "info"] == []
     assert report["targets"][0]["watched"].startswith(f"{steps} steps of {kind}")
+
+
+@pytest.mark.parametrize(
+    ("library", "says"),
+    [
+        ("transformers", "trainer.train() trains"),
+        ("accelerate", "the loop there trains"),
+        ("lightning", "trainer.fit() trains"),
+    ],
+)
+def test_a_check_knows_what_trains_there(library: str, says: str) -> None:
+    text = SourceText("train.py", SCRIPTS[library][0])
+    assert text.tree is not None
+    program = Script(text.tree, discover(text))
+    assert [*filter(None, map(program.says, text.tree.body))] == [says]
 
 
 # A fault of the user's: what stands in the script, what in its place, and the finding on it.

@@ -62,11 +62,15 @@ class Options:
 
 @dataclass
 class _Collected:
-    """What the children sent, target by target, in the order of the jobs."""
+    """What the children sent, target by target, in the order of the jobs.
+
+    `of_file` are notes on the file of a target, which those on its other models repeat.
+    """
 
     findings: list[Found] = field(default_factory=list)
     results: list[TargetResult] = field(default_factory=list)
     provisional: dict[str, Analyzed] = field(default_factory=dict)
+    of_file: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -326,12 +330,35 @@ def _check_files(
         pending = again
     known.update({key: by_job[number] for number, key in enumerate(keys)})
     collected = _Collected()
-    for number in range(len(jobs)):
+    said: dict[str, set[str]] = {}
+    for number, job in enumerate(jobs):
         before = {result.target for result in collected.results}  # `net.py net.py::Net`
         own = by_job[number]
         collected.findings += [pair for pair in own.findings if pair[0].target not in before]
-        collected.results += [result for result in own.results if result.target not in before]
+        results = [result for result in own.results if result.target not in before]
+        known_notes = said.setdefault(job.path or job.dotted or "", set())
+        collected.results += _with_notes_on_file(results, own.of_file, known_notes)
     return collected, [job.path for job in jobs if job.path]
+
+
+def _with_notes_on_file(
+    results: Sequence[TargetResult], of_file: Mapping[str, Sequence[str]], said: set[str]
+) -> list[TargetResult]:
+    """The results, the first that was checked with the notes on its file that were not said yet."""
+    told = [note for notes in of_file.values() for note in notes]
+    notes = [note for note in dict.fromkeys(told) if note not in said]
+    order = sorted(
+        results, key=lambda result: (result.status != "ok", result.target not in of_file)
+    )
+    if not notes or not results:
+        return list(results)
+    said.update(notes)
+    return [
+        msgspec.structs.replace(result, notes=[*notes, *result.notes])
+        if result is order[0]
+        else result
+        for result in results
+    ]
 
 
 def _receive(
@@ -349,6 +376,7 @@ def _receive(
         if message.result.target not in known:
             collected.results.append(message.result)
             collected.findings += zip(message.findings, message.starved, strict=True)
+            collected.of_file[message.result.target] = message.of_file
     elif isinstance(message, Died):
         finished = [result.target for result in collected.results]
         # What dies after its own result, in a thread or at exit, is the file's doing.
@@ -357,6 +385,7 @@ def _receive(
         before = collected.provisional.get(target)
         if before is not None:
             # It died of being run; what its graph showed stands.
+            collected.of_file[target] = before.of_file
             collected.findings += zip(before.findings, before.starved, strict=True)
             result = msgspec.structs.replace(
                 before.result,

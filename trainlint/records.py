@@ -40,8 +40,6 @@ __all__ = [
 
 # How the note begins that says where the run of a file ended before its last line.
 RUN_STOPPED: Final = "the run of the file stopped"
-# What it says there if that is since the file trains.
-TRAINING_BEGINS: Final = "training begins there"
 
 # JSON has no other numbers than finite ones; `float` reads these words as well.
 Figure = float | Literal["nan", "inf", "-inf"]

@@ -27,6 +27,7 @@ from trainlint.registry import check_options, select_rules
 
 _GRACE: Final = 10.0
 _LATE: Final = 2.0
+_WRONG_USAGE: Final = 2  # what argparse and click exit with
 
 
 def is_first_of_several() -> bool:
@@ -120,11 +121,16 @@ def run_script(
         *([] if found.is_final else [f"{ending}; this is the last word before"]),
     ]
     if status and found.is_final:
-        notes.append(ending)
+        notes.append(ending if result.series else f"{ending}, before any training{_usage(status)}")
     result = msgspec.structs.replace(result, notes=notes)
     return Run(
         status, report_on(list(zip(found.findings, found.starved, strict=True)), [result], rules)
     )
+
+
+def _usage(status: int) -> str:
+    """What to do about a status that says that the arguments are not right."""
+    return "; its own arguments stand behind its name" if status == _WRONG_USAGE else ""
 
 
 def _read(path: Path) -> RunReport:

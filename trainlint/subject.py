@@ -54,7 +54,6 @@ def analyze(
     target: str,
     settings: Settings,
     recipe: Recipe | None = None,
-    notes: Sequence[str] = (),
     provisionally: Callable[[Analysis], None] | None = None,
     progress: Callable[[str], None] | None = None,
     guard: Guard | None = None,
@@ -70,7 +69,7 @@ def analyze(
     """
     started = time.monotonic()
     recipe = recipe or Recipe()
-    notes = list(notes)
+    notes: list[str] = []
 
     def failed(reason: str) -> Analysis:
         seconds = time.monotonic() - started
@@ -108,8 +107,6 @@ def analyze(
         check.train(model, recipe, progress, guard, of_width)
     elif check.may_probe and recipe.setup.why:
         notes.append(f"not probed: {recipe.setup.why}")
-    if check.may_probe and recipe.elsewhere:
-        notes.append(recipe.elsewhere)
     return check.analysis()
 
 

@@ -53,8 +53,7 @@ class Recipe:
     `uses` are the losses that its file calls; `names` those by which the model goes there, `others`
     those of the file's other models. `loss` is one that was given or that a module-level name holds;
     `targets` belong to the given inputs. `explicit` tells that the user handed the loss over himself.
-    `setup` is with what it can be trained; `elsewhere` remarks that its file trains where no probe looks,
-    empty where that is not so.
+    `setup` is with what it can be trained.
     """
 
     uses: tuple[LossUse, ...] = ()
@@ -65,7 +64,6 @@ class Recipe:
     explicit: bool = False
     training: Training = field(default_factory=Training)
     setup: Setup = field(default_factory=Setup)
-    elsewhere: str = ""
 
     @property
     def trains(self) -> bool:

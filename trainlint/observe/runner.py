@@ -72,6 +72,7 @@ class _Watch:
         self._observer: Any = None
         self._is_over = False
         self._was_interrupted = False
+        self._has_failed = False
         self._problem: Any = lambda: None
         self._failure: Exception | None = None
         self._static: StaticFindings | None = None
@@ -125,6 +126,7 @@ class _Watch:
     def fails(self, error: BaseException) -> None:
         """The script ends with this exception."""
         self._was_interrupted = isinstance(error, KeyboardInterrupt)
+        self._has_failed = not (isinstance(error, SystemExit) and not error.code)
         if self._observer is not None:
             with suppress(Exception):
                 self._observer.fails(error)
@@ -185,7 +187,7 @@ class _Watch:
         problem = self._problem()
         notes = [f"watching stopped: {type(problem).__name__}: {problem}"] if problem else []
         trace = self._observer.trace()
-        if not trace.steps and not trace.models:
+        if not (trace.steps or trace.models or self._has_failed):
             notes.append(
                 "only the main thread of this process is watched; processes that torchrun starts are where "
                 "it starts `-m trainlint run SCRIPT`"

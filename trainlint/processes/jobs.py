@@ -67,13 +67,14 @@ class Analyzed(msgspec.Struct, frozen=True, tag="analyzed"):
     """One target is finished. `starved` goes with `findings`, one for one.
 
     A `provisional` one is what is known before the model is really run; another follows, unless that
-    ends the process.
+    ends the process. `of_file` are notes that are on the file and not on the model: they are said once.
     """
 
     findings: list[ReportedFinding]
     starved: list[float]
     result: TargetResult
     provisional: bool = False
+    of_file: list[str] = []
 
 
 class Told(msgspec.Struct, frozen=True, tag="told"):

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,7 +38,7 @@ from trainlint.processes.jobs import (
     TrialJob,
     Tried,
 )
-from trainlint.records import TRAINING_BEGINS, TargetResult
+from trainlint.records import TargetResult
 from trainlint.targets.imports import module_file
 from trainlint.verification.changes import Plan, Training
 
@@ -126,7 +125,6 @@ def _check_file(job: Job, send: Send) -> None:
     from trainlint.registry import select_rules
     from trainlint.rule import Settings
     from trainlint.sites import recording
-    from trainlint.targets.discovery import without_forward
     from trainlint.targets.loading import load_file, models_of, named_model
 
     path, text = _read(job)
@@ -166,22 +164,28 @@ def _check_file(job: Job, send: Send) -> None:
         for target, reason in refused:
             _failed(send, target, reason, status)
         if not tried and not refused:
-            stopped = f": {loaded.stopped}" if loaded.stopped else ""
-            status = "skipped" if job.scanned and not stopped else "error"
-            unfinished = "" if stopped else without_forward(loaded.discovery)
-            reason = f"no model found{stopped}" + (f": {unfinished}" if unfinished else "")
-            if status == "error" and not stopped:
-                reason += _trained_elsewhere(job, loaded)
-            _failed(send, job.label, reason, status)
+            status = "skipped" if job.scanned and not loaded.stopped else "error"
+            _failed(send, job.label, f"no model found{_why_none(job, loaded, status)}", status)
+
+
+def _why_none(job: Job, loaded: LoadedFile, status: str) -> str:
+    """Why there is no model in a file, as far as that is known, and what to do."""
+    from trainlint.targets.discovery import without_forward
+
+    if loaded.stopped and (loaded.program is None or loaded.script.loop() is None):
+        return f": {_stopped(job, loaded)}"
+    unfinished = without_forward(loaded.discovery)
+    elsewhere = _trained_elsewhere(job, loaded) if status == "error" else ""
+    return (f": {unfinished}" if unfinished else "") + elsewhere
 
 
 def _trained_elsewhere(job: Job, loaded: LoadedFile) -> str:
     """Where a script trains, or may make, a model that is not at module level, and what looks at that."""
     from trainlint.targets.discovery import possible_factories
-    from trainlint.targets.loops import command, training_loop
+    from trainlint.targets.loops import command
 
     assert loaded.text.tree is not None
-    loop = training_loop(loaded.text.tree, loaded.discovery)
+    loop = loaded.script.loop()
     if loop is not None:
         return f" at module level; {loop.trains_one()}: {command(job.label, job.dotted)}"
     possible = possible_factories(loaded.text.tree)
@@ -191,18 +195,31 @@ def _trained_elsewhere(job: Job, loaded: LoadedFile) -> str:
     return f"; if {possible[0]}() makes one: {job.label}{separator}{possible[0]}"
 
 
-def _not_looked_at(job: Job, loaded: LoadedFile, recipe: Recipe) -> str:
-    """Where the script trains, if not in the loop that the probe runs, and what looks at that."""
-    from trainlint.targets.loops import command, training_loop
+def _notes_on_file(job: Job, loaded: LoadedFile, recipe: Recipe) -> list[str]:
+    """What there is to know of the run of the file, and where it trains, unless a probe looks at that."""
+    from trainlint.targets.loops import command
 
-    if loaded.stopped and TRAINING_BEGINS in loaded.stopped:
-        return ""  # that says it
-    assert loaded.text.tree is not None
     run = [recipe.setup.names.get("train", "")] if recipe.setup.train is not None else []
-    loop = training_loop(loaded.text.tree, loaded.discovery, run)
-    if loop is None:
-        return ""
-    return f"{loop.described()}, was not looked at: {command(job.label, job.dotted)}"
+    is_watched = loaded.program is not None and loaded.script.is_looked_at(loaded.program, run)
+    notes = list(loaded.notes)
+    if loaded.stopped:
+        notes.append(loaded.stopped if is_watched else _stopped(job, loaded))
+    if loaded.program is None and "probe" in job.stages and job.probe_steps:
+        # A probe by the module's own `training_step` is what its trainer does.
+        loop = loaded.script.loop(run, libraries=recipe.setup.step is None)
+        if loop is not None:
+            notes.append(f"{loop.described()}, was not looked at: {command(job.label, job.dotted)}")
+    return notes
+
+
+def _stopped(job: Job, loaded: LoadedFile) -> str:
+    """Where the run of the file stopped and why, with what goes on from there."""
+    from trainlint.targets.loops import command
+
+    assert loaded.stopped is not None
+    if loaded.program is None:
+        return loaded.stopped
+    return f"{loaded.stopped}, which `{command(job.label, job.dotted)}` watches"
 
 
 def _read(job: Job) -> tuple[Path, SourceText]:
@@ -501,7 +518,7 @@ def _check_model(
     def tell(analysis: Analysis, provisional: bool) -> None:
         reported = [finding.reported for finding in analysis.findings]
         starved = [finding.starved for finding in analysis.findings]
-        send(Analyzed(reported, starved, analysis.result, provisional))
+        send(Analyzed(reported, starved, analysis.result, provisional, on_file))
 
     told = 0.0
 
@@ -515,15 +532,13 @@ def _check_model(
         recipe = recipe_of(loaded, model, target.rpartition("::")[2])
         if patches:
             model, recipe = _patched(model, recipe, patches, inputs)
-        else:
-            recipe = replace(recipe, elsewhere=_not_looked_at(job, loaded, recipe))
+        on_file = _notes_on_file(job, loaded, recipe)
         analysis = analyze(
             model,
             inputs,
             target=target,
             settings=settings,
             recipe=recipe,
-            notes=loaded.notes,
             provisionally=lambda so_far: tell(so_far, True),
             progress=progress,
             guard=_guard,

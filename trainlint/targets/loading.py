@@ -1,9 +1,9 @@
 """Run a user's file as a module, and construct the models in it. In the child process only.
 
-The file runs top to bottom as pytest would import it, statement by statement. It stops at the first
-`backward()` or optimizer step, at an exception or `SystemExit`, or when its time is up; of the rest only
-imports, functions and classes are then read, so that a script which trains or wants arguments still
-shows its model.
+The file runs top to bottom as pytest would import it, statement by statement. It stops before a call that
+is the script's program, as `main()`, at the first `backward()` or optimizer step, at an exception or
+`SystemExit`, or when its time is up; of the rest only imports, functions and classes are then read, so that
+a script which trains or wants arguments still shows its model.
 """
 
 from __future__ import annotations
@@ -33,24 +33,34 @@ from trainlint.fixes.text import SourceText
 from trainlint.loss.source import loss_uses, training_of
 from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import setup_of
-from trainlint.records import RUN_STOPPED, TRAINING_BEGINS
+from trainlint.records import RUN_STOPPED
 from trainlint.sites import replaced
 from trainlint.subject import describe_error
 from trainlint.targets.discovery import CallSite, Candidate, Discovery, discover, syntax_error
+from trainlint.targets.loops import Script
 
 
 class Stop(BaseException):
-    """Raised in the user's code where running on would train. No `except Exception` catches it."""
+    """Raised in the user's code where it is not to run on. No `except Exception` catches it."""
+
+
+class Training(Stop):
+    """Raised where running on would train."""
 
 
 @dataclass
 class LoadedFile:
-    """A module as far as it ran. `stopped` says at which line it stopped and why."""
+    """A module as far as it ran. `stopped` says at which line it stopped and why.
+
+    `program` is the statement at which it did where that is since it trains, or is what the script does.
+    """
 
     module: types.ModuleType
     text: SourceText
     discovery: Discovery
+    script: Script
     stopped: str | None = None
+    program: ast.stmt | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,7 +96,8 @@ def load_file(
     module.__file__ = str(path)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, origin=str(path))
     module.__package__ = package
-    loaded = LoadedFile(module, text, discover(text))
+    discovery = discover(text)
+    loaded = LoadedFile(module, text, discovery, Script(text.tree, discovery))
     loaded.notes += [
         f"{name} is defined twice; the last one counts" for name in loaded.discovery.repeated
     ]
@@ -102,8 +113,6 @@ def load_file(
         else:
             sys.modules[name] = module
             _run(loaded, stops, after)
-    if loaded.stopped:
-        loaded.notes.append(loaded.stopped)
     return loaded
 
 
@@ -177,6 +186,11 @@ def _run(
     for statement in tree.body:
         if loaded.stopped is not None and not _is_definition(statement):
             continue
+        program = loaded.script.says(statement)
+        if program:
+            loaded.stopped = f"{RUN_STOPPED} at line {statement.lineno}: {program}"
+            loaded.program = statement
+            continue
         code = compile(
             ast.Module([statement], []), filename, "exec", flags=flags, dont_inherit=True
         )
@@ -189,7 +203,9 @@ def _run(
         except BaseException as error:
             if loaded.stopped is None:
                 place = _place_in(error, filename, statement.lineno)
-                loaded.stopped = f"{RUN_STOPPED} at {place}: {reason_of(error)}"
+                loaded.stopped = f"{RUN_STOPPED} at {place}: {_with_advice(error, statement)}"
+                if isinstance(error, Training):
+                    loaded.program = statement
         stops.clear()
 
 
@@ -251,6 +267,16 @@ def _place_in(error: BaseException, filename: str, default: int) -> str:
     return f"line {outer[-1]} (in {inner.name}, line {inner.lineno})"
 
 
+def _with_advice(error: BaseException, statement: ast.stmt) -> str:
+    """The reason, and where that belongs which only a script does."""
+    reads_arguments = isinstance(error, IndexError) and "sys.argv" in ast.unparse(statement)
+    ends = isinstance(error, (SystemExit, EOFError)) or type(error) is Stop
+    reason = f"{reason_of(error)} in sys.argv" if reads_arguments else reason_of(error)
+    if not (ends or reads_arguments):
+        return reason
+    return f'{reason}; put that below `if __name__ == "__main__"`'
+
+
 def reason_of(error: BaseException) -> str:
     """Why the user's code ended there, in a few words."""
     message = str(error)
@@ -286,12 +312,7 @@ def _no_training() -> Iterator[list[Stop]]:
 
     def stopper(what: str) -> Any:
         def stop(*_: Any, **__: Any) -> Any:
-            stops.append(
-                Stop(
-                    f"{TRAINING_BEGINS} ({what}); the model is checked as it was then, and "
-                    "`trainlint run` watches the training"
-                )
-            )
+            stops.append(Training(f"training begins there ({what})"))
             raise stops[-1]
 
         return stop
@@ -322,14 +343,20 @@ def models_of(loaded: LoadedFile) -> Iterator[Found]:
     for name, model in instances.items():
         if not any(_contains(other, model) for other in instances.values()):
             yield Found(name, partial(_itself, model))
+    checked = {type(model).__name__ for model in instances.values()}
     for candidate in loaded.discovery.candidates:
         if candidate.kind != "instance":
             if candidate.name in namespace or loaded.stopped is None:
                 yield Found(candidate.name, partial(_constructed_model, loaded, candidate.name))
-        elif candidate.likely and candidate.name not in namespace:
+        elif candidate.likely and not isinstance(namespace.get(candidate.name), nn.Module):
             callee = _class_behind(loaded, candidate)
-            if callee is not None:
+            if callee is None:
+                continue
+            if candidate.name not in namespace:
                 yield Found(candidate.name, partial(_constructed_model, loaded, callee))
+            elif callee in loaded.discovery.classes and callee not in checked:
+                checked.add(callee)  # `trainer = Trainer(Net())`
+                yield Found(callee, partial(_constructed_model, loaded, callee))
 
 
 def _itself(model: nn.Module) -> nn.Module:
