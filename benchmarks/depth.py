@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from benchmarks.propagation import Stack
 from benchmarks.saturating_stack import OPTIMIZERS, drop
-from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.search import synthesize
 from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
 from trainlint.measure.pulse import pulse

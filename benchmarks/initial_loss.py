@@ -31,7 +31,8 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import all_entries
-from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.search import synthesize
 from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.graph import Graph
 from trainlint.loss.objective import objective_of

@@ -30,7 +30,8 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import all_entries, fingerprint, out_of_time, quiet, same
-from trainlint.capture.inputs import Inputs, with_batch
+from trainlint.capture.batches import with_batch
+from trainlint.capture.inputs import Inputs
 from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph

@@ -43,7 +43,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_library import Entry
-from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.search import synthesize
 from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.errors import InputError
 from trainlint.graph import Graph

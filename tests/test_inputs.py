@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import trainlint
-from trainlint.capture.inputs import fits_signature, from_text, from_value, synthesize
+from trainlint.capture.inputs import fits_signature, from_text, from_value
+from trainlint.capture.search import synthesize
 from trainlint.errors import InputError
 from trainlint.targets.specs import DTYPES, parse_spec
 

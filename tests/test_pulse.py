@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainlint.capture.inputs import Inputs, with_batch
+from trainlint.capture.batches import with_batch
+from trainlint.capture.inputs import Inputs
 from trainlint.capture.tracer import capture, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from trainlint.analysis.variants import Variants
-from trainlint.capture.inputs import Inputs, batch_size, batch_variants, with_batch
+from trainlint.capture.batches import batch_size, batch_variants, with_batch
+from trainlint.capture.inputs import Inputs
 from trainlint.capture.tracer import capture
 from trainlint.graph import Graph
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainlint.analysis.layers import doubtful_faults
 from trainlint.analysis.variants import Variants
-from trainlint.capture.inputs import Inputs, synthesize
+from trainlint.capture.inputs import Inputs
+from trainlint.capture.search import synthesize
 from trainlint.capture.tracer import Recording, capture
 from trainlint.diagnosis import diagnose
 from trainlint.engine import (

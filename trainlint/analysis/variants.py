@@ -47,7 +47,7 @@ class Variants:
     @cached_property
     def single(self) -> Graph | None:
         """The graph on one sample without a batch axis; None where the model takes batches alone."""
-        from trainlint.capture.inputs import without_batch
+        from trainlint.capture.batches import without_batch
 
         inputs = without_batch(self._inputs)
         graph = None if inputs is None else self._captured(inputs)
@@ -56,13 +56,13 @@ class Variants:
     @cached_property
     def batch_size(self) -> int | None:
         """The number of samples that the inputs seem to hold, without another capture."""
-        from trainlint.capture.inputs import batch_size
+        from trainlint.capture.batches import batch_size
 
         return batch_size(self._inputs)
 
     @cached_property
     def _larger(self) -> Graph | None:
-        from trainlint.capture.inputs import batch_size, batch_variants
+        from trainlint.capture.batches import batch_size, batch_variants
 
         if not self.batch_size:
             return None

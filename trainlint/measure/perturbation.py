@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from trainlint import ops
-from trainlint.capture.inputs import Inputs, batch_size
+from trainlint.capture.batches import batch_size
+from trainlint.capture.inputs import Inputs
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph
 from trainlint.measure.attention import CROSS_ENTROPIES, Watch

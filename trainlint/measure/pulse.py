@@ -22,7 +22,8 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from trainlint import ops
-from trainlint.capture.inputs import Inputs, batch_size, with_batch
+from trainlint.capture.batches import batch_size, with_batch
+from trainlint.capture.inputs import Inputs
 from trainlint.capture.tracer import active, is_wrapped, module_calls, single_node_functions
 from trainlint.engine import FactUnavailable
 from trainlint.graph import Graph, product

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from trainlint.capture.inputs import Inputs, batch_size, with_batch
+from trainlint.capture.batches import batch_size, with_batch
+from trainlint.capture.inputs import Inputs
 from trainlint.engine import FactUnavailable
 from trainlint.measure.attention import Judged, Watch
 from trainlint.measure.locating import Grown

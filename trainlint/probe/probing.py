@@ -319,7 +319,7 @@ class Probe:
             yield batch
 
     def _made_up(self) -> Iterator[Batch]:
-        from trainlint.capture.inputs import with_batch
+        from trainlint.capture.batches import with_batch
 
         inputs = with_batch(self.inputs, 16) if not self.inputs.given else self.inputs
         placed = on_device_of(self.model, inputs)
