@@ -50,6 +50,10 @@ CASES = {
     "an average is no model of its own": (
         NET + "model = Net()\nema = copy.deepcopy(model)\nswa = AveragedModel(model)\n",
         {"model": "instance"}),
+    "copies behind calls of methods": (
+        NET + "model = Net()\nema = copy.deepcopy(model).requires_grad_(False).to(d).eval()\n"
+        "net = Net(copy.deepcopy(model))\n",
+        {"model": "instance", "net": "instance"}),
     "losses are none": (
         NET + "model = Net()\ncriterion = nn.CrossEntropyLoss()\nloss_fn = nn.MSELoss()\n",
         {"model": "instance"}),

@@ -191,6 +191,36 @@ def test_a_plain_tensor_becomes_a_parameter(tmp_path: Path) -> None:
     assert "self.w = nn.Parameter(torch.randn(12, 3) * 0.1)" in edited(tmp_path, report)
 
 
+SECOND = """
+opt = torch.optim.SGD({}.parameters(), lr=0.1)
+for _ in range(2):
+    loss = (net(torch.randn(8, 6)) - {}(torch.randn(8, 6))).pow(2).mean()
+    opt.zero_grad(); loss.backward(); opt.step()
+"""
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "target = copy.deepcopy(net).requires_grad_(False).eval()",
+        "target = copy.deepcopy(net).eval()\nfor p in target.parameters(): p.requires_grad = False",
+        "target = Net()\ntarget.load_state_dict(net.state_dict())\ntarget.requires_grad_(False)",
+        "target = nn.DataParallel(Net().requires_grad_(False))",
+    ],
+)
+@pytest.mark.parametrize("trained", ["net", "target"])
+def test_a_frozen_second_model_of_a_class_is_sound_where_the_first_is_trained(
+    tmp_path: Path, second: str, trained: str
+) -> None:
+    source = LAYERS.format("return self.l2(torch.relu(self.l1(x)))").replace(
+        "requires_grad=True", ""
+    )
+    source += f"import copy\nnet = Net()\n{second}\n" + SECOND.format(trained, "target")
+    findings = report_on(tmp_path, source, ["ARC005"]).findings
+    is_seen = trained == "target" and "deepcopy" not in second  # copies are not checked
+    assert [finding.severity for finding in findings] == ["error"] * is_seen
+
+
 @pytest.mark.parametrize(
     "use",
     [

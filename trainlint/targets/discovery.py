@@ -262,14 +262,23 @@ def _instances(
         if target.id in seen or target.id.lower().lstrip("_") in _LOSS_NAMES:
             continue
         callee = _last_name(value.func)
-        arguments = {part.id for part in value.args if isinstance(part, ast.Name)}
-        if callee is not None and _COPIES.search(callee) and arguments & seen:
+        if _copied(value) & seen:
             continue  # an average or a frozen copy of a model that is already there
         seen.add(target.id)
         likely = isinstance(value.func, ast.Name) and callee in found.classes
         likely = likely or callee in MODULE_BASES | set(RECIPE_FACTORIES)
         likely = likely or _makes_one(value, found, functions)
         yield Candidate(target.id, "instance", target.lineno, likely)
+
+
+def _copied(call: ast.Call) -> set[str]:
+    """What `copy.deepcopy(model)` copies, also behind `.to(device).requires_grad_(False).eval()`."""
+    while isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call):
+        call = call.func.value
+    callee = _last_name(call.func)
+    if callee is None or not _COPIES.search(callee):
+        return set()
+    return {part.id for part in call.args if isinstance(part, ast.Name)}
 
 
 def _makes_one(call: ast.Call, found: Discovery, functions: dict[str, ast.FunctionDef]) -> bool:

@@ -644,7 +644,12 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str, *, loops: bool = 
 
     namespace = vars(loaded.module)
     bound = {key for key, value in namespace.items() if unwrapped(value) is model}
-    classes = {kind.__name__ for kind in type(model).__mro__}
+    # A class that has another instance, such as a target network, is no name of this one.
+    is_only = not bound or all(
+        value is model or not isinstance(value, type(model))
+        for value in map(unwrapped, namespace.values())
+    )
+    classes = {kind.__name__ for kind in type(model).__mro__} if is_only else set()
     own = frozenset({name.partition(".")[0]} | bound | (classes & set(loaded.discovery.classes)))
     others = {candidate.name for candidate in loaded.discovery.candidates if candidate.likely}
     live = {key: kind for key, value in namespace.items() if (kind := kind_of(value))}
