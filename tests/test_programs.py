@@ -225,6 +225,12 @@ FILES = {
     "argv.py": HEAD + ONE + TWO + "path = sys.argv[1]\n",
     "exits.py": HEAD + ONE + "if len(sys.argv) < 2:\n    sys.exit(1)\n",
     "given.py": HEAD + ONE + "class Kept:\n    def __init__(self, net): ...\nkept = Kept(One())\n",
+    "probed.py": (
+        HEAD + ONE + "model = One()\ndef train(model):\n"
+        "    optimizer = torch.optim.SGD(model.parameters(), 0.1)\n    for _ in range(30):\n"
+        "        x = torch.randn(16, 4)\n        optimizer.zero_grad()\n"
+        "        nn.functional.mse_loss(model(x), x[:, :2]).backward()\n        optimizer.step()\n"
+        "train(model)\n"),
     "models.py": HEAD + ONE + TWO,
 }  # fmt: skip
 SAID = {
@@ -248,6 +254,7 @@ SAID = {
         'put that below `if __name__ == "__main__"`'
     ),
     "given.py": "",
+    "probed.py": "the run of the file stopped at line 19: train() trains",
     "models.py": "",
 }
 

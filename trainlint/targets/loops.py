@@ -125,9 +125,8 @@ class Script:
                 *(self._function(name) for name in names if name in self._origins.functions),
                 *(
                     place
-                    for name in names
-                    if name in self._origins.classes
-                    for place in self._methods(self._origins.classes[name], attributes)
+                    for owner in self._classes(names)
+                    for place in self._methods(owner, attributes)
                 ),
             ]
             waiting = [place for place in candidates if place.node not in seen]
@@ -158,10 +157,18 @@ class Script:
                 or (not is_model and node.name.startswith("__"))
             ):
                 yield _Place(f"{owner.name}.{node.name}", node, Scope(node, owner))
-        for base in owner.bases:
-            own = self._origins.classes.get(base.id) if isinstance(base, ast.Name) else None
-            if own is not None and own is not owner:
-                yield from self._methods(own, attributes)
+
+    def _classes(self, names: Collection[str]) -> list[ast.ClassDef]:
+        """The classes of these names, and those of the file that they derive from."""
+        found: dict[str, ast.ClassDef] = {}
+        waiting = [name for name in names if name in self._origins.classes]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found[name] = self._origins.classes[name]
+                bases = [part for base in found[name].bases for part in _names(base)]
+                waiting += [base for base in bases if base in self._origins.classes]
+        return list(found.values())
 
     # ------------------------------------------------------------------ what trains
 

@@ -16,7 +16,6 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # What is fitted by these is what they were given: `GridSearchCV(net, ...).fit(x, y)`.
 _WRAPPERS: Final = "sklearn"
-_DEEPEST: Final = 12
 # A value, the outermost function that it stands in (None at module level), and that one's class.
 _Place = tuple[ast.expr, "Scope"]
 
@@ -41,6 +40,7 @@ class Provenance:
         self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
         self._imports: dict[str, set[str]] = {}
         self._stars: list[str] = []
+        self._named: dict[tuple[int, str], set[str]] = {}
         self._assigned: dict[int, dict[str, list[ast.expr]]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -55,63 +55,67 @@ class Provenance:
                         known = self._imports.setdefault(alias.asname or alias.name, set())
                         known.add(f"{node.module}.{alias.name}")
 
-    def makers(self, value: ast.expr, scope: Scope, depth: int = 0) -> set[str]:
+    def makers(self, value: ast.expr, scope: Scope) -> set[str]:
         """The imported classes and functions that made this value, or that its class derives from."""
-        if depth > _DEEPEST:
-            return set()
-        if isinstance(value, ast.Name):
-            return self._united(self._values(value.id, scope), depth) | self._annotated(
-                value, scope
-            )
-        if isinstance(value, ast.Attribute):
-            is_own = isinstance(value.value, ast.Name) and value.value.id == "self"
-            if is_own and scope.owner is not None:
-                return self._united(self._attributes(value.attr, scope.owner), depth)
-        elif isinstance(value, ast.Call):
-            return self._made(value, scope, depth)
-        elif isinstance(value, ast.IfExp):
-            return self._united([(value.body, scope), (value.orelse, scope)], depth)
-        elif isinstance(value, ast.BoolOp):
-            return self._united([(part, scope) for part in value.values], depth)
-        elif isinstance(value, (ast.NamedExpr, ast.Await)):
-            return self.makers(value.value, scope, depth + 1)
-        return set()
+        return self._united([(value, scope)], set())
 
-    def named(self, node: ast.expr, scope: Scope, depth: int = 0) -> set[str]:
+    def given(self, call: ast.Call, scope: Scope) -> set[str]:
+        """The makers of all that a call is given, also within lists and tuples."""
+        return self._united(_given(call, scope), set())
+
+    def named(self, node: ast.expr, scope: Scope) -> set[str]:
         """What a callee is by the file's imports: `{"torch.optim.SGD"}` for `optim.SGD`."""
-        if depth > _DEEPEST:
-            return set()
         if isinstance(node, ast.Subscript):  # `Trainer[Config]`
-            return self.named(node.value, scope, depth + 1)
+            return self.named(node.value, scope)
         if isinstance(node, ast.Attribute):
-            return {f"{name}.{node.attr}" for name in self.named(node.value, scope, depth + 1)}
+            return {f"{name}.{node.attr}" for name in self.named(node.value, scope)}
         if not isinstance(node, ast.Name):
             return set()
-        found: set[str] = set()
-        for value, where in self._values(node.id, scope):  # `Trainer = lightning.Trainer`
-            if isinstance(value, (ast.Name, ast.Attribute)):
-                found |= self.named(value, where, depth + 1)
-        if found or node.id in self._imports:
-            return found | self._imports.get(node.id, set())
-        if node.id in self.functions or node.id in self.classes:
-            return set()
-        return {f"{module}.{node.id}" for module in self._stars}
+        key = (id(scope.function), node.id)
+        if key not in self._named:
+            self._named[key] = set()  # for `x = x.data`
+            self._named[key] = self._name(node.id, scope)
+        return self._named[key]
 
-    def bases(self, node: ast.ClassDef, depth: int = 0) -> set[str]:
+    def bases(self, node: ast.ClassDef, below: tuple[ast.ClassDef, ...] = ()) -> set[str]:
         """The imported classes that a class of the file derives from, also through others of it."""
         found: set[str] = set()
         for base in node.bases:
             own = self.classes.get(base.id) if isinstance(base, ast.Name) else None
             if own is None:
                 found |= self.named(base, MODULE)
-            elif own is not node and depth <= _DEEPEST:
-                found |= self.bases(own, depth + 1)
+            elif own not in (node, *below):
+                found |= self.bases(own, (*below, node))
         return found
 
-    def _united(self, places: list[_Place], depth: int) -> set[str]:
-        return {name for part, where in places for name in self.makers(part, where, depth + 1)}
+    def _united(self, places: list[_Place], seen: set[int]) -> set[str]:
+        """The makers of all these values; `seen` are expressions that count already."""
+        found: set[str] = set()
+        for value, scope in places:
+            if id(value) not in seen:
+                seen.add(id(value))
+                found |= self._makers(value, scope, seen)
+        return found
 
-    def _made(self, call: ast.Call, scope: Scope, depth: int) -> set[str]:
+    def _makers(self, value: ast.expr, scope: Scope, seen: set[int]) -> set[str]:
+        if isinstance(value, ast.Name):
+            found = self._united(self._values(value.id, scope), seen)
+            return found | self._annotated(value, scope)
+        if isinstance(value, ast.Attribute):
+            is_own = isinstance(value.value, ast.Name) and value.value.id == "self"
+            if is_own and scope.owner is not None:
+                return self._united(self._attributes(value.attr, scope.owner), seen)
+        elif isinstance(value, ast.Call):
+            return self._made(value, scope, seen)
+        elif isinstance(value, ast.IfExp):
+            return self._united([(value.body, scope), (value.orelse, scope)], seen)
+        elif isinstance(value, ast.BoolOp):
+            return self._united([(part, scope) for part in value.values], seen)
+        elif isinstance(value, (ast.NamedExpr, ast.Await)):
+            return self._united([(value.value, scope)], seen)
+        return set()
+
+    def _made(self, call: ast.Call, scope: Scope, seen: set[int]) -> set[str]:
         callee = call.func
         if isinstance(callee, ast.Name) and callee.id in self.functions:
             function = self.functions[callee.id]
@@ -120,27 +124,26 @@ class Provenance:
                 for part in ast.walk(function)
                 if isinstance(part, ast.Return) and part.value is not None
             ]
-            return self._united(returned, depth)
+            return self._united(returned, seen)
         if isinstance(callee, ast.Name) and callee.id in self.classes:
             return self.bases(self.classes[callee.id])
         found = self.named(callee, scope)
         if not found and isinstance(callee, ast.Attribute):
-            return self.makers(callee.value, scope, depth + 1)  # `Net(...).initialize()`
+            return self._united([(callee.value, scope)], seen)  # `Net(...).initialize()`
         if any(name.partition(".")[0] == _WRAPPERS for name in found):
-            found |= self.given(call, scope, depth)
+            return found | self._united(_given(call, scope), seen)
         return found
 
-    def given(self, call: ast.Call, scope: Scope, depth: int = 0) -> set[str]:
-        """The makers of all that a call is given, also within lists and tuples."""
-        waiting: list[ast.AST] = [*call.args, *(keyword.value for keyword in call.keywords)]
+    def _name(self, name: str, scope: Scope) -> set[str]:
         found: set[str] = set()
-        while waiting:
-            part = waiting.pop()
-            if isinstance(part, (ast.List, ast.Tuple)):
-                waiting += part.elts
-            elif isinstance(part, ast.expr):
-                found |= self.makers(part, scope, depth + 1)
-        return found
+        for value, where in self._values(name, scope):  # `Trainer = lightning.Trainer`
+            if isinstance(value, (ast.Name, ast.Attribute)):
+                found |= self.named(value, where)
+        if found or name in self._imports:
+            return found | self._imports.get(name, set())
+        if name in self.functions or name in self.classes:
+            return set()
+        return {f"{module}.{name}" for module in self._stars}
 
     # ------------------------------------------------------------------ names
 
@@ -217,6 +220,18 @@ class Provenance:
                 scope = Scope(node, scope.owner)
             waiting += [(child, scope) for child in ast.iter_child_nodes(node)]
         return found
+
+
+def _given(call: ast.Call, scope: Scope) -> list[_Place]:
+    waiting: list[ast.expr] = [*call.args, *(keyword.value for keyword in call.keywords)]
+    found: list[_Place] = []
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, (ast.List, ast.Tuple)):
+            waiting += part.elts
+        else:
+            found.append((part, scope))
+    return found
 
 
 def _at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
