@@ -99,8 +99,11 @@ gradient passes</dd>
 
 
 def _nothing(report: Report) -> str:
-    checked = sum(target.status == "ok" for target in report.targets)
-    return "Nothing was found." if checked else "Nothing was checked."
+    failed = sum(target.status != "ok" for target in report.targets)
+    if failed == len(report.targets):
+        return "Nothing was checked."
+    left = f" {failed} of {len(report.targets)} targets could not be checked." if failed else ""
+    return f"Nothing was found.{left}"
 
 
 def _header(name: str, findings: Sequence[ReportedFinding]) -> str:
@@ -136,7 +139,14 @@ def _target(target: TargetResult, findings: Sequence[ReportedFinding]) -> str:
         f'<p class="soft">{" · ".join(facts)}</p>' if facts else "",
     ]
     if target.status != "ok":
-        parts.append(f"<p>{escape(target.status)}: {escape(target.reason or '')}</p>")
+        parts.append(
+            f'<p class="message">{escape(target.status)}: {escape(target.reason or "")}</p>'
+        )
+        if target.output.strip():
+            printed = escape(target.output.strip())
+            parts.append(
+                f"<details><summary>what it printed</summary><pre>{printed}</pre></details>"
+            )
     if target.repair is not None and len(target.repair.fixes) > 1:
         parts.append(f'<p class="proof">{escape(combination_of(target.repair))}</p>')
     own = [finding for finding in findings if finding.target == target.target]

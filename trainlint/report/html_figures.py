@@ -25,7 +25,7 @@ from trainlint.records import (
 )
 from trainlint.report.html_findings import STARVED
 from trainlint.report.html_graph import values_of
-from trainlint.report.html_parts import GUESS, figure, keys_of
+from trainlint.report.html_parts import GUESS, cells_of, figure, keys_of, table
 from trainlint.report.svg import STEPS, Curve, bars, curves, named, pairs
 from trainlint.report.svg_grids import FLAT, grid, histogram, legend
 
@@ -64,6 +64,7 @@ def figures_of(target: TargetResult, findings: Sequence[ReportedFinding]) -> Ite
             yield _gradients(f"gradient norm by layer{of}", model.layers, series.recorded)
             yield _updates(f"update of a step over the weight{of}", model.layers, series.optimizers)
             yield _dead(f"share of dead units{of}", model.layers)
+            yield _table(f"these figures{of} as a table", model.layers)
     elif shown is not None:
         yield _spread("what the layers give", values_of(shown))
         if all(profile is None for profile in map(_profile_in, findings)):
@@ -387,6 +388,28 @@ def _dead(title: str, layers: Sequence[LayerSeries]) -> str:
     )
     words = "Units that are 0 for every sample of the latest recorded steps: without a gradient."
     return figure(f"{title}, output to input", words, bars(title, rows)) if rows else ""
+
+
+def _table(title: str, layers: Sequence[LayerSeries]) -> str:
+    """What the pictures of layers show, in numbers, from the output to the input."""
+    heads = (
+        "layer",
+        "operation",
+        "gradient",
+        "weight's gradient",
+        "update over weight",
+        "dead units",
+    )
+    rows = []
+    for layer in reversed(layers):
+        figures = (layer.gradient, layer.weight_gradient, layer.update)
+        cells = ["" if each is None else named(float(each)) for each in figures]
+        dead = "" if layer.dead is None else f"{layer.dead:.0%}"
+        rows.append(f"<tr>{cells_of([layer.name, layer.operation, *cells, dead])}</tr>")
+    if not rows:
+        return ""
+    note = "<p class='soft'>Medians of the recorded steps.</p>"
+    return f"<details><summary>{escape(title)}</summary>{note}{table(heads, rows)}</details>"
 
 
 def _profile_in(finding: ReportedFinding) -> object:

@@ -16,8 +16,7 @@ def figure(title: str, words: str, picture: str) -> str:
     """A picture with its caption, if there is one."""
     if not picture:
         return ""
-    told = f"<br>{words}" if words else ""
-    caption = f"<figcaption><strong>{escape(title)}</strong>{told}</figcaption>"
+    caption = f"<figcaption><h3>{escape(title)}</h3>{words}</figcaption>"
     return f"<figure>{caption}{picture}</figure>"
 
 
@@ -36,7 +35,7 @@ def table(heads: Sequence[str], rows: Iterable[str]) -> str:
     """A table of rows as markup, that scrolls where it is too wide."""
     first = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     return (
-        f'<div class="wide" tabindex="0"><table><thead><tr>{first}</tr></thead>'
+        f'<div class="wide"><table><thead><tr>{first}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

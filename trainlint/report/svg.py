@@ -16,7 +16,9 @@ Point = tuple[float, float]
 
 WIDTH: Final = 600
 _ROW: Final = 22
-_LABELS: Final = 170
+# Pictures of rows are narrower, so that their words can be read on a phone.
+_ROWS: Final = 440
+_LONGEST: Final = 20
 _FIGURES: Final = 76
 _WIDE_RANGE: Final = 50.0
 _HEIGHT: Final = 260
@@ -57,7 +59,7 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
     is_log = bool(values) and max(values) / min(values) > _WIDE_RANGE
     scale = _scale(values, is_log)
     labels = _room_for([label for label, *_ in rows])
-    room = WIDTH - labels - _FIGURES
+    room = _ROWS - labels - _FIGURES
     parts = []
     for number, (label, value, marked) in enumerate(rows):
         y = number * _ROW
@@ -67,14 +69,15 @@ def bars(title: str, rows: Sequence[tuple[str, float | None, bool]], unit: str =
         shown = "not measured" if value is None else f"{named(value)}{unit}"
         parts.append(
             f'<text class="label" x="{labels - 8}" y="{y + 15}" text-anchor="end">'
-            f"<title>{escape(label)}</title>{escape(shortened(label))}</text>"
+            f"<title>{escape(label)}</title>{escape(shortened(label, _LONGEST))}</text>"
             f'<rect class="{kind}" x="{labels}" y="{y + 4}" width="{max(1.0, length):.1f}" '
             'height="14" rx="2"/>'
             f'<text class="figure" x="{labels + length + 6:.1f}" y="{y + 15}">{shown}'
             f"{' ◂' if marked else ''}</text>"
         )
     note = ", logarithmic scale" if is_log else ""
-    return _svg(title + note, len(rows) * _ROW + 4, "".join(parts))
+    told = [(label, "not measured" if value is None else named(value)) for label, value, _ in rows]
+    return _rows(_told(title + note, told), len(rows), parts)
 
 
 def named(value: float) -> str:
@@ -86,7 +89,7 @@ def named(value: float) -> str:
 
 def _room_for(labels: Sequence[str]) -> int:
     """Units that the labels take."""
-    return min(_LABELS, 14 + 7 * max((len(shortened(label)) for label in labels), default=0))
+    return 14 + 8 * max((len(shortened(label, _LONGEST)) for label in labels), default=0)
 
 
 def _scale(values: Sequence[float], is_log: bool) -> Callable[[float], float]:
@@ -172,7 +175,12 @@ def curves(
             f"{escape(level[0])}</text>"
         )
     parts += [_marked(mark, place(mark.x, mark.y)) for mark in marks]
-    return _svg(title, _HEIGHT, "".join(parts))
+    told = [
+        (line.name, f"{named(line.points[0][1])} at first, {named(line.points[-1][1])} at the end")
+        for line in lines
+        if line.points
+    ]
+    return _svg(_told(title, told), _HEIGHT, "".join(parts))
 
 
 def lost_from(lines: Sequence[Curve], x_name: str = STEPS) -> str:
@@ -223,7 +231,7 @@ def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool
         [*values, *(10 * value for value in values[:1] if len(set(values)) == 1)], is_log=True
     )
     labels = _room_for([label for label, *_ in rows])
-    room = WIDTH - labels - _FIGURES
+    room = _ROWS - labels - _FIGURES
     parts = []
     for number, (label, first, later, marked) in enumerate(rows):
         y = number * _ROW + 11
@@ -235,8 +243,8 @@ def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool
         ]
         parts.append(
             f'<text class="label" x="{labels - 8}" y="{y + 4}" text-anchor="end">'
-            f"<title>{escape(label)}</title>{escape(shortened(label))}</text>"
-            f'<line class="grid" x1="{labels}" x2="{WIDTH - _FIGURES}" y1="{y}" y2="{y}"/>'
+            f"<title>{escape(label)}</title>{escape(shortened(label, _LONGEST))}</text>"
+            f'<line class="grid" x1="{labels}" x2="{_ROWS - _FIGURES}" y1="{y}" y2="{y}"/>'
         )
         kind = " marked" if marked else ""
         start, end = spots
@@ -249,8 +257,10 @@ def pairs(title: str, rows: Sequence[tuple[str, float | None, float | None, bool
         if end is not None:
             parts.append(f'<circle class="disc{kind}" cx="{end:.1f}" cy="{y}" r="4.5"/>')
         shown = "" if later is None else f"{named(later)}{' ◂' if marked else ''}"
-        parts.append(f'<text class="figure" x="{WIDTH - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
-    return _svg(f"{title}, logarithmic scale", len(rows) * _ROW + 4, "".join(parts))
+        parts.append(f'<text class="figure" x="{_ROWS - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
+    told = [(label, named(later)) for label, _, later, _ in rows if later is not None]
+    title = _told(f"{title}, logarithmic scale", told)
+    return _rows(title, len(rows), parts)
 
 
 def intervals(title: str, rows: Sequence[tuple[str, float | None, float, bool]]) -> str:
@@ -265,7 +275,7 @@ def intervals(title: str, rows: Sequence[tuple[str, float | None, float, bool]])
         return ""
     low, room = min(ends), max(max(ends) - min(ends), 1e-12)
     labels = _room_for([label for label, *_ in rows])
-    across = WIDTH - labels - _FIGURES
+    across = _ROWS - labels - _FIGURES
 
     def place(value: float) -> float:
         return labels + across * (value - low) / room
@@ -276,7 +286,7 @@ def intervals(title: str, rows: Sequence[tuple[str, float | None, float, bool]])
         kind = " marked" if marked else ""
         parts.append(
             f'<text class="label" x="{labels - 8}" y="{y + 4}" text-anchor="end">'
-            f"{escape(shortened(label))}</text>"
+            f"{escape(shortened(label, _LONGEST))}</text>"
         )
         shown = "no result"
         if mean is not None:
@@ -285,8 +295,11 @@ def intervals(title: str, rows: Sequence[tuple[str, float | None, float, bool]])
                 f'<line class="way{kind}" x1="{place(mean - error):.1f}" x2="{place(mean + error):.1f}" '
                 f'y1="{y}" y2="{y}"/><circle class="disc{kind}" cx="{place(mean):.1f}" cy="{y}" r="4.5"/>'
             )
-        parts.append(f'<text class="figure" x="{WIDTH - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
-    return _svg(title, len(rows) * _ROW + 4, "".join(parts))
+        parts.append(f'<text class="figure" x="{_ROWS - _FIGURES + 8}" y="{y + 4}">{shown}</text>')
+    told = [
+        (label, f"{mean:.3g} ± {error:.2g}") for label, mean, error, _ in rows if mean is not None
+    ]
+    return _rows(_told(title, told), len(rows), parts)
 
 
 def _placed(
@@ -327,13 +340,15 @@ def _axes(
         )
     for value, word in across:
         x, _ = place(value, low)
+        side = "end" if x > WIDTH - 2 * _RIGHT else "middle"
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
+            f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="{side}">'
             f"{escape(word)}</text>"
         )
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(
-        f'<text class="tick" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
+        f'<text class="tick axis" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">'
+        f"{escape(x_name)}</text>"
     )
     return "".join(parts)
 
@@ -357,9 +372,24 @@ def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _svg(title: str, height: float, content: str) -> str:
+def _told(title: str, figures: Sequence[tuple[str, str]]) -> str:
+    """The title with the figures, for those who do not see the picture."""
+    return f"{title}: {'; '.join(f'{label} {figure}' for label, figure in figures)}"
+
+
+def scrolling(picture: str) -> str:
+    """A picture with layers' names at its left: on a phone it scrolls, as large as can be read."""
+    return f'<div class="wide">{picture}</div>'
+
+
+def _rows(title: str, number: int, parts: Sequence[str]) -> str:
+    picture = _svg(title, number * _ROW + 4, "".join(parts), _ROWS)
+    return picture.replace('class="plot"', 'class="plot rows"', 1)
+
+
+def _svg(title: str, height: float, content: str, width: int = WIDTH) -> str:
     return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'<svg class="plot" viewBox="0 0 {width} {height:.0f}" role="img" '
         f'aria-label="{escape(title, quote=True)}">{content}</svg>'
     )
 

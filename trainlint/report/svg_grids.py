@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Final
 
 from trainlint.records import Histogram
-from trainlint.report.svg import WIDTH, shortened
+from trainlint.report.svg import WIDTH, scrolling, shortened
 
 _SMALL_WIDTH: Final = 150
 _SMALL_HEIGHT: Final = 64
@@ -123,7 +123,7 @@ def grid(
     drawn = "".join(
         f'<path class="v{level}" d="{"".join(path)}"/>' for level, path in sorted(paths.items())
     )
-    return (
+    return scrolling(
         f'<svg class="plot map {kind}" viewBox="0 0 {WIDTH} {bottom + 20}" role="img" '
         f'aria-label="{escape(title, quote=True)}">{drawn}{"".join(words)}</svg>'
     )

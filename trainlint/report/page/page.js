@@ -51,6 +51,20 @@ document.querySelector("#theme")?.addEventListener("click", () => {
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 });
 
+// What scrolls sideways can be reached, and scrolled, by keys; what fits is no stop.
+function markScrolling() {
+  for (const each of document.querySelectorAll(".wide")) {
+    const scrolls = each.scrollWidth > each.clientWidth + 1;
+    const name = each.querySelector("svg") ? "a picture, scrolls sideways" : "a table, scrolls sideways";
+    for (const [key, value] of [["tabindex", 0], ["role", "region"], ["aria-label", name]]) {
+      if (scrolls) each.setAttribute(key, value); else each.removeAttribute(key);
+    }
+  }
+}
+addEventListener("resize", markScrolling);
+addEventListener("toggle", markScrolling, true);
+markScrolling();
+
 // On paper nothing can be opened, and a dark page is a waste.
 let before = null;
 addEventListener("beforeprint", () => {
