@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -474,3 +475,70 @@ def test_other_pictures_stay_inside_of_their_frame_too() -> None:
     assert drawn.count('class="bin flat"') == 1
     drawn = grid("x", [("a", [0, 0, None, 7], "t"), ("b", [None] * 4, "u")], ("l", "r"), "heat")
     assert re.findall(r'class="v(\d)"', drawn) == ["0", "7"]
+
+
+def test_each_graph_of_several_marks_what_is_said_of_it_alone() -> None:
+    def graph(model: str, row: int) -> ModelGraph:
+        node = GraphNode("fc", "Linear", "fc", filename="/there/net.py", row=row)
+        return ModelGraph([GraphNode("x", "input", ""), node], [(0, 1)], model)
+
+    finding = finding_of(filename="/there/net.py", location=Location(7, 1), module="fc")
+    target = TargetResult(
+        "net.py", "ok", graph=graph("Generator", 3), more_graphs=[graph("Critic", 7)]
+    )
+    page = rendered(Report([finding], [target]), "html")
+    shown = [
+        json.loads(data)
+        for data in re.findall(r'<script type="application/json">(.*?)</script>', page)
+    ]
+    assert ["accused" in each["nodes"][1] for each in shown] == [False, True]
+    assert re.findall(r"<h3>the graph( of \w+)", page) == [" of Generator", " of Critic"]
+    many = msgspec.structs.replace(target, more_graphs=[graph("Critic", 7)] * 9)
+    assert "and the graphs of 4 more models" in rendered(Report([], [many]), "html")
+
+
+def test_a_target_that_failed_says_why_and_what_it_printed() -> None:
+    failed = TargetResult("net.py", "error", "ValueError: <no data>", output="reading <b>\n")
+    page = rendered(Report([], [failed, TargetResult("other.py", "ok")]), "html")
+    assert "Nothing was found. 1 of 2 targets could not be checked." in page
+    assert "error: ValueError: &lt;no data&gt;" in page
+    assert "<pre>reading &lt;b&gt;</pre>" in page
+
+
+def test_what_the_pictures_of_layers_show_stands_in_a_table_and_in_their_names() -> None:
+    layers = [LayerSeries(f"fc{n}", "linear", 0.5, 0.25, 1e-3, 0.75) for n in range(2)]
+    series = Series(2, 2, "loss", None, [ModelSeries("Net", layers)], [(0, 2.0), (9, 1.0)])
+    page = rendered(Report([], [TargetResult("net.py", "ok", series=series)]), "html")
+    row = "<td>fc1</td><td>linear</td><td>0.5</td><td>0.25</td><td>0.001</td><td>75%</td>"
+    assert row in page
+    labels = re.findall(r'<svg class="plot[^"]*"[^>]*aria-label="([^"]*)"', page)
+    assert "train 2 at first, 1 at the end" in labels[0]
+    assert labels[1].endswith(": fc1 0.5; fc0 0.5")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(theme: str, page: str) -> None:
+    """WCAG 2.2, 1.4.3: a contrast of at least 4.5 for text; 1.4.11: 3 for the parts of pictures."""
+    blocks = {
+        "light": page.partition(":root {")[2],
+        "dark": page.partition('[data-theme="dark"] {')[2],
+    }
+    colours = dict(re.findall(r"--([\w-]+): #(\w{6})", blocks[theme].partition("}")[0]))
+
+    def luminance(name: str) -> float:
+        parts = [int(colours[name][place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((luminance(one), luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    severities = ("error", "warning", "info")
+    backs = ("paper", "panel", "error-back", "warning-back", "good-back")
+    words = [(ink, back) for ink in ("ink", "soft") for back in backs]
+    words += [(name, back) for name in severities for back in ("paper", "panel", f"{name}-back")]
+    words += [(name, back) for name in ("accent", "good") for back in ("paper", "panel")]
+    parts = ("train", "validation", "bar", "l2", "l3", "l4", "l5", "cold", "hot", "heat")
+    assert [pair for pair in words if contrast(*pair) < 4.5] == []
+    assert [name for name in parts if contrast(name, "paper") < 3] == []

@@ -137,6 +137,18 @@ def test_nothing_is_cut_off_and_everything_has_a_name(view: Any) -> None:
     unnamed = """[...document.querySelectorAll('svg[role], button, input')].filter((each) =>
         !(each.getAttribute('aria-label') || each.textContent).trim()).length"""
     assert view.evaluate(unnamed) == 0
+    # Words of pictures lie inside of them, and are large enough to be read.
+    words = """[...document.querySelectorAll('svg.plot text')].filter((each) => {
+        const frame = each.closest('svg').getBoundingClientRect(), own = each.getBoundingClientRect();
+        const size = parseFloat(getComputedStyle(each).fontSize) * each.getScreenCTM().a;
+        return own.width && (own.left < frame.left - 1 || own.right > frame.right + 1 || size < 9.5);
+        }).map((each) => each.textContent)"""
+    assert view.evaluate(words) == []
+    # What scrolls sideways is reached by keys, and nothing else is a stop.
+    stops = """[...document.querySelectorAll('.wide')].filter((each) =>
+        (each.scrollWidth > each.clientWidth + 1) !== (each.getAttribute('role') === 'region')).length"""
+    view.evaluate("dispatchEvent(new Event('resize'))")
+    assert view.evaluate(stops) == 0
 
 
 def test_findings_are_filtered_and_searched(view: Any) -> None:

@@ -177,6 +177,10 @@ class Drawing {
       right: Math.max(...spots.map((s) => s.x)) + WIDTH + 20,
       bottom: Math.max(...spots.map((s) => s.y)) + HEIGHT + 20,
     };
+    // Few operations take no whole screen.
+    const scale = fit ? 1.1 : this.view.scale;
+    const needed = Math.max(12, ((this.bounds.bottom - this.bounds.top) * scale + 8) / 16);
+    this.svg.style.height = `min(34rem, 75vh, ${needed.toFixed(1)}rem)`;
     if (fit) this.fit(); else this.apply();
     if (keep !== null) this.focus(this.current);
   }
@@ -297,9 +301,6 @@ class Drawing {
     const { left, top, right, bottom } = this.bounds;
     const whole = Math.min((box.width || 800) / (right - left), (box.height || 500) / (bottom - top));
     const scale = Math.max(0.75, Math.min(1.1, whole));
-    // Few operations take no screen; one that is opened has room to grow.
-    const needed = Math.max(12, ((bottom - top) * scale + 8) / 16);
-    this.svg.style.height = `min(34rem, 75vh, ${needed.toFixed(1)}rem)`;
     const isWide = (right - left) * scale > (box.width || 800);
     this.view = {
       scale, y: 8 - top * scale,
