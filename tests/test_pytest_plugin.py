@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainlint import testing
+from trainlint import check, testing
+from trainlint.baseline import write_baseline
 from trainlint.catalogue import undeclared
 from trainlint.processes import zygotes
 from trainlint.registry import all_rules
@@ -84,7 +86,7 @@ def test_models_are_items_with_reports_as_failures(project: pytest.Pytester) -> 
         (["--trainlint-fail-on=info", "advised.py"], {"failed": 1}),
         (["-o", "trainlint_ignore=NRM"], {"passed": 4}),
         (["-o", "trainlint_select=ARC", "--trainlint-static"], {"passed": 4}),
-        (["-n2"], {"passed": 3, "failed": 1}),
+        (["-n2", "broken.py", "sound.py", "advised.py", "test_own.py"], {"passed": 3, "failed": 1}),
     ],
 )
 def test_selection_and_limits(
@@ -95,6 +97,100 @@ def test_selection_and_limits(
     done.assert_outcomes(**outcomes)
     if "-n2" in args:
         assert done.outlines.count("  error NRM001 broken.py:9") == 1
+
+
+TELLS = """\
+import os
+with open({file!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+"""
+TRAINS = """\
+import torch
+from torch import nn
+
+net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+net(torch.randn(8, 4)).square().mean().backward()
+optimizer.step()
+open({file!r}, "w").close()
+
+
+def test(model):
+    return model
+"""
+
+
+def test_a_file_that_is_named_runs_in_a_child_alone(pytester: pytest.Pytester) -> None:
+    """pytest's own collector takes each file that is named; nor are a package's files imported here."""
+    imported, trained = pytester.path / "imported", pytester.path / "trained"
+    tells = TELLS.format(file=str(imported))
+    package = pytester.mkpydir("package")
+    (package / "__init__.py").write_text(tells)
+    (package / "net.py").write_text(tells + TRAINS.format(file=str(trained)))
+    pytester.makepyfile(script=tells, trains=tells + TRAINS.format(file=str(trained)))
+    pytester.makepyfile(both_checks=f"{SOUND}\n\ndef test_it():\n    assert model\n")
+    pytester.makeini("[pytest]\npython_files = test_*.py *_checks.py\n")
+    named = ["trains.py", "script.py", "package/net.py", "both_checks.py"]
+    done = pytester.runpytest_inprocess("--trainlint", *named)
+    done.assert_outcomes(passed=4)  # three models, and the test beside one of them
+    pids = imported.read_text().split()
+    assert pids
+    assert str(os.getpid()) not in pids
+    assert not trained.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "items"),
+    [
+        (["checks.py"], ["checks.py::trainlint::model"]),
+        (["checks.py::trainlint::model"], ["checks.py::trainlint::model"]),
+        (["checks.py::test_it"], ["checks.py::test_it"]),
+        (["./inner/../checks.py::test_it"], ["checks.py::test_it"]),
+        (["--pyargs", "inner.net"], ["inner/net.py::trainlint::model"]),
+        (["--import-mode=importlib", "inner/net.py"], ["inner/net.py::trainlint::model"]),
+        (["--pyargs", "inner.net::test_it"], ["inner/net.py::test_it"]),
+        (["-o", "python_files=inner/*.py", "inner/net.py"],
+         ["inner/net.py::trainlint::model", "inner/net.py::test_it"]),
+        (["test_nets.py"], ["test_nets.py::test_it"]),
+        (["test_nets.py::trainlint::model"], ["test_nets.py::trainlint::model"]),
+        (["-o", "python_files=checks.py", "."],
+         ["checks.py::trainlint::model", "checks.py::test_it", "inner/net.py::trainlint::model"]),
+    ],
+)  # fmt: skip
+def test_which_files_are_collected_by_whom(
+    args: list[str], items: list[str], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"{SOUND}\n\ndef test_it():\n    assert model\n"
+    pytester.makepyfile(checks=text, test_nets=text)
+    (pytester.mkpydir("inner") / "net.py").write_text(text)
+    monkeypatch.syspath_prepend(pytester.path)
+    done = pytester.runpytest_inprocess("--trainlint", "--collect-only", "-q", *args)
+    assert [line for line in done.outlines if "::" in line and " " not in line] == items
+    left_out = "tests are not run; `pytest checks.py::test_it` runs one of them"
+    assert (left_out in " ".join(done.outlines)) == (args == ["checks.py"])
+
+
+def test_the_baseline_of_the_configuration_is_left_out(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(broken=BROKEN, mended=BROKEN)
+    settings = '[tool.trainlint]\nselect = ["NRM001"]\nbaseline = "known.json"\n'
+    pytester.makepyprojecttoml(settings)
+    known = Path("known.json")
+    write_baseline(check(["broken.py", "mended.py"], stages=["static"], select=["NRM001"]), known)
+    pytester.makepyfile(mended=BROKEN.replace("BatchNorm2d(4)", "BatchNorm2d(8)"), fresh=BROKEN)
+    done = pytester.runpytest_inprocess("--trainlint", "--trainlint-static", "--junit-xml=out.xml")
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(
+        [
+            "1 error",
+            "  error NRM001 fresh.py:9",
+            "1 finding stands in known.json, left out",
+            "mended.py::Net: NRM001 of known.json no longer occurs",
+        ]
+    )
+    known.write_text("{")
+    done = pytester.runpytest_inprocess("--trainlint", "--collect-only")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["ERROR: trainlint: known.json is no baseline: *"])
 
 
 def test_targets_of_the_configuration_are_collected(pytester: pytest.Pytester) -> None:

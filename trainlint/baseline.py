@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -67,6 +67,15 @@ def without(report: Report, baseline: Baseline) -> tuple[Report, int, list[Entry
     ]
     dropped = len(report.findings) - len(kept)
     return msgspec.structs.replace(report, findings=kept), dropped, _sorted(gone)
+
+
+def remarks(name: str, dropped: int, gone: Iterable[str]) -> Iterator[str]:
+    """What it did, a line each; `gone` are targets and codes: `net.py::Net: NRM001`."""
+    if dropped:
+        said = "finding stands" if dropped == 1 else "findings stand"
+        yield f"{dropped} {said} in {name}, left out"
+    for entry in gone:
+        yield f"{entry} of {name} no longer occurs"
 
 
 def _sorted(entries: Sequence[Entry]) -> list[Entry]:

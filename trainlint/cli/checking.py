@@ -383,13 +383,9 @@ def _severities(report: Report) -> str:
 
 def _without_known(report: Report, baseline: Baseline, name: str) -> Report:
     """Without the findings of a baseline; what that did is said on stderr."""
-    from trainlint.baseline import without
+    from trainlint.baseline import remarks, without
 
     report, dropped, gone = without(report, baseline)
-    if dropped:
-        said = "stands" if dropped == 1 else "stand"
-        click.echo(f"trainlint: {_findings(dropped)} {said} in {name}, left out", err=True)
-    for entry in gone:
-        text = f"{entry.target}: {entry.code} of {name} no longer occurs"
-        click.echo(f"trainlint: {text}", err=True)
+    for remark in remarks(name, dropped, [f"{entry.target}: {entry.code}" for entry in gone]):
+        click.echo(f"trainlint: {remark}", err=True)
     return report

@@ -10,17 +10,29 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import pytest
 
+from trainlint.integrations.pytest_files import (
+    MARK,
+    is_ours_alone,
+    may_hold_models,
+    parsed,
+    tests_left_out,
+)
+
 if TYPE_CHECKING:
+    from trainlint.baseline import Baseline, Entry
     from trainlint.records import Report, ReportedFinding
 
-_MARK: Final = "trainlint"
-_FOUND: Final = "trainlint"  # user properties of a report: (name, [severity, code, place, message])
+# User properties of a test's report, which cross from pytest-xdist's processes, and stand in JUnit's XML.
+_FOUND: Final = "trainlint"  # severity, code, place
+_KNOWN: Final = "trainlint-baseline"  # the same of a finding that the baseline leaves out
+_GONE: Final = "trainlint-no-longer"  # target and code of an entry of the baseline
 _LEVELS: Final = ("error", "warning", "info", "never")
 _KEPT: Final = pytest.StashKey[bool]()
+_BASELINE: Final = pytest.StashKey["Baseline | None"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the mark that each item has. Raises `UsageError` for settings that make no sense."""
     config.addinivalue_line(
-        "markers", f"{_MARK}: a model that trainlint checks (pytest --trainlint)"
+        "markers", f"{MARK}: a model that trainlint checks (pytest --trainlint)"
     )
     if config.getoption("--trainlint"):
         from trainlint.errors import TrainlintError
@@ -82,6 +94,8 @@ def _validate(config: pytest.Config) -> None:
             except UsageError as error:
                 raise UsageError(f"{place}: {error}") from None
         check_options(settings.rules)
+    if settings.baseline is not None:
+        _baseline(config)
 
 
 @pytest.fixture(scope="session")
@@ -96,12 +110,35 @@ def trainlint() -> Any:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ModelFile | None:
-    """A Python file whose syntax shows a model."""
-    if not parent.config.getoption("--trainlint") or file_path.suffix != ".py":
+    """A Python file that may hold models, beside what pytest itself makes of it."""
+    config = parent.config
+    if not config.getoption("--trainlint") or file_path.suffix != ".py":
         return None
-    if not _mentions_a_framework(file_path, parent.config):
+    if parent.session.isinitpath(file_path) and is_ours_alone(file_path, parent):
+        return None  # pytest asks for a module of it, see below
+    if not may_hold_models(file_path, parent):
         return None
-    return ModelFile.from_parent(parent, path=file_path)
+    return ModelFile.made(file_path, parent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> ModelFile | None:
+    """In place of pytest's own module, which imports the file here, where a training would run to its end.
+
+    pytest takes any file that is named for tests, whatever `python_files` says.
+    """
+    if not parent.config.getoption("--trainlint") or not is_ours_alone(module_path, parent):
+        return None
+    tests = tests_left_out(module_path, parent.config)
+    if tests:
+        name = os.path.relpath(module_path)
+        parent.warn(
+            pytest.PytestCollectionWarning(
+                f"{name} matches no pattern of python_files: with --trainlint its models are checked and "
+                f"its tests are not run; `pytest {name}::{tests[0]}` runs one of them"
+            )
+        )
+    return ModelFile.made(module_path, parent)
 
 
 def pytest_collection(session: pytest.Session) -> None:
@@ -119,55 +156,49 @@ def pytest_collection(session: pytest.Session) -> None:
             config.args.append(str(path))
 
 
-def _mentions_a_framework(path: Path, config: pytest.Config) -> bool:
-    """Whether it may hold models: no test or helper of tests, unless it was named itself."""
-    from trainlint.targets.discovery import is_searched, is_test_file, mentions_framework
-
-    inside = path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path
-    is_meant = not is_test_file(path) if _is_named(path, config) else is_searched(inside)
-    return is_meant and mentions_framework(path)
-
-
-def _is_named(path: Path, config: pytest.Config) -> bool:
-    """Whether pytest was given this very file, and not a directory that it lies in."""
-    return any(Path(arg.partition("::")[0]).resolve() == path.resolve() for arg in config.args)
-
-
 def _settings(config: pytest.Config) -> Any:
     from trainlint.config import load_config
 
     return load_config(start=config.rootpath)
 
 
+def _baseline(config: pytest.Config) -> Baseline | None:
+    """That of `[tool.trainlint]`, read once. Raises `UsageError` where it cannot be read."""
+    if _BASELINE not in config.stash:
+        from trainlint.baseline import read_baseline
+
+        name = _settings(config).baseline
+        config.stash[_BASELINE] = None if name is None else read_baseline(Path(name))
+    return config.stash[_BASELINE]
+
+
 class ModelFile(pytest.File):
     """A file with models. All of them are checked at once, when the first is run."""
 
-    _report: Report | None = None
+    _checked: Checked | None = None
+
+    @classmethod
+    def made(cls, path: Path, parent: pytest.Collector) -> Self:
+        """Below the session: a `Package` would import its `__init__.py` before the file is checked."""
+        made: Self = cls.from_parent(parent.session, path=path)
+        return made
 
     def collect(self) -> Iterator[Models]:
         """One group of items, so that `net.py::trainlint::Net` names a model."""
-        yield Models.from_parent(self, name=_MARK)
+        yield Models.from_parent(self, name=MARK)
 
     def names(self) -> list[str]:
         """The models that the syntax tree shows; `file` alone where it does not parse."""
-        import warnings
-
-        from trainlint.fixes.text import SourceText
         from trainlint.targets.discovery import discover
 
-        text = SourceText.read(str(self.path))
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the user's file, which pytest did not mean to import
-            if text is None or text.tree is None:
-                return ["file"]
-            names = [each.name for each in discover(text).candidates if each.likely]
-        return list(dict.fromkeys(names))
+        text = parsed(self.path)
+        if text is None:
+            return ["file"]
+        return list(dict.fromkeys(each.name for each in discover(text).candidates if each.likely))
 
-    def report(self) -> Report:
+    def checked(self) -> Checked:
         """The check of this file."""
-        if self._report is None:
+        if self._checked is None:
             import msgspec
 
             from trainlint.api import check
@@ -177,16 +208,35 @@ class ModelFile(pytest.File):
             _keep_a_process(config)
             settings = msgspec.structs.replace(_settings(config), jobs=1)
             select = config.getini("trainlint_select")
-            self._report = check(
+            whole = check(
                 os.path.relpath(self.path),
                 select=select or None,
                 ignore=config.getini("trainlint_ignore"),
                 stages=STAGES[:1] if config.getoption("--trainlint-static") else STAGES,
                 # What cannot be made is then no error: a building block of others.
-                scan=not _is_named(self.path, config),
+                scan=not self.session.isinitpath(self.path),
                 config=settings,
             )
-        return self._report
+            self._checked = _judged(whole, _baseline(config))
+        return self._checked
+
+
+class Checked(NamedTuple):
+    """The check of a file, what a baseline leaves out of it, and entries of that which are gone."""
+
+    report: Report
+    known: Sequence[ReportedFinding] = ()
+    gone: Sequence[Entry] = ()
+
+
+def _judged(whole: Report, baseline: Baseline | None) -> Checked:
+    if baseline is None:
+        return Checked(whole)
+    from trainlint.baseline import without
+
+    report, _, gone = without(whole, baseline)
+    kept = {finding.fingerprint for finding in report.findings}
+    return Checked(report, [f for f in whole.findings if f.fingerprint not in kept], gone)
 
 
 def _keep_a_process(config: pytest.Config) -> None:
@@ -221,16 +271,17 @@ class ModelItem(pytest.Item):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_marker(_MARK)
+        self.add_marker(MARK)
 
     def runtest(self) -> None:
         """Fail for findings at or above the limit, skip what cannot be constructed."""
+        from trainlint.fingerprints import in_repository
         from trainlint.records import Report
         from trainlint.report.text import as_text
 
         parent = self.getparent(ModelFile)
         assert parent is not None
-        whole = parent.report()
+        whole, known, gone = parent.checked()
         own = [t for t in whole.targets if t.target.partition("::")[2] == self.name]
         if not own:
             own = [t for t in whole.targets if "::" not in t.target]
@@ -238,8 +289,11 @@ class ModelItem(pytest.Item):
                 raise _skipped("it is a part of another model, or was not made")
         names = {target.target for target in own}
         found = [each for each in whole.findings if each.target in names]
-        for each in found:
-            self.user_properties.append((_FOUND, f"{each.severity} {each.code} {_place(each)}"))
+        self._record(_FOUND, found)
+        self._record(_KNOWN, [each for each in known if each.target in names])
+        stored = {in_repository(name) for name in names}
+        lost = [f"{each.target}: {each.code}" for each in gone if each.target in stored]
+        self.user_properties += [(_GONE, text) for text in lost]
         for target in own:
             if target.status == "error":
                 raise ModelFailed(f"{target.target} could not be checked: {target.reason}")
@@ -249,6 +303,11 @@ class ModelItem(pytest.Item):
         limit = self._limit()
         if report.fails(limit):
             raise ModelFailed(as_text(report, show_info=limit == "info"))
+
+    def _record(self, name: str, findings: Sequence[ReportedFinding]) -> None:
+        self.user_properties += [
+            (name, f"{each.severity} {each.code} {_place(each)}") for each in findings
+        ]
 
     def _limit(self) -> str:
         config = self.config
@@ -267,7 +326,7 @@ class ModelItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """The file, and `trainlint Net`."""
-        return self.path, 0, f"{_MARK} {self.name}"
+        return self.path, 0, f"{MARK} {self.name}"
 
 
 def _skipped(reason: str) -> BaseException:
@@ -284,26 +343,35 @@ def _place(finding: ReportedFinding) -> str:
 # ---------------------------------------------------------------------- the summary
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """How many findings there were, also those that failed nothing; under xdist on the controller only."""
-    found = [
+    found, known, gone = (_said(terminalreporter, name) for name in (_FOUND, _KNOWN, _GONE))
+    if not (found or known or gone):
+        return
+    from trainlint.baseline import remarks
+
+    terminalreporter.section("trainlint", sep="-")
+    if found:
+        levels = {level: sum(text.startswith(f"{level} ") for text in found) for level in _LEVELS}
+        parts = [_counted(count, level) for level, count in levels.items() if count]
+        terminalreporter.write_line(", ".join(parts))
+    for text in dict.fromkeys(found):
+        if not text.startswith("info "):
+            terminalreporter.write_line(f"  {text}")
+    for text in remarks(_settings(config).baseline or "", len(known), dict.fromkeys(gone)):
+        terminalreporter.write_line(text)
+
+
+def _counted(count: int, level: str) -> str:
+    return f"{count} {level}" + ("" if count == 1 or level == "info" else "s")
+
+
+def _said(terminalreporter: Any, wanted: str) -> list[str]:
+    return [
         value
         for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", "") == "call"
-        for name, value in _properties(report)
-        if name == _FOUND
+        for name, value in getattr(report, "user_properties", ())
+        if name == wanted
     ]
-    if not found:
-        return
-    counts = {level: sum(text.startswith(f"{level} ") for text in found) for level in _LEVELS[:3]}
-    said = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
-    terminalreporter.section("trainlint", sep="-")
-    terminalreporter.write_line(said)
-    for text in dict.fromkeys(found):
-        if not text.startswith("info "):
-            terminalreporter.write_line(f"  {text}")
-
-
-def _properties(report: Any) -> Sequence[tuple[str, str]]:
-    return getattr(report, "user_properties", ())
