@@ -92,6 +92,77 @@ def test_the_training_data_evaluated_by_the_same_function_are_told_apart() -> No
     assert list(found[False].values) == pytest.approx(on_validation)
 
 
+class Drawn(Training):
+    """Without loaders: batches are drawn, and functions evaluate what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = {"train": torch.randn(48, 8), "val": torch.randn(16, 8)}
+
+    def batch(self, split: str) -> tuple[Tensor, Tensor]:
+        x = self.data[split][torch.randint(len(self.data[split]), (8,))]
+        return x, (x[:, 0] > 0).long()
+
+    def train(self) -> None:
+        self.model.train()
+        self.step(*self.batch("train"))
+
+    @torch.no_grad()
+    def loss(self, x: Tensor, y: Tensor) -> float:
+        self.model.eval()
+        return functional.cross_entropy(self.model(x), y).item()
+
+
+def by_a_variable(drawn: Drawn) -> dict[str, float]:
+    out = {}
+    for split in ("train", "val"):
+        out[split] = mean([drawn.loss(*drawn.batch(split)) for _ in range(3)])
+    return out
+
+
+def by_a_variable_of_an_earlier_call(drawn: Drawn) -> dict[str, float]:
+    out = {}
+    for split in ("train", "val"):
+        x, y = drawn.batch(split)
+        out[split] = drawn.loss(x, y)
+    return out
+
+
+def by_the_names_of_arguments(drawn: Drawn) -> dict[str, float]:
+    x_train, y_train = drawn.batch("train")
+    x_val, y_val = drawn.batch("val")
+    return {"train": drawn.loss(x_train, y_train), "val": drawn.loss(x_val, y_val)}
+
+
+@pytest.mark.parametrize(
+    "evaluate", [by_a_variable, by_a_variable_of_an_earlier_call, by_the_names_of_arguments]
+)
+def test_data_without_a_loader_are_told_apart_by_what_the_code_calls_them(
+    evaluate: Callable[[Drawn], dict[str, float]],
+) -> None:
+    drawn, seen = Drawn(), []
+    with trainlint.watch() as w:
+        for _ in range(3):
+            drawn.train()
+            seen.append(evaluate(drawn))
+    found = {trace.on_training_data: trace for trace in w.trace.evaluations}
+    assert len(w.trace.evaluations) == 2
+    assert list(found[True].values) == pytest.approx([each["train"] for each in seen])
+    assert list(found[False].values) == pytest.approx([each["val"] for each in seen])
+
+
+def test_a_variable_that_always_says_the_same_says_nothing() -> None:
+    drawn, phase = Drawn(), "train"
+    with trainlint.watch() as w:
+        for _ in range(3):
+            drawn.train()
+            x, y = drawn.batch("val")
+            drawn.loss(x, y)
+    (found,) = w.trace.evaluations
+    assert phase == "train"
+    assert not found.on_training_data
+
+
 def test_validation_in_the_middle_of_an_epoch() -> None:
     training = Training()
     with trainlint.watch() as w:

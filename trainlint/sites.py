@@ -113,6 +113,17 @@ def calling_site(depth: int = 1, until: CodeType | None = None) -> Site | None:
     return _site_from(sys._getframe(depth), until=until)
 
 
+def project_frames(most: int) -> list[FrameType]:
+    """The nearest calls in the user's own files, nearest first. A frame kept keeps what it holds alive."""
+    found: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(found) < most and frame.f_code not in _OUTERMOST:
+        if owner_of(frame.f_code.co_filename) == "project":
+            found.append(frame)
+        frame = frame.f_back
+    return found
+
+
 def is_caught(until: CodeType) -> bool:
     """Whether code outside torch and trainlint, up the stack, is inside a `try` that has handlers.
 

@@ -79,7 +79,6 @@ def decayed_norm_or_bias(trace: Trace, *, least: float = 1e-3) -> Iterator[Findi
         if not decayed or not optimizer.steps:
             continue
         model, first = decayed[0]
-        rate = max(optimizer.rates[0][1], default=0.0) if optimizer.rates else 0.0
         yield Finding(
             f"weight_decay={largest:g} also pulls at {len(decayed)} biases and scales of normalisations, "
             f"{first.name} first: it shrinks what they let through and does not regularise",
@@ -90,7 +89,7 @@ def decayed_norm_or_bias(trace: Trace, *, least: float = 1e-3) -> Iterator[Findi
                     f"give vectors a group without decay: {optimizer.kind}("
                     '[{"params": [p for p in model.parameters() if p.dim() > 1]}, '
                     '{"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}], '
-                    f"lr={rate:g}, weight_decay={largest:g})",
+                    f"lr={optimizer.rate:g}, weight_decay={largest:g})",
                     reason="He et al. 2018, section 3.1: no decay of what has one dimension or none",
                     obstacle="the call takes another form, of groups",
                     patches=[Patch.training("weight-decay", value=largest, matrices_only=True)],

@@ -91,7 +91,7 @@ def unscaled_accumulation(
         return
     for loss in trace.objectives:
         if loss.is_plain and _is_given_whole(trace, loss, passes):
-            rate = max(optimizer.rates[0][1], default=0.0) if optimizer.rates else 0.0
+            rate = optimizer.rate
             yield Finding(
                 f"each step of {optimizer.kind} follows the sum of {passes} gradients of mean losses: with "
                 f"lr={rate:g} it goes as far as a mean over all of them would with {passes * rate:g}",

@@ -15,6 +15,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from trainlint.observe.recorder import LOSS_FUNCTIONS, Recorder
+from trainlint.observe.splits import Splits, Surroundings
 from trainlint.observe.trace import EvaluationTrace
 from trainlint.sites import Site, calling_site, place_key
 from trainlint.tree import tensors
@@ -39,11 +40,15 @@ class _Pass:
 
 @dataclass
 class _Place:
-    """The passes in which one loss function, or model, is evaluated on one set of data."""
+    """The passes in which one loss function, or model, is evaluated on one set of data.
+
+    `data` is the dataset of the `DataLoader` that is passed over, `around` what is seen without one.
+    """
 
     kind: str
     site: Site | None
     data: int | None
+    around: Surroundings
     passes: list[_Pass] = field(default_factory=list)
 
 
@@ -60,6 +65,8 @@ class Evaluations:
         self._pass: tuple[Any, int] | None = None
         self._batches = 0
         self._data: int | None = None
+        self._splits = Splits()
+        self._around = Surroundings()
         # A pass over data began, and no forward without a graph nor a backward pass came yet.
         self._is_new = False
         self._trained_on: set[int] = set()
@@ -70,7 +77,7 @@ class Evaluations:
     def passes(self, loader: Any) -> None:
         """A pass over this `DataLoader` begins."""
         self.leave()
-        self._data = id(getattr(loader, "dataset", loader))
+        self._data, self._around = id(getattr(loader, "dataset", loader)), Surroundings()
         self._is_new = True
 
     def trains(self) -> None:
@@ -91,7 +98,9 @@ class Evaluations:
     def forward(self, root: int, output: Any, step: int, site: Site | None) -> Tensor | None:
         """A forward without a graph has ended. Note its loss, which is returned, or look out for one."""
         self._is_new = False
-        key = (root, place_key(site), self._data)
+        if self._data is None:
+            self._around = self._splits.around()
+        key = (root, place_key(site), self._data, self._around)
         if self._pass != (key, step):
             self._pass, self._batches = (key, step), 0
         number, self._batches = self._batches, self._batches + 1
@@ -139,12 +148,12 @@ class Evaluations:
     def _add(self, kind: str, site: Site | None, step: int, loss: Tensor, weight: int) -> None:
         value: Any = loss.detach()
         value = float(value) if value.device.type == "cpu" else value.float().reshape(())
-        key = (kind, place_key(site), self._data)
+        key = (kind, place_key(site), self._data, self._around)
         place = self._places.get(key)
         if place is None:
             if len(self._places) >= MOST_PLACES:
                 return
-            place = self._places[key] = _Place(kind, site, self._data)
+            place = self._places[key] = _Place(kind, site, self._data, self._around)
         if place.passes and place.passes[-1].step == step:
             last = place.passes[-1]
             last.total, last.weight = last.total + weight * value, last.weight + weight
@@ -155,6 +164,15 @@ class Evaluations:
 
     # ------------------------------------------------------------------ the end
 
+    def _is_on_training_data(self, place: _Place) -> bool:
+        if place.data is not None:
+            return place.data in self._trained_on
+        return place.around.is_training(
+            other.around
+            for other in self._places.values()
+            if other.kind == place.kind and place_key(other.site) == place_key(place.site)
+        )
+
     def trace(self) -> list[EvaluationTrace]:
         """What was seen at each place, fetched from the device."""
         return [
@@ -163,7 +181,7 @@ class Evaluations:
                 place.site,
                 [one.step for one in place.passes],
                 [float(one.total) / one.weight for one in place.passes],
-                place.data in self._trained_on,
+                self._is_on_training_data(place),
             )
             for place in self._places.values()
         ]

@@ -137,6 +137,12 @@ class OptimizerTrace:
     backward_at: Sequence[Site | None] = field(default=(), repr=False)
     driver: str = ""
 
+    @property
+    def rate(self) -> float:
+        """The largest learning rate that its groups were given, before any schedule; 0 if none is known."""
+        given = [group.get("initial_lr", group.get("lr")) for group in self.groups]
+        return max((float(rate) for rate in given if rate is not None), default=0.0)
+
 
 @dataclass(frozen=True)
 class ClipTrace:
