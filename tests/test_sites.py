@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,8 @@ from torch import nn
 from trainlint.sites import (
     INITIALIZATIONS,
     SITE_ATTRIBUTE,
+    Initializations,
+    calling_site,
     construction_site,
     owner_of,
     recording,
@@ -184,6 +187,51 @@ def test_the_last_fill_of_a_parameter_is_known(tmp_path: Path) -> None:
         assert (seen[1].filename, seen[1].row) == (str(tmp_path / "net.py"), row), name
     default = INITIALIZATIONS.of(net.d.weight)
     assert default is None or default[1].row == 4  # torch's own fill, at the user's constructor
+
+
+def test_a_fill_is_known_after_a_model_has_moved(tmp_path: Path) -> None:
+    net = load(
+        tmp_path / "net.py",
+        """
+        model = nn.Linear(2, 2)
+        nn.init.zeros_(model.weight)
+        model.double()
+        """,
+    )
+    seen = INITIALIZATIONS.of(net.model.weight)
+    assert seen is not None
+    assert (seen[0], seen[1].row) == ("zeros_", 5)
+
+
+def test_no_note_on_a_fill_holds_a_tensor() -> None:
+    notes = Initializations()
+    site = calling_site()
+    value = (torch.ones(2, requires_grad=True) * 2).sum()
+    tensor, other = torch.empty(3), torch.empty(3)
+    notes.note(tensor, "fill_", site, (value,))
+    notes.note(other, "fill_", site, (2.0,))
+    seen = notes.of(tensor)
+    assert seen is not None
+    assert seen[0] == "fill_"
+    assert notes.declared(tensor) is None
+    assert notes.declared(other) == ("fill_", (2.0,), {})
+    alive = weakref.ref(value)
+    del value
+    assert alive() is None
+
+
+def test_notes_on_tensors_that_are_gone_are_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainlint.sites._MOST_FILLS", 8)
+    notes = Initializations()
+    site = calling_site()
+    kept = torch.empty(3)
+    notes.note(kept, "zero_", site)
+    for rounds in range(5):
+        for tensor in [torch.empty(3 + rounds) for _ in range(6)]:
+            notes.note(tensor, "zero_", site)
+        del tensor
+    assert len(notes._by_storage) <= 16
+    assert notes.of(kept) is not None
 
 
 # ---------------------------------------------------------------------- no trace

@@ -596,10 +596,17 @@ import torch
 from torch import nn
 
 torch.manual_seed(0)
-layers = [nn.Linear(8, 64), nn.Sigmoid()]
-for _ in range(7):
-    layers += [nn.Linear(64, 64), nn.Sigmoid()]
-model = nn.Sequential(*layers, nn.Linear(64, 2))
+model = nn.Sequential(
+    nn.Linear(8, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 64), nn.Sigmoid(),
+    nn.Linear(64, 2),
+)
 optimizer = torch.optim.Adam(model.parameters())
 for _ in range(25):
     x = torch.randn(64, 8)
@@ -630,3 +637,7 @@ def test_a_script_is_joined_to_its_graph(
         assert "measured in training: gradient" in codes["ARC008"].message
         assert codes["ARC008"].filename == str(script)
         assert "GRD001" in [symptom.code for symptom in codes["ARC008"].symptoms]
+        # Who filled the weights is known in a run as it is in a check, and so is what it takes to edit it.
+        first = codes["ARC008"].fixes[0]
+        assert "He initialisation" in first.title
+        assert any("kaiming_normal_" in edit.content for edit in first.edits), first.obstacle

@@ -221,6 +221,7 @@ class Initializations:
 
     def __init__(self) -> None:
         self._by_storage: dict[int, tuple[Any, str, Site, Any, Any]] = {}
+        self._most = _MOST_FILLS
         self._declared: dict[int, tuple[weakref.ref[Any], str, Site | None, Any, Any]] = {}
 
     def note(
@@ -238,11 +239,36 @@ class Initializations:
             return
         if site is None:
             return
+        self._keep(tensor, function, site, *_without_tensors(args, kwargs or {}))
+
+    def _keep(
+        self, tensor: torch.Tensor, function: str, site: Site, args: Any, kwargs: Any
+    ) -> None:
         # `p.data.zero_()` writes through an alias, so the address of the storage is the key. Once that
         # storage is gone, another may get its address.
         storage = tensor.untyped_storage()
-        noted = (weakref.ref(storage), function, site, args, dict(kwargs or {}))
+        noted = (weakref.ref(storage), function, site, args, kwargs)
         self._by_storage[storage.data_ptr()] = noted
+        if (
+            len(self._by_storage) > self._most
+        ):  # a training may fill new tensors at each of its steps
+            alive = {key: kept for key, kept in self._by_storage.items() if kept[0]() is not None}
+            self._by_storage, self._most = alive, max(_MOST_FILLS, 2 * len(alive))
+
+    @contextlib.contextmanager
+    def kept(self, parameters: Mapping[str, torch.Tensor | None]) -> Iterator[None]:
+        """What is known of these goes on to what they are afterwards, on another device for instance."""
+        known = {
+            name: noted
+            for name, parameter in parameters.items()
+            if parameter is not None and (noted := self._noted(parameter)) is not None
+        }
+        yield
+        for name, noted in known.items():
+            with contextlib.suppress(Exception):
+                parameter = parameters.get(name)
+                if parameter is not None and not parameter.is_meta and not self._noted(parameter):
+                    self._keep(parameter, *noted)
 
     def of(self, parameter: torch.Tensor) -> tuple[str, Site] | None:
         """(function name, site) of the last fill of this parameter, or None."""
@@ -267,13 +293,26 @@ class Initializations:
         """(function, further arguments) that filled a tensor, or would have if it had values; or None."""
         if not parameter.is_meta:
             filled = self._noted(parameter)
-            return None if filled is None else (filled[0], filled[2], filled[3])
+            if filled is None or filled[2] is None:
+                return None
+            return filled[0], filled[2], filled[3]
         noted = self._declared.get(id(parameter))
         if noted is None or noted[0]() is not parameter:
             return None
         return noted[1], noted[3], noted[4]
 
 
+def _without_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The arguments of a fill, (None, None) where one is a tensor: to keep it would keep its graph."""
+    from torch import Tensor
+
+    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return None, None
+    return args, dict(kwargs)
+
+
+# Notes on fills that are kept before those of tensors that are gone are thrown away.
+_MOST_FILLS: Final = 4096
 INITIALIZATIONS: Final = Initializations()
 _INIT_FUNCTIONS: Final = (
     "uniform_ normal_ trunc_normal_ constant_ ones_ zeros_ eye_ dirac_ xavier_uniform_ "
@@ -303,9 +342,45 @@ def construction_sites() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def filling_sites() -> Iterator[None]:
+    """Note where weights are filled within, also where a model is then moved to another device."""
+    import torch
+    from torch import Tensor, nn
+
+    def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(function)
+        def fill(*args: Any, **kwargs: Any) -> Any:
+            # The compiler takes this for a constant, and what is behind it for code that never runs.
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, Tensor):
+                options = {key: value for key, value in kwargs.items() if key != "tensor"}
+                with contextlib.suppress(Exception):
+                    INITIALIZATIONS.note(tensor, name, calling_site(2), args[1:], options)
+            return result
+
+        return fill
+
+    original_apply: Any = nn.Module._apply
+
+    @wraps(original_apply)
+    def apply(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with INITIALIZATIONS.kept(self._parameters):
+            return original_apply(self, *args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(nn.Module, "_apply", apply))
+        for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, _FILLING_METHODS)):
+            for name in names:
+                stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))
+        yield
+
+
+@contextlib.contextmanager
 def recording() -> Iterator[None]:
     """Note where modules, optimizers and loaders are constructed within, and where weights are filled."""
-    from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.utils.data import DataLoader
 
@@ -320,27 +395,12 @@ def recording() -> Iterator[None]:
 
         return init_with_site
 
-    def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @wraps(function)
-        def fill(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs)
-            tensor = args[0] if args else kwargs.get("tensor")
-            if isinstance(tensor, Tensor):
-                options = {key: value for key, value in kwargs.items() if key != "tensor"}
-                with contextlib.suppress(Exception):
-                    INITIALIZATIONS.note(tensor, name, calling_site(2), args[1:], options)
-            return result
-
-        return fill
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(construction_sites())
+        stack.enter_context(filling_sites())
         for kind, sites in ((Optimizer, _OPTIMIZER_SITES), (DataLoader, _LOADER_SITES)):
             init = sited(vars(kind)["__init__"], sites)
             stack.enter_context(replaced(kind, "__init__", init))
-        for owner, names in ((nn.init, _INIT_FUNCTIONS), (Tensor, _FILLING_METHODS)):
-            for name in names:
-                stack.enter_context(replaced(owner, name, noted(getattr(owner, name), name)))
         yield
 
 

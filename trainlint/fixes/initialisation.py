@@ -98,7 +98,7 @@ def initialised(
         filled = INITIALIZATIONS.of(start.tensor)
         made = None if start.node is None else graph.constructed(start.node)
         if filled is None and made is not None:
-            return refused(f"{start.name} is set in another way than by a call that fills it")
+            return refused(f"{start.name} is copied or assigned, not filled by a call")
         if filled is None or (made is not None and filled[1].key == made.key):
             default.append(start)
         else:

@@ -90,7 +90,7 @@ class _Watch:
         from trainlint.observe.hooks import observed
         from trainlint.observe.observer import TrainingObserver
         from trainlint.observe.pace import FREE
-        from trainlint.sites import construction_sites
+        from trainlint.sites import construction_sites, filling_sites
 
         self._observer = TrainingObserver(
             period=self._job.every,
@@ -99,6 +99,7 @@ class _Watch:
             before_training=self._look_at_graph if self._job.static else None,
         )
         self._stack.enter_context(construction_sites())
+        self._stack.enter_context(filling_sites())
         self._problem = self._stack.enter_context(observed(self._observer))
 
     def _look_at_graph(self, model: Any, args: Any, kwargs: Any) -> None:
