@@ -90,7 +90,7 @@ class Change:
             tree = ast.parse(spliced(self.text.text[start:end], splices))
         except (SyntaxError, ValueError, RecursionError):
             return False
-        return ast.dump(tree) == ast.dump(ast.Module(self._rebuilt(part), []))
+        return ast.dump(tree) == ast.dump(ast.Module(self.rebuilt(part), []))
 
     def _touched(self, body: list[ast.stmt]) -> tuple[list[ast.stmt], tuple[int, int]]:
         """The statements of the top level that the change touches, and the lines that are theirs."""
@@ -112,7 +112,8 @@ class Change:
             return everything
         return body[first : last + 1], (start, end)
 
-    def _rebuilt(self, part: list[ast.stmt]) -> list[ast.stmt]:
+    def rebuilt(self, part: Sequence[ast.stmt]) -> list[ast.stmt]:
+        """What becomes of some statements of the text."""
         touched: set[ast.AST] = set()
         marked = [part.node for part in self.rewrites] + [part.beside for part in self.insertions]
         for node in [*marked, *self.deleted]:

@@ -90,19 +90,7 @@ def _without_operation(text: SourceText, call: ast.Call) -> Change:
     statement = text.parents[call]
     if isinstance(statement, ast.Expr):
         return deleted(text, statement)
-    operand = operand_of(text, call)
-    if (
-        isinstance(statement, ast.Assign)
-        and statement.value is call
-        and isinstance(operand, ast.Name)
-        and [target.id for target in statement.targets if isinstance(target, ast.Name)]
-        == [operand.id] * len(statement.targets)
-    ):
-        try:
-            return deleted(text, statement)
-        except Refused:
-            pass
-    return unwrapped(text, call, operand)
+    return unwrapped(text, call, operand_of(text, call))
 
 
 def _without_last(text: SourceText, call: ast.Call) -> Change:

@@ -395,7 +395,7 @@ class SourceEdits:
         patches: Sequence[Patch] = (),
     ) -> Fix:
         try:
-            changes = merged(list(build()))
+            changes = [statements.tidied(change) for change in merged(list(build()))]
         except Refused as refusal:
             return Fix(title, obstacle=str(refusal), reason=reason, patches=list(patches))
         edits = [edit for change in changes for edit in change.edits]

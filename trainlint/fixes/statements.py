@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from dataclasses import replace
 from typing import Any, Final
 
 from trainlint.fixes.changes import Change, Insertion, Refused, Rewrite, checked
+from trainlint.fixes.scopes import scope_of
 from trainlint.fixes.text import SourceText, significant
 
 _BLANKS: Final = " \t\f"
@@ -198,6 +200,64 @@ def _cut(text: SourceText, statement: ast.stmt) -> tuple[int, int, str]:
         if [c for _, c in significant(text.text, before, start)] == [";"]:
             return before, end, ""
     raise Refused("the statement shares its line with others")
+
+
+def tidied(change: Change) -> Change:
+    """The change, where it leaves a name assigned to itself, `x = x`, without that statement."""
+    text = change.text
+    touched = (text.statement_of(rewrite.node) for rewrite in change.rewrites)
+    for statement in dict.fromkeys(touched):
+        made = [] if statement is None else change.rebuilt([statement])
+        if statement is None or len(made) != 1 or not _is_idle(made[0]):
+            continue
+        if isinstance(scope_of(text, statement), ast.ClassDef):
+            continue  # it gives the class a name of the module's
+        try:
+            without = _rest_of(change, statement) + _vanished(text, statement)
+        except Refused:
+            continue
+        change = without if without.agrees() else change
+    return change
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    if not isinstance(statement, ast.Assign):
+        return False
+    names = [_names_in(node) for node in (statement.value, *statement.targets)]
+    return names[0] is not None and all(other == names[0] for other in names[1:])
+
+
+def _names_in(node: ast.expr) -> Any:
+    """The name, or a tuple of such, None where it is more than names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if not isinstance(node, ast.Tuple):
+        return None
+    parts = tuple(map(_names_in, node.elts))
+    return None if None in parts else parts
+
+
+def _rest_of(change: Change, statement: ast.stmt) -> Change:
+    """What a change does besides that to one statement."""
+    first, last = change.text.span(statement)
+    inside = set(ast.walk(statement))
+    return replace(
+        change,
+        splices=tuple(s for s in change.splices if not first <= s[0] <= s[1] <= last),
+        rewrites=tuple(part for part in change.rewrites if part.node not in inside),
+    )
+
+
+def _vanished(text: SourceText, statement: ast.stmt) -> Change:
+    """A statement taken out, or `pass` where nothing would be left. Raises `Refused`."""
+    if len(block_of(text, statement)) > 1:
+        return deleted(text, statement)
+    start, end = text.span(statement)
+    if text.comments(start, end):
+        raise Refused("a comment stands in the text to be removed")
+    return Change(
+        text, ((start, end, "pass"),), (Rewrite(statement, "pass", lambda _: ast.Pass()),)
+    )
 
 
 def moved_before(text: SourceText, statement: ast.stmt, other: ast.stmt) -> Change:
