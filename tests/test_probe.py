@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import trainlint
 from trainlint.config import Config
+from trainlint.fixes.source import apply
 from trainlint.probe.batches import ProbeProblem, batches, first_samples, size_of, split
 from trainlint.probe.setup import setup_of
 
@@ -662,3 +663,18 @@ def test_an_optimizer_that_a_function_makes_has_its_line_and_its_edit(tmp_path: 
     (found,) = result.found("OPT003")
     assert found["location"]["row"] == 11
     assert [edit["location"]["row"] for edit in found["fixes"][0]["edits"]] == [5]
+
+
+def test_an_optimizer_of_a_model_made_before_is_moved_behind_the_one_that_is_trained(
+    tmp_path: Path,
+) -> None:
+    later = "model = make()\n"
+    text = FUNCTION.replace("model = nn", "make = lambda: nn").replace(
+        "def optimizer(model):\n    return ", f"{later}optimizer = "
+    )
+    (tmp_path / "net.py").write_text(f"{text}{later}")
+    report = trainlint.check(tmp_path / "net.py", select=["OPT001"], stages=("probe",))
+    (fix,) = report.findings[0].fixes
+    assert fix.safety == "safe"
+    mended = apply((tmp_path / "net.py").read_text(), fix.edits)
+    assert mended.endswith(f"{later}optimizer = torch.optim.Adam(model.parameters(), lr=RATE)\n")

@@ -142,7 +142,7 @@ def over_all(
         and node.func.attr in ("parameters", "named_parameters")
     }
     (root,) = roots if len(roots) == 1 else (None,)
-    if root is None or root not in _names_of(edits, model, text):
+    if root is None or root not in _names_of(edits, model, text, made):
         raise Refused("what it is given is no part of one model by its name")
     if ast.unparse(given) == f"{root}.parameters()":
         raise Refused("it is given all that the model had when it was made")
@@ -171,7 +171,7 @@ def made_later(
         name
         for traced in trace.models
         if traced.name == model
-        for name in _names_of(edits, traced, text)
+        for name in _names_of(edits, traced, text, made)
     }
     own = roots & called
     if len(own) != 1 or len(inner.targets) != 1 or not is_path(inner.targets[0]):
@@ -199,9 +199,9 @@ def _given(made: ast.Call) -> ast.expr | None:
     return None if isinstance(given, ast.Starred) else given
 
 
-def _names_of(edits: SourceEdits, model: ModelTrace, text: SourceText) -> set[str]:
-    """What the model is called by where it is called, in this file."""
-    names = set()
+def _names_of(edits: SourceEdits, model: ModelTrace, text: SourceText, made: ast.Call) -> set[str]:
+    """What the model is called by where it is called, in this file, or where the optimizer is `made`."""
+    names = set(model.called if text.function_of(made) is None else ())
     for site in model.trained_at or (model.site,):
         with contextlib.suppress(Refused):
             where, forward = call(edits, site, "the model")

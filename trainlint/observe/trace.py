@@ -313,7 +313,8 @@ class ModelTrace:
     of it. `layers` maps the paths of its modules to where they were constructed. `neglected` names
     trainable parameters that had a gradient when an optimizer stepped, and are in none. `inputs` are what
     reaches its layers straight from the data. `dropout` is the largest probability of its dropout layers.
-    `trained_at` is where those of its forwards are called that a backward pass reaches.
+    `trained_at` is where those of its forwards are called that a backward pass reaches. `called` are its
+    names at the top level of its file, where they are known.
     """
 
     name: str
@@ -327,6 +328,7 @@ class ModelTrace:
     inputs: Sequence[InputTrace] = ()
     dropout: float = 0.0
     trained_at: Sequence[Site | None] = field(default=(), repr=False)
+    called: frozenset[str] = frozenset()
 
     def place_of(self, name: str) -> Site | None:
         """Where the layer of a parameter was constructed, else where the model is called."""

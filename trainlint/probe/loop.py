@@ -148,7 +148,7 @@ def train(
     broken = problem()
     if broken is not None:
         raise ProbeProblem(f"watching stopped: {type(broken).__name__}: {broken}")
-    trace = _located(observer.trace(), setup)
+    trace = _located(observer.trace(), setup, type(model).__name__)
     trace = _cut_short(trace) if ended is _DECIDED else _measured(trace, meter)
     trace = replace(trace, notes=[*trace.notes, *notes])
     return Ran(trace, ended, failed, ended is _DECIDED)
@@ -314,12 +314,19 @@ def _is_users(site: Site | None) -> bool:
     return site is not None and owner_of(site.project.filename) == "project"
 
 
-def _located(trace: Trace, setup: Setup) -> Trace:
-    """Our loop has no place of the user's: a loss or an optimizer is named where it was made."""
+def _located(trace: Trace, setup: Setup, model: str) -> Trace:
+    """Our loop has no place of the user's: a loss or an optimizer is named where it was made.
+
+    The `model`, by its class, is known by the names that it has.
+    """
     loss, optimizer = setup.loss_site(), setup.optimizer_site()
     return replace(
         trace,
         own=setup.own,
+        models=[
+            replace(each, called=setup.model) if each.name == model else each
+            for each in trace.models
+        ],
         objectives=[
             objective if _is_users(objective.site) else replace(objective, site=loss)
             for objective in trace.objectives

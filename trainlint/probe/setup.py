@@ -42,7 +42,7 @@ class Setup:
     user's own loop, `step` is a `training_step(batch, index)`. `names` says what each was called.
     `judge` is the file's loss layer where `loss` stands for it, `place` where the file calls it. `why` says
     what speaks against a training with what there is. `around` is entered around each training, inside of
-    what observes it.
+    what observes it. `model` is what the model itself is called.
     """
 
     loss: Callable[..., Any] | None = None
@@ -56,6 +56,7 @@ class Setup:
     place: Any = None
     why: str = ""
     around: Callable[[], AbstractContextManager[Any]] | None = None
+    model: frozenset[str] = frozenset()
 
     def entered(self) -> AbstractContextManager[Any]:
         """What a training with this is done within."""
@@ -131,7 +132,8 @@ def setup_of(
         return Setup(why=_whose(model, namespace))
     train_loader = first("train_loader", TRAIN_LOADERS, _is_loader)
     val_loader = first("val_loader", VAL_LOADERS, _is_loader)
-    setup = Setup(loss, optimizer, train_loader, val_loader, names=names)
+    own = frozenset(name for name, value in namespace.items() if value is model)
+    setup = Setup(loss, optimizer, train_loader, val_loader, names=names, model=own)
     for name in _LOOPS if loops else ():
         loop = _bound_loop(namespace.get(name), model, namespace)
         if loop is not None:
