@@ -29,6 +29,7 @@ from trainlint.records import (
     Location,
     ModelGraph,
     ModelSeries,
+    Repeat,
     Report,
     ReportedFinding,
     Series,
@@ -542,3 +543,12 @@ def test_words_stand_out_from_what_is_behind_them(theme: str, page: str) -> None
     parts = ("train", "validation", "bar", "l2", "l3", "l4", "l5", "cold", "hot", "heat")
     assert [pair for pair in words if contrast(*pair) < 4.5] == []
     assert [name for name in parts if contrast(name, "paper") < 3] == []
+
+
+def test_trainings_with_other_seeds_are_thin_lines_in_the_same_picture() -> None:
+    again = Repeat(8, 400, [(0, 2.0), (399, 1.9)])
+    series = Series(50, 50, "loss", None, [], [(0, 2.0), (49, 2.1)], repeats=[again])
+    page = rendered(Report([], [TargetResult("net.py", "ok", series=series)]), "html")
+    assert page.count('class="line train"') == page.count('class="line train again"') == 1
+    assert "train, seed 8" in page
+    assert "thin: the same with another seed, up to 400 steps" in page

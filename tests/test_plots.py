@@ -435,6 +435,14 @@ def test_no_series_where_nothing_was_trained() -> None:
     assert series_of(trace(steps=0, losses=[], recorded=[])) is None
 
 
+def test_further_trainings_stand_beside_the_first_where_they_are_of_the_same_loss() -> None:
+    longer = trace(steps=12, losses=[(step, 1.0) for step in range(12)])
+    found = series_of(trace(), {8: longer, 9: trace(losses=[])})
+    assert found is not None
+    (repeat,) = found.repeats
+    assert (repeat.seed, repeat.steps, len(repeat.train)) == (8, 12, 12)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5000), st.floats()), max_size=1000))
 @settings(deadline=None)
 def test_losses_are_thinned_and_nothing_that_is_not_finite_is_lost(

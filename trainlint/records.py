@@ -169,6 +169,15 @@ class ModelSeries(msgspec.Struct, frozen=True):
     activations: list[ActivationSeries] = []
 
 
+class Repeat(msgspec.Struct, frozen=True):
+    """The same training with another seed, of as many steps or more; points as in a `Series`."""
+
+    seed: int
+    steps: int
+    train: list[tuple[int, Figure]]
+    validation: list[tuple[int, Figure]] = []
+
+
 class Series(msgspec.Struct, frozen=True):
     """What pictures are drawn of: a training as far as it was seen.
 
@@ -178,7 +187,7 @@ class Series(msgspec.Struct, frozen=True):
     training's targets, where it is known. A point of `train` is a mean over several steps where
     there were more; one of `validation` is a mean over a pass. `bands` are (step, lowest, highest) of those
     points whose error is known: mean ± 2 standard errors. `optimizers` are the classes of what made the
-    steps.
+    steps. `repeats` are further trainings, with which findings were confirmed.
     """
 
     steps: int
@@ -190,6 +199,7 @@ class Series(msgspec.Struct, frozen=True):
     validation: list[tuple[int, Figure]] = []
     bands: list[tuple[int, Figure, Figure]] = []
     optimizers: list[str] = []
+    repeats: list[Repeat] = []
 
 
 class Spread(msgspec.Struct, frozen=True):

@@ -225,7 +225,9 @@ class _Check:
                     [] if probe is None else probe.notes(),
                 ),
             ],
-            series=series_of(self.facts.get("Trace")) if "probe" in self.stages else None,
+            series=None
+            if "probe" not in self.stages
+            else series_of(self.facts.get("Trace"), None if probe is None else probe.again),
             graph=self._outline() if self.settings.graphs else None,
         )
         return Analysis(diagnose([f for outcome in outcomes for f in outcome.findings]), result)

@@ -19,7 +19,7 @@ from trainlint.observe.trace import (
     Trace,
     layer_of,
 )
-from trainlint.records import ActivationSeries, Figure, LayerSeries, ModelSeries, Series
+from trainlint.records import ActivationSeries, Figure, LayerSeries, ModelSeries, Repeat, Series
 
 MOST_POINTS: Final = 200
 _MOST_FIGURES: Final = 50
@@ -29,20 +29,16 @@ _DIGITS: Final = 4
 Points = Sequence[tuple[int, float]]
 
 
-def series_of(trace: Trace) -> Series | None:
-    """The figures of a training; None where nothing was trained."""
+def series_of(trace: Trace, again: Mapping[int, Trace] | None = None) -> Series | None:
+    """The figures of a training; None where nothing was trained. `again` are others of it, by seed."""
     if not trace.steps and not trace.losses:
         return None
-    kind, validation = _validation(trace)
-    loss, train, guess = _train(trace, kind)
-    bands: list[tuple[int, Figure, Figure]] = []
-    measured = trace.generalization
-    if measured is not None and loss in ("backward", measured.loss) and measured.unit == "sample":
-        if "loop" not in trace.own or not validation:  # passes of ours, of a few batches
-            validation = [(point.step, point.validation.mean) for point in measured.checkpoints]
-            guess = measured.guess if guess is None else guess
-        shown = {step for step, _ in validation}
-        bands = [band for band in _bands(measured) if band[0] in shown]
+    loss, guess, train, validation, bands = _curves(trace)
+    repeats = []
+    for seed, other in (again or {}).items():
+        same, _, points, passes, _ = _curves(other)
+        if same == loss and points:
+            repeats.append(Repeat(seed, other.steps, _thinned(points), _thinned(passes)))
     return Series(
         trace.steps,
         len(trace.recorded),
@@ -56,7 +52,25 @@ def series_of(trace: Trace) -> Series | None:
         _thinned(validation),
         bands,
         list(dict.fromkeys(optimizer.kind for optimizer in trace.optimizers if optimizer.steps)),
+        repeats,
     )
+
+
+def _curves(
+    trace: Trace,
+) -> tuple[str, float | None, Points, Points, list[tuple[int, Figure, Figure]]]:
+    """The loss's name, a guess's, the training's points, the validation's, and those of its bands."""
+    kind, validation = _validation(trace)
+    loss, train, guess = _train(trace, kind)
+    bands: list[tuple[int, Figure, Figure]] = []
+    measured = trace.generalization
+    if measured is not None and loss in ("backward", measured.loss) and measured.unit == "sample":
+        if "loop" not in trace.own or not validation:  # passes of ours, of a few batches
+            validation = [(point.step, point.validation.mean) for point in measured.checkpoints]
+            guess = measured.guess if guess is None else guess
+        shown = {step for step, _ in validation}
+        bands = [band for band in _bands(measured) if band[0] in shown]
+    return loss, guess, train, validation, bands
 
 
 def _bands(measured: Generalization) -> Iterator[tuple[int, Figure, Figure]]:

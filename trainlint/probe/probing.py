@@ -75,6 +75,8 @@ class Probe:
     target: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ran: Ran | None = None
+    # Further trainings, by their seeds.
+    again: dict[int, Trace] = field(default_factory=dict)
     _first: list[Batch] = field(default_factory=list)
     _pools: dict[str, Pool] = field(default_factory=dict)
     _note: str = ""
@@ -102,6 +104,8 @@ class Probe:
             raise FactUnavailable(f"the training raised {ran.ended}" if ran.failed else ran.ended)
         if seed == 0:
             self.ran, self._took = ran, took
+        else:
+            self.again[seed] = ran.trace
         return ran.trace
 
     def memorisation(self) -> Memorisation:

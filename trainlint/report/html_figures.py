@@ -92,6 +92,12 @@ def _losses(series: Series) -> str:
         for name, points in (("train", series.train), ("validation", series.validation))
         if len(points) > 1
     ]
+    lines += [
+        Curve(f"{name}, seed {repeat.seed}", finite(points), f"{name} again")
+        for repeat in series.repeats
+        for name, points in (("train", repeat.train), ("validation", repeat.validation))
+        if len(points) > 1
+    ]
     if not lines:
         return ""
     guess = _number(series.guess)
@@ -100,6 +106,10 @@ def _losses(series: Series) -> str:
     words = keys_of(lines, GUESS if level else "")
     if bands and any(line.band for line in lines):
         words += '<span class="hint">band: mean ± 2 standard errors</span>'
+    if series.repeats:
+        most = max(repeat.steps for repeat in series.repeats)
+        longer = f", up to {most} steps" if most > series.steps else ""
+        words += f'<span class="hint">thin: the same with another seed{longer}</span>'
     return figure(title, words, curves(title, STEPS, lines, level))
 
 

@@ -139,6 +139,12 @@ Series: A training as far as it was seen.
   validation: Points: optimizer steps before, validation loss.
   bands: Steps, lowest and highest: the mean ± 2 standard errors.
   optimizers: The classes of the optimizers that made the steps.
+  repeats: The same with other seeds, where findings were confirmed by one.
+Repeat: The same training with another seed.
+  seed: The seed of the order of the data, and of dropout.
+  steps: Optimizer steps: as many, or more.
+  train: Points: optimizer steps before, training loss.
+  validation: Points: optimizer steps before, validation loss.
 ModelSeries: A model that is trained.
   model: Its class or name.
   layers: In order of execution.
