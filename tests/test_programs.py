@@ -122,6 +122,7 @@ NOT = {
     "functions in a circle": ("trainer = one()\n    trainer.fit(x)",
         "def one():\n    return two()\ndef two():\n    return one()\n"),
 }  # fmt: skip
+OWN = "class Own:\n    def fit(self):\n        loss.backward()\n        opt.step()\n"
 STATEMENTS = {
     "main()\n": "main() trains",
     "sys.exit(main())\n": "main() trains",
@@ -134,6 +135,10 @@ STATEMENTS = {
     "model = main()\n": "",
     "if TRAIN:\n    main()\n": "",
     "seed(0)\n": "",
+    "parser.set_defaults(run=main)\n": "",
+    "for name, each in {'train': main}.items():\n    register(name, each)\n": "",
+    "model = Own()\nmodel.fit()\n": "model.fit() trains",
+    "model = Own()\nmodel.forward(main)\n": "",
     "L.Trainer().fit(Net(), seed(0))\n": "L.Trainer().fit() trains",
 }
 
@@ -172,7 +177,7 @@ def test_what_trains_nothing_is_no_training(case: str) -> None:
 
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_statements_that_are_the_program(statement: str) -> None:
-    source = f"{LIGHTNING}{NET}def seed(n): ...\n{LOOP.format(name='main()')}{statement}"
+    source = f"{LIGHTNING}{NET}{OWN}def seed(n): ...\n{LOOP.format(name='main()')}{statement}"
     program = script(source)
     tree = SourceText("train.py", source).tree
     assert tree is not None

@@ -19,6 +19,8 @@ from trainlint.targets.trainers import is_backward_of_library, is_optimizer, tra
 
 _OPTIMIZER: Final = re.compile(r"opt|scaler", re.IGNORECASE)
 _LOOPS: Final = (ast.For, ast.AsyncFor, ast.While)
+# They call the functions that they are given: fire, typer, torch.multiprocessing, accelerate.
+_RUNNERS: Final = frozenset("Fire run cli launch spawn notebook_launcher debug_launcher".split())
 # Classes whose methods nobody but the file itself calls by their names.
 _PLAIN_BASES: Final = frozenset({"object", "ABC", "abc.ABC", "Protocol", "Generic"})
 
@@ -95,7 +97,7 @@ class Script:
         value = node.exc if isinstance(node, ast.Raise) else getattr(node, "value", None)
         if not isinstance(node, (ast.Expr, ast.Raise)) or not isinstance(value, ast.Call):
             return ""
-        own = [name for name in _names(node) if name in self._origins.functions]
+        own = [name for name in _run_by(node) if name in self._origins.functions]
         loop = self._first(self._reached([node]))
         if loop is None:
             return "main() is the program" if "main" in own else ""
@@ -117,7 +119,9 @@ class Script:
         waiting = list(starts)
         while waiting:
             for place in waiting:
-                names |= set(_names(place.node))
+                is_program = place.name or is_main_guard(place.node)
+                used = set(_names(place.node)) if is_program else set(_run_by(place.node))
+                names |= used | {made for name in used for made in self._origins.callees(name)}
                 attributes |= {
                     part.attr for part in ast.walk(place.node) if isinstance(part, ast.Attribute)
                 }
@@ -227,6 +231,22 @@ def command(label: str, module: str | None = None) -> str:
 
 def _names(node: ast.AST) -> list[str]:
     return [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+
+
+def _run_by(node: ast.AST) -> Iterator[str]:
+    """The names that a statement calls, or gives to what calls them; not `commands.add(train)`."""
+    for call in _calls(node):
+        callee = call.func
+        while isinstance(callee, ast.Attribute):
+            callee = callee.value
+        if isinstance(callee, ast.Name):
+            yield callee.id
+        if (_last(call.func) or "") in _RUNNERS:
+            yield from (name for part in call.args for name in _names(part))
+
+
+def _last(callee: ast.expr) -> str | None:
+    return getattr(callee, "attr", None) or getattr(callee, "id", None)
 
 
 def _calls(node: ast.AST) -> Iterator[ast.Call]:

@@ -63,6 +63,12 @@ class Provenance:
         """The makers of all that a call is given, also within lists and tuples."""
         return self._united(_given(call, scope), set())
 
+    def callees(self, name: str) -> list[str]:
+        """What is called by its plain name to make the value of a name at module level."""
+        values = self._assignments(self._tree).get(name, ())
+        calls = (value.func for value in values if isinstance(value, ast.Call))
+        return [callee.id for callee in calls if isinstance(callee, ast.Name)]
+
     def named(self, node: ast.expr, scope: Scope) -> set[str]:
         """What a callee is by the file's imports: `{"torch.optim.SGD"}` for `optim.SGD`."""
         if isinstance(node, ast.Subscript):  # `Trainer[Config]`
