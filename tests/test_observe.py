@@ -462,6 +462,19 @@ def test_a_default_device_is_kept_and_does_not_matter() -> None:
     assert trace.models[0].sites
 
 
+def test_models_that_are_made_and_dropped_are_told_apart() -> None:
+    """One may lie where another lay: their figures are not mixed, and neither is lost."""
+
+    def loop() -> None:
+        for width in range(1, 21):
+            model = nn.Linear(8, width)
+            model(torch.randn(2, 8))
+            del model
+
+    _, trace = observed_run(loop, period=1)
+    assert [model.parameters[0].elements for model in trace.models] == [8 * n for n in range(1, 21)]
+
+
 @pytest.mark.parametrize("every", [1, 5])
 def test_what_is_held_does_not_grow_with_the_run(every: int) -> None:
     observer = TrainingObserver(period=every)

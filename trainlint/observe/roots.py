@@ -15,6 +15,8 @@ from trainlint.sites import Site, construction_site, place_key
 _WRAPPERS: Final = frozenset(
     {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "_FabricModule"}
 )
+# A loop that makes modules anew at each step would fill the memory.
+MOST_ROOTS: Final = 256
 # Their results differ between train and eval mode.
 _SENSITIVE: Final = ("Dropout", "BatchNorm", "SyncBatch", "AlphaDropout", "FeatureAlpha")
 
@@ -146,14 +148,16 @@ class Roots:
 
     def __init__(self, only: Iterable[nn.Module] | None = None) -> None:
         self._only = None if only is None else [weakref.ref(unwrapped(model)) for model in only]
+        self._all: list[Root] = []
+        # Where a model was dropped, another one may have its `id` by now.
         self._by_id: dict[int, Root] = {}
         self._owners: dict[int, tuple[int, str]] | None = None
 
     def __iter__(self) -> Iterator[Root]:
-        return iter(self._by_id.values())
+        return iter(self._all)
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self._all)
 
     def of(self, module: nn.Module, site: Site | None) -> Root | None:
         """The root that a module is, which is called at `site`; None where it does not matter."""
@@ -161,9 +165,11 @@ class Roots:
         known = self._by_id.get(id(module))
         if known is not None and known.module() is module:
             return known
-        if self._only is not None and all(ref() is not module for ref in self._only):
+        is_other = self._only is not None and all(ref() is not module for ref in self._only)
+        if is_other or len(self) >= MOST_ROOTS:
             return None
         root = self._by_id[id(module)] = _root(module, len(self), site)
+        self._all.append(root)
         self._owners = None
         return root
 
@@ -173,7 +179,7 @@ class Roots:
 
     def latest(self) -> Root | None:
         """The last of those whose inputs are held."""
-        return next((r for r in reversed(self._by_id.values()) if r.inputs is not None), None)
+        return next((r for r in reversed(self._all) if r.inputs is not None), None)
 
     def latest_inputs(self) -> Any:
         """Its arguments, positional and by name."""
