@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from trainlint.cli import main
-from trainlint.config import Config
+from trainlint.config import Config, kind_of
 from trainlint.report.schema import described
 from trainlint.report.schema import schema as report_schema
 
@@ -143,7 +143,7 @@ def configuration() -> str:
         "", "| key | type | default | |", "|---|---|---|---|",
     ]  # fmt: skip
     for field in msgspec.structs.fields(Config):
-        kind, meaning = _kind(field.type)
+        kind, meaning = kind_of(field), _meaning(field.type)
         option = options.get(field.name)
         also = f" On the command line: `{option}`." if option and option.startswith("-") else ""
         default = _toml(Config(), field.name)
@@ -156,26 +156,11 @@ def configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kind(annotation: Any) -> tuple[str, str]:
-    """A field's type in words, with its bounds, and its description."""
+def _meaning(annotation: Any) -> str:
+    """A field's description."""
     info = msgspec.inspect.type_info(annotation)
-    extra = ""
-    if isinstance(info, msgspec.inspect.Metadata):
-        extra = (info.extra_json_schema or {}).get("description", "")
-        info = info.type
-    if isinstance(info, msgspec.inspect.UnionType):
-        info = next(each for each in info.types if not isinstance(each, msgspec.inspect.NoneType))
-    words = {
-        msgspec.inspect.BoolType: "true or false", msgspec.inspect.StrType: "text",
-        msgspec.inspect.IntType: "integer", msgspec.inspect.FloatType: "number",
-        msgspec.inspect.DictType: "tables",
-    }  # fmt: skip
-    kind = words.get(type(info), "list of texts")
-    for name, sign in (("ge", "≥"), ("gt", ">")):
-        bound = getattr(info, name, None)
-        if bound is not None:
-            kind += f" {sign} {bound:g}"
-    return kind, extra
+    is_described = isinstance(info, msgspec.inspect.Metadata)
+    return str((info.extra_json_schema or {}).get("description", "")) if is_described else ""
 
 
 def _toml(config: Config, name: str) -> str:

@@ -195,6 +195,8 @@ def test_nothing_is_written_beside_the_files(folder: Path, result: Result) -> No
     [
         (["nowhere.py"], "nowhere.py: no such file or directory"),
         (["nowhere"], "nowhere: no such file or directory"),
+        (["torch.nn.modules"], "a model of that module is torch.nn.modules:NAME"),
+        (["torch.nn.Linear"], "a model of that module is torch.nn:Linear"),
         (["good.py::"], "nothing follows"),
         ([".::Net"], "directory"),
         (["good.py", "--select", "XYZ999"], "unknown rule 'XYZ999'"),

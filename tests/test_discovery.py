@@ -9,7 +9,7 @@ import pytest
 from conftest import write_files
 
 from trainlint.fixes.source import SourceText
-from trainlint.targets.discovery import discover, python_files
+from trainlint.targets.discovery import discover, python_files, syntax_error
 
 NET = "class Net(nn.Module):\n    def __init__(self, n=4): ...\n    def forward(self, x): ...\n"
 BLOCK = "class Block(nn.Module):\n    def forward(self, x): ...\n"
@@ -98,3 +98,18 @@ def test_scan_leaves_out_what_is_not_the_users_own(tmp_path: Path) -> None:
 def test_a_folder_of_tests_that_is_named_itself_is_searched(tmp_path: Path) -> None:
     write_files(tmp_path, {"tests/models.py": "import torch\n"})
     assert len(list(python_files(tmp_path / "tests"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f():\n", "expected an indented block after function definition at line 1"),
+        ("x = 'a\n", "unterminated string literal at line 1"),
+        ("x = (\n\n", "'(' was never closed at line 1"),
+        ("if x:\ny = 1\n", "expected an indented block after 'if' statement on line 1 at line 2"),
+    ],
+)  # fmt: skip
+def test_where_a_text_does_not_parse_is_said_once(text: str, said: str) -> None:
+    error = syntax_error(SourceText("net.py", text))
+    assert str(error) == f"does not parse: {said}"
+    assert error.row == int(said[-1])

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trainlint
+from trainlint.baseline import read_baseline, without, write_baseline
 from trainlint.fingerprints import fingerprinted, in_repository
 from trainlint.fixes.edit import Edit, Fix, Location, Safety
 from trainlint.fixes.source import SourceText, apply
@@ -112,13 +113,15 @@ def test_sarif_names_files_from_the_repositorys_root(here: Path) -> None:
 def test_sarif_of_what_has_no_source_and_of_what_failed(here: Path) -> None:
     nowhere = found(filename=None, location=None, end_location=None, fixes=[], severity="info")
     report = report_of(nowhere)
-    failed = TargetResult("other.py", "error", "SyntaxError: '(' was never closed")
+    failed = TargetResult("other.py", "error", "SyntaxError: '(' was never closed", row=3)
     run = sarif(Report(report.findings, [*report.targets, failed]))
     assert run["results"][0]["level"] == "note"
     assert "physicalLocation" not in run["results"][0]["locations"][0]
     (invocation,) = run["invocations"]
     assert not invocation["executionSuccessful"]
-    assert "never closed" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+    (said,) = invocation["toolExecutionNotifications"]
+    assert "never closed" in said["message"]["text"]
+    assert said["locations"][0]["physicalLocation"]["region"] == {"startLine": 3}
 
 
 def test_sarif_of_a_file_in_no_repository_names_it_whole(tmp_path: Path) -> None:
@@ -222,6 +225,20 @@ def test_gitlab_shows_what_could_not_be_checked(here: Path) -> None:
     assert [entry["location"]["path"] for entry in entries] == ["src dír/a.py", "src dír/b.py"]
     assert entries[0]["description"] == "a.py::Net could not be checked: no such module"
     assert entries[0]["fingerprint"] != entries[1]["fingerprint"]
+
+
+def test_github_shows_what_could_not_be_checked_at_its_line(here: Path) -> None:
+    (here / "other.py").write_text("x = (")
+    failed = [
+        TargetResult("other.py", "error", "does not parse", row=3),
+        TargetResult("other.py::Net", "error", "it exits"),
+        TargetResult("acme.models:Net", "error", "no such module"),
+    ]
+    assert rendered(Report(targets=failed), "github").splitlines() == [
+        "::error title=trainlint,file=src dír/other.py,line=3::other.py: does not parse",
+        "::error title=trainlint,file=src dír/other.py,line=1::other.py::Net: it exits",
+        "::error title=trainlint::acme.models:Net: no such module",
+    ]
 
 
 @settings(deadline=None)
@@ -332,10 +349,9 @@ def test_a_file_without_a_form_takes_the_terminals_place(here: Path) -> None:
 def test_statistics(here: Path) -> None:
     done = run_command("check", "net.py", "--static", "--statistics", cwd=here)
     assert done.stdout == "2  NRM001  error    norm-features-mismatch\n"
+    # What machines read stays whole, as its schema has it.
     counted = run_command("check", "net.py", "--static", "--statistics", "--format=json", cwd=here)
-    assert json.loads(counted.stdout) == [
-        {"code": "NRM001", "name": "norm-features-mismatch", "severity": "error", "count": 2}
-    ]
+    assert len(counted.found("NRM001")) == 2
 
 
 def test_a_baseline_lets_only_new_findings_fail(here: Path) -> None:
@@ -369,8 +385,51 @@ def test_a_baseline_says_what_is_gone(here: Path) -> None:
     assert run_command("check", "other.py", "--static", cwd=here).stderr == ""
 
 
+def test_a_baseline_of_the_configuration_is_written_first(here: Path) -> None:
+    (here / "pyproject.toml").write_text('[tool.trainlint]\nbaseline = "known.json"\n')
+    first = run_command("check", "net.py", "--static", "--write-baseline", "known.json", cwd=here)
+    assert first.stderr == "trainlint: wrote 2 findings (2 errors) to known.json\n"
+    assert run_command("check", "net.py", "--static", cwd=here).status == 0
+
+
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "cannot read b.json"), ("[]", "b.json is no baseline")]
+    ("file", "old", "new"), [("net.py", "Net", "Encoder"), ("deep.py", "Net", "Net")]
+)
+def test_a_baseline_follows_a_class_or_file_to_its_new_name(
+    here: Path, file: str, old: str, new: str
+) -> None:
+    write_baseline(report_of(found()), here / "known.json")
+    known = read_baseline(here / "known.json")
+    (here / "net.py").unlink()
+    (here / file).write_text(NET.replace(old, new))
+    other = found(target=f"{file}::{new}", filename=file)
+    compared = without(report_of(other, target=f"{file}::{new}"), known)
+    assert (compared.report.findings, compared.moved, compared.gone) == ([], 1, [])
+    # What says something else is another finding, and the old one is gone.
+    changed = found(target=f"{file}::{new}", filename=file, message="receives 32 channels")
+    compared = without(report_of(changed, target=f"{file}::{new}"), known)
+    assert [finding.message for finding in compared.report.findings] == ["receives 32 channels"]
+    assert [entry.target for entry in compared.gone] == ["src dír/net.py::Net"]
+
+
+def test_a_baseline_says_what_is_gone_with_its_file(here: Path) -> None:
+    write_baseline(report_of(found()), here / "known.json")
+    known = read_baseline(here / "known.json")
+    (here / "other.py").write_text(NET)
+    elsewhere = report_of(target="other.py::Net")
+    assert without(elsewhere, known).gone == []  # it was not looked at
+    (here / "net.py").unlink()
+    assert [entry.code for entry in without(elsewhere, known).gone] == ["NRM001"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read b.json: No such file or directory; --write-baseline b.json makes it"),
+        ("[]", "b.json is no baseline"),
+        ("{}", "b.json is no baseline: Object missing required field `findings`"),
+        ('{"findings": [], "version": 2}', "b.json is no baseline: version 2, not 1"),
+    ],
 )
 def test_a_bad_baseline_is_one_line(here: Path, content: str | None, said: str) -> None:
     if content is not None:

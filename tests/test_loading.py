@@ -54,6 +54,41 @@ FILES: dict[str, tuple[str, dict[str, str], str]] = {
         net = Net(width=widths.get("small", 8))
         net.train()
     """, {"in_main.py::Net": "ok"}, ""),
+    "missing.py": ("""
+    import einopsx as ein
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return ein.rearrange(self.fc(x))
+
+    class Made(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = ein.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x)
+    """, {"missing.py::Net": "error", "missing.py::Made": "skipped"},
+        r"^No module named 'einopsx' \(line 1\) .*\nNo module named 'einopsx' \(line 1\)$"),
+    "unset.py": ("""
+    from torch import nn
+
+    WIDTHS = open("no_such.txt").read()
+    WIDTH = int(WIDTHS)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, WIDTH)
+
+        def forward(self, x):
+            return self.fc(x)
+    """, {"unset.py::Net": "error"}, "^the run of the file stopped at line 3: FileNotFoundError"),
     "config.py": (NEEDS.replace("width, 3", "width.width, 3") + """
     from dataclasses import dataclass
 
@@ -314,7 +349,7 @@ def test_target_in_a_package(result: Result, name: str) -> None:
 def test_the_fault_is_found_once_a_file(result: Result) -> None:
     places = [(f["filename"], f["location"]["row"]) for f in result.found("NRM001")]
     assert len(set(places)) == len(places)
-    healthy = {"gan.py", "namespace.py", "cuda_default.py"}
+    healthy = {"gan.py", "namespace.py", "cuda_default.py", "missing.py", "unset.py"}
     expected = {PLACES.get(name, name) for name in FILES} - healthy
     expected |= {name for name in TARGETS if name.endswith(".py")} | {"zoo/build.py"}
     assert {filename for filename, _ in places} == expected

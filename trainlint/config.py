@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -120,9 +122,14 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
     try:
         config = msgspec.convert(section, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: [tool.trainlint]: {error}") from None
+        raise ConfigError(f"{path}: [tool.trainlint]: {_in_words(error, section)}") from None
     if config.fail_on not in FAIL_ON:
-        raise ConfigError(f"{path}: fail-on must be one of {', '.join(FAIL_ON)}")
+        near = difflib.get_close_matches(config.fail_on, FAIL_ON, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"{path}: [tool.trainlint]: fail-on must be one of {', '.join(FAIL_ON)}, "
+            f"not {config.fail_on!r}{hint}"
+        )
     baseline = config.baseline
     return msgspec.structs.replace(
         config,
@@ -139,6 +146,46 @@ def _from_here(targets: list[str], folder: Path) -> list[str]:
         else target
         for target in targets
     ]
+
+
+def kind_of(field: msgspec.structs.FieldInfo) -> str:
+    """What a key's value has to be, in words: `list of texts`, `number ≥ 1`."""
+    info = msgspec.inspect.type_info(field.type)
+    if isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    if isinstance(info, msgspec.inspect.UnionType):
+        info = next(each for each in info.types if not isinstance(each, msgspec.inspect.NoneType))
+    kind = "list of texts"
+    if isinstance(info, msgspec.inspect.DictType):
+        lists = isinstance(info.value_type, msgspec.inspect.ListType)
+        kind = "table of lists of texts" if lists else "table of tables"
+    kind = _KINDS.get(type(info), kind)
+    for name, sign in (("ge", "≥"), ("gt", ">")):
+        bound = getattr(info, name, None)
+        if bound is not None:
+            kind += f" {sign} {bound:g}"
+    return kind
+
+
+_KINDS: Final = {
+    msgspec.inspect.BoolType: "true or false", msgspec.inspect.StrType: "text",
+    msgspec.inspect.IntType: "integer", msgspec.inspect.FloatType: "number",
+}  # fmt: skip
+
+
+def _in_words(error: msgspec.ValidationError, section: Mapping[str, Any]) -> str:
+    """`ignore must be a list of texts, not 'NRM'`."""
+    for field in msgspec.structs.fields(Config):
+        key = field.encode_name
+        if key in section and re.search(rf"`\$\.{key}(?![\w-])", str(error)):
+            return f"{key} must be {_with_article(kind_of(field))}, not {section[key]!r}"
+    return str(error)
+
+
+def _with_article(kind: str) -> str:
+    if kind.startswith("true"):
+        return kind
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _refuse_unknown(path: Path, section: dict[str, Any]) -> None:

@@ -35,7 +35,11 @@ class InputError(TrainlintError):
 
 
 class LoadError(TrainlintError):
-    """A model that could not be constructed."""
+    """A model that could not be constructed. `row` is the line of the file that is at fault, if known."""
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class TrainingStopped(TrainlintError):  # noqa: N818 (a decision, not an error)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from trainlint.config import Config
-from trainlint.errors import UsageError
+from trainlint.errors import LoadError, UsageError
 from trainlint.measure.memory import usable_processors
 from trainlint.overlay import overlaid
 from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told, encode
@@ -21,7 +21,7 @@ from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import check_options, select_rules
 from trainlint.rule import STAGES, Rule
 from trainlint.targets.discovery import holds_models, is_scanned, python_files
-from trainlint.targets.imports import imported_files
+from trainlint.targets.imports import imported_files, module_file
 from trainlint.targets.specs import parse_spec
 from trainlint.verification.verifying import Verified
 
@@ -271,7 +271,26 @@ def _places(target: str, *, scan: bool = False) -> Iterator[dict[str, Any]]:
             raise UsageError(f"{target}: not of the form package.module:attribute")
         yield {"label": target, "name": attribute, "dotted": module}
     else:
-        raise UsageError(f"{name or target}: no such file or directory")
+        raise UsageError(f"{name or target}: no such file or directory{_as_module(target)}")
+
+
+def _as_module(target: str) -> str:
+    """A hint for what is no file, but the name of a module or of something in one."""
+    module, attribute = target, "NAME"
+    while all(part.isidentifier() for part in module.split(".")):
+        with contextlib.suppress(LoadError):
+            file = _shown(module_file(module))
+            return f"; a model of that module is {module}:{attribute}, all of them are {file}"
+        module, separator, last = module.rpartition(".")
+        if not separator:
+            break
+        attribute = last if attribute == "NAME" else f"{last}.{attribute}"
+    return ""
+
+
+def _shown(path: Path) -> str:
+    """As the user would type it here."""
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _without_doubles(jobs: Iterable[Job]) -> list[Job]:

@@ -32,6 +32,26 @@ def fingerprinted(findings: Sequence[ReportedFinding]) -> list[ReportedFinding]:
     ]
 
 
+def fingerprints_under(findings: Sequence[ReportedFinding], target: str) -> list[str]:
+    """What the fingerprints were if each finding's own target had this name, as a baseline writes it."""
+    ordinals = _ordinals(findings)
+    return [
+        _hashed(*_renamed(_scope(finding), finding.target, target), str(ordinal))
+        for finding, ordinal in zip(findings, ordinals, strict=True)
+    ]
+
+
+def _renamed(scope: tuple[str, ...], before: str, after: str) -> tuple[str, ...]:
+    """The scope with the file and the class of one target in the place of another's."""
+    (old_file, _, old), (file, _, name) = before.partition("::"), after.partition("::")
+    code, place, qualified, *rest = scope
+    if place == in_repository(old_file):
+        place = file
+        if qualified == old or qualified.startswith(f"{old}."):
+            qualified = name + qualified[len(old) :]
+    return code, place, qualified, *rest
+
+
 def fingerprint_of(target: str) -> str:
     """The fingerprint of a target itself, for what is said of it as a whole."""
     file, _, name = target.partition("::")
@@ -98,11 +118,16 @@ def _qualified_name(filename: str, row: int) -> str:
     return names[-1] if names else ""
 
 
+def repository_of(filename: str) -> Path | None:
+    """The root of the repository that the file lies in, or None."""
+    return _root(str((Path.cwd() / filename).parent))
+
+
 def in_repository(filename: str) -> str:
     """The file's path from the root of its repository, with `/`; as it is where there is none."""
     path = Path(filename)
     whole = Path.cwd() / path
-    root = _root(str(whole.parent))
+    root = repository_of(filename)
     if root is None:
         return path.as_posix()
     return Path(os.path.normpath(whole)).relative_to(root).as_posix()

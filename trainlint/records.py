@@ -322,6 +322,7 @@ class CombinedFixes(msgspec.Struct, frozen=True, kw_only=True):
 class TargetResult(msgspec.Struct, frozen=True):
     """What became of one target. `status` is ok, skipped or error; `reason` says why not ok.
 
+    `row` is the line of its file at which a text that does not parse is wrong, None where there is none.
     `inputs` describes the inputs and their origin, `operations` counts the graph's calls, `watched` says
     what was seen of a training run, `not_measurable` which rules applied but could not tell, and why.
     `notes` are remarks, such as the line at which the run of a file stopped. `series` are the figures of a
@@ -347,6 +348,7 @@ class TargetResult(msgspec.Struct, frozen=True):
     output: str = ""
     graph: ModelGraph | None = None
     more_graphs: list[ModelGraph] = []
+    row: int | None = None
 
     @property
     def graphs(self) -> list[ModelGraph]:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from trainlint import unbound
 from trainlint.analysis.layers import doubtful_faults
 from trainlint.analysis.variants import Variants
 from trainlint.capture.inputs import Inputs
@@ -395,6 +396,9 @@ def unexplained_faults(graph: Graph) -> str | None:
 def _no_inputs(error: InputError) -> str:
     if error.refusal is None:
         return str(error)
+    cause = unbound.cause_of(error.refusal)
+    if cause is not None:
+        return cause
     from trainlint.capture.tracer import site_of
 
     site = site_of(error.refusal)
@@ -410,6 +414,9 @@ def _no_inputs(error: InputError) -> str:
 
 def _raised(recording: Recording, inputs: Inputs) -> str:
     assert recording.exception is not None
+    cause = unbound.cause_of(recording.exception)
+    if cause is not None:
+        return cause
     site = recording.exception_site
     place = f" at {site.filename}:{site.row}" if site is not None else ""
     return (

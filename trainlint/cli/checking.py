@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -199,6 +200,16 @@ class _Asked:
         outputs_of(self.output, self.form)
         return config, wanted
 
+    def known(self, config: Config) -> Path | None:
+        """The baseline that is read; not the one that is still to be written for the first time."""
+        if self.baseline is None and config.baseline is None:
+            return None
+        known = Path(self.baseline or config.baseline or "")
+        is_own = self.write_baseline is not None and os.path.realpath(known) == os.path.realpath(
+            self.write_baseline
+        )
+        return None if is_own and not known.exists() else known
+
     @property
     def fixing(self) -> dict[str, bool]:
         """The ways of fixing besides `--fix`, and whether they were asked for."""
@@ -232,8 +243,8 @@ def _checked(asked: _Asked, earlier: Earlier | None = None) -> Round:
     outputs, _ = outputs_of(asked.output, asked.form)
     written = [] if asked.write_baseline is None else [asked.write_baseline]
     check_writable([*(path for _, path in outputs), *written])
-    known = asked.baseline or config.baseline
-    before = None if known is None else read_baseline(Path(known))
+    known = asked.known(config)
+    before = None if known is None else read_baseline(known)
 
     options = Options(
         select=asked.select or None, ignore=asked.ignore,
@@ -283,7 +294,7 @@ def _concluded(
         click.echo(f"trainlint: {said} to {asked.write_baseline}", err=True)
         return 2 if report.has_errors else 0
     if before is not None:
-        report = _without_known(report, before, str(asked.baseline or config.baseline))
+        report = _without_known(report, before, str(asked.known(config)))
     if asked.form == "concise":  # its lines have no place for what the other forms say themselves
         from trainlint.report.concise import remarks
 
@@ -351,7 +362,7 @@ def _wish(
         advice=advice,
         write=write,
         ask=Questions(console_on(sys.stderr), sys.stdin.readline) if interactive else None,
-        wanted=lambda report: report if before is None else without(report, before)[0],
+        wanted=lambda report: report if before is None else without(report, before).report,
     )
 
 
@@ -385,7 +396,8 @@ def _without_known(report: Report, baseline: Baseline, name: str) -> Report:
     """Without the findings of a baseline; what that did is said on stderr."""
     from trainlint.baseline import remarks, without
 
-    report, dropped, gone = without(report, baseline)
-    for remark in remarks(name, dropped, [f"{entry.target}: {entry.code}" for entry in gone]):
+    compared = without(report, baseline)
+    gone = [f"{entry.target}: {entry.code}" for entry in compared.gone]
+    for remark in remarks(name, compared.dropped, gone, compared.moved):
         click.echo(f"trainlint: {remark}", err=True)
-    return report
+    return compared.report

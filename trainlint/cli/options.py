@@ -63,7 +63,9 @@ def report_options(command: Command) -> Command:
         shell_complete=complete_files,
     )  # fmt: skip
     statistics = click.option(
-        "--statistics", is_flag=True, help="Only count the findings of each rule."
+        "--statistics",
+        is_flag=True,
+        help="Only count the findings of each rule, in the forms text and concise.",
     )
     return form(output(statistics(command)))
 

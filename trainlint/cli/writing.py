@@ -169,10 +169,10 @@ def _opened(path: Path) -> TextIO:
 
 
 def _write(report: Report, form: str, stream: TextIO, manner: Manner) -> None:
-    if manner.statistics and form in ("text", "concise", "json"):
+    if manner.statistics and form in ("text", "concise"):
         from trainlint.report import statistics
 
-        text = statistics.render(report, form, show_info=manner.show_info)
+        text = statistics.render(report, show_info=manner.show_info)
     elif form == "text":
         from trainlint.report.text import print_report
 

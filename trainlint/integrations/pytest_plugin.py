@@ -234,9 +234,10 @@ def _judged(whole: Report, baseline: Baseline | None) -> Checked:
         return Checked(whole)
     from trainlint.baseline import without
 
-    report, _, gone = without(whole, baseline)
-    kept = {finding.fingerprint for finding in report.findings}
-    return Checked(report, [f for f in whole.findings if f.fingerprint not in kept], gone)
+    compared = without(whole, baseline)
+    kept = {finding.fingerprint for finding in compared.report.findings}
+    known = [finding for finding in whole.findings if finding.fingerprint not in kept]
+    return Checked(compared.report, known, compared.gone)
 
 
 def _keep_a_process(config: pytest.Config) -> None:

@@ -107,7 +107,9 @@ def _guarded(job: Job, send: Send, target: str, check: Callable[[], None]) -> No
 
     try:
         check()
-    except (LoadError, InputError) as error:
+    except LoadError as error:
+        _failed(send, target, str(error), row=error.row)
+    except InputError as error:
         _failed(send, target, str(error))
     except (MemoryError, SystemExit, Stop) as error:
         _failed(send, target, reason_of(error))
@@ -116,8 +118,10 @@ def _guarded(job: Job, send: Send, target: str, check: Callable[[], None]) -> No
         _failed(send, target, f"internal error: {traceback.format_exc() if job.debug else detail}")
 
 
-def _failed(send: Send, target: str, reason: str, status: str = "error") -> None:
-    send(Analyzed([], [], TargetResult(target, status, reason)))
+def _failed(
+    send: Send, target: str, reason: str, status: str = "error", row: int | None = None
+) -> None:
+    send(Analyzed([], [], TargetResult(target, status, reason, row=row)))
 
 
 def _check_file(job: Job, send: Send) -> None:

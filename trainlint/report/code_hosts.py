@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from trainlint.fingerprints import fingerprint_of, in_repository
-from trainlint.records import Report, ReportedFinding
+from trainlint.records import Report, ReportedFinding, TargetResult
 
 _COMMANDS: Final = {"error": "error", "warning": "warning", "info": "notice"}
 # GitLab's scale is info, minor, major, critical, blocker.
@@ -17,15 +19,19 @@ _UNCHECKED: Final = "blocker"
 
 def github(report: Report, *, show_info: bool = False) -> str:
     """One `::error file=...::message` a finding, the most severe first: GitHub shows ten of a kind."""
-    lines = [
-        f"::error title=trainlint::{_data(f'{target.target}: {target.reason}')}"
-        for target in report.targets
-        if target.status == "error"
-    ]
+    lines = [_failure(target) for target in report.targets if target.status == "error"]
     lines += [
         _command(finding) for finding in report.findings if show_info or finding.severity != "info"
     ]
     return "\n".join(lines)
+
+
+def _failure(target: TargetResult) -> str:
+    """What could not be checked, at the file's first line where no other is known."""
+    properties = {"title": "trainlint"}
+    if _is_file(target.target):
+        properties |= {"file": _file_of(target.target), "line": str(target.row or 1)}
+    return f"::error {_shown(properties)}::{_data(f'{target.target}: {target.reason}')}"
 
 
 def _command(finding: ReportedFinding) -> str:
@@ -39,9 +45,13 @@ def _command(finding: ReportedFinding) -> str:
         if end.row == finding.location.row:  # columns are of one line
             properties["col"] = str(finding.location.column)
             properties["endColumn"] = str(end.column)
-    shown = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
     remedy = f"\n{finding.fixes[0].title}" if finding.fixes else ""
-    return f"::{_COMMANDS[finding.severity]} {shown}::{_data(finding.message + remedy)}"
+    said = _data(finding.message + remedy)
+    return f"::{_COMMANDS[finding.severity]} {_shown(properties)}::{said}"
+
+
+def _shown(properties: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={_property(value)}" for name, value in properties.items())
 
 
 def _data(text: str) -> str:
@@ -65,7 +75,7 @@ def gitlab(report: Report, *, show_info: bool = False) -> str:
             "check_name": "trainlint",
             "fingerprint": fingerprint_of(target.target),
             "severity": _UNCHECKED,
-            "location": {"path": _file_of(target.target), "lines": {"begin": 1}},
+            "location": {"path": _file_of(target.target), "lines": {"begin": target.row or 1}},
         }
         for target in report.targets
         if target.status == "error"
@@ -89,6 +99,11 @@ def _path(finding: ReportedFinding) -> str:
 
 def _file_of(target: str) -> str:
     return in_repository(target.partition("::")[0])
+
+
+def _is_file(target: str) -> bool:
+    """Whether it names one, and not `package.module:name`."""
+    return Path(target.partition("::")[0]).is_file()
 
 
 def _lines(finding: ReportedFinding) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.records import Report, ReportedFinding
+from trainlint.records import RUN_STOPPED, Report, ReportedFinding
 
 
 def render(report: Report, *, show_info: bool = False) -> str:
@@ -20,6 +20,8 @@ def remarks(report: Report) -> Iterator[str]:
         if target.status == "skipped":
             yield f"skipped {target.target}: {_on_one_line(target.reason or '')}"
         for note in target.notes:
+            if target.status == "error" and note.startswith(RUN_STOPPED):
+                continue  # it is the reason, or before it
             yield f"{target.target}: {_on_one_line(note)}"
         if target.cross_validation is not None:
             found = target.cross_validation

@@ -14,7 +14,7 @@ import msgspec
 from trainlint import __version__
 from trainlint.fingerprints import in_repository
 from trainlint.fixes.edit import Edit, Fix, Location
-from trainlint.records import Report, ReportedFinding
+from trainlint.records import Report, ReportedFinding, TargetResult
 from trainlint.registry import all_rules
 from trainlint.rule import Rule
 
@@ -34,11 +34,7 @@ def render(report: Report) -> str:
     )
     rules = [rule for rule in all_rules() if rule.code in codes]
     places = {rule.code: number for number, rule in enumerate(rules)}
-    failures = [
-        {"level": "error", "message": {"text": f"{target.target}: {target.reason}"}}
-        for target in report.targets
-        if target.status == "error"
-    ]
+    failures = [_failure(target) for target in report.targets if target.status == "error"]
     run = {
         "tool": {
             "driver": {
@@ -60,6 +56,20 @@ def render(report: Report) -> str:
     }
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
     return msgspec.json.format(msgspec.json.encode(log), indent=2).decode()
+
+
+def _failure(target: TargetResult) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "level": "error",
+        "message": {"text": f"{target.target}: {target.reason}"},
+    }
+    if target.row is not None:
+        place = {
+            "artifactLocation": _artifact(target.target.partition("::")[0]),
+            "region": {"startLine": target.row},
+        }
+        said["locations"] = [{"physicalLocation": place}]
+    return said
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

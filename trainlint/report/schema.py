@@ -90,6 +90,7 @@ TargetResult: What became of a target.
   target: Its name, as the command line takes it.
   status (ok|skipped|error): `skipped` is no fault, `error` makes the exit status 2.
   reason: Why it is not ok.
+  row: The line at which its file does not parse; null for anything else.
   stages: What was looked at.
   seconds: How long that took.
   inputs: The inputs, and where they come from.

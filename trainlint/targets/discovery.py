@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from trainlint.errors import LoadError
 from trainlint.fixes.text import SourceText
 
 MODULE_BASES: Final = frozenset(
@@ -119,15 +120,17 @@ def holds_models(path: Path) -> bool:
     return any(candidate.likely for candidate in discover(text).candidates)
 
 
-def syntax_error(text: SourceText) -> str:
+def syntax_error(text: SourceText) -> LoadError:
     """Where a text does not parse, and why."""
     try:
         ast.parse(text.text)
     except SyntaxError as error:
-        return f"does not parse: {error.msg} at line {error.lineno}"
+        row = error.lineno
+        said = error.msg.removesuffix(f" (detected at line {row})").removesuffix(f" on line {row}")
+        return LoadError(f"does not parse: {said} at line {row}", row)
     except ValueError as error:
-        return f"does not parse: {error}"
-    return "does not parse"
+        return LoadError(f"does not parse: {error}")
+    return LoadError("does not parse")
 
 
 def is_scanned(path: Path) -> bool:

@@ -28,6 +28,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from trainlint import unbound
 from trainlint.errors import LoadError
 from trainlint.fixes.text import SourceText
 from trainlint.loss.source import loss_uses, training_of
@@ -87,7 +88,7 @@ def load_file(
     does not parse.
     """
     if text.tree is None:
-        raise LoadError(syntax_error(text))
+        raise syntax_error(text)
     name, package = _module_name(path, text.tree)
     if dotted is not None:
         name = dotted
@@ -183,13 +184,16 @@ def _run(
     namespace["__doc__"] = ast.get_docstring(tree, clean=False)
     flags = _future_flags(tree)
     filename = str(loaded.module.__file__)
+    unbound.forget(filename)
     for statement in tree.body:
         if loaded.stopped is not None and not _is_definition(statement):
+            unbound.note(filename, statement, loaded.stopped)
             continue
         program = loaded.script.says(statement)
         if program:
             loaded.stopped = f"{RUN_STOPPED} at line {statement.lineno}: {program}"
             loaded.program = statement
+            unbound.note(filename, statement, loaded.stopped)
             continue
         code = compile(
             ast.Module([statement], []), filename, "exec", flags=flags, dont_inherit=True
@@ -206,6 +210,7 @@ def _run(
                 loaded.stopped = f"{RUN_STOPPED} at {place}: {_with_advice(error, statement)}"
                 if isinstance(error, Training):
                     loaded.program = statement
+            unbound.note(filename, statement, loaded.stopped, error)
         stops.clear()
 
 
@@ -482,6 +487,9 @@ def _called(name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         with _no_training():
             return unwrapped(made(*args, **kwargs))
     except (Exception, Stop, SystemExit) as error:
+        cause = unbound.cause_of(error)
+        if cause is not None:
+            raise LoadError(cause) from error
         raise LoadError(
             f"constructing {name} stopped: {reason_of(error)}{_where(error)}"
         ) from error
@@ -598,7 +606,7 @@ class _Scope:
             builtins = vars(__import__("builtins"))
             if name in builtins:
                 return builtins[name]
-        raise LoadError(f"`{name}` has no value outside the running script")
+        raise LoadError(f"`{name}` gets its value only while the script runs")
 
     def _allow(self, call: ast.Call, names: dict[str, Any]) -> None:
         callee = call.func
