@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import COMMAND, Run, run_command, write_files
 
 import trainlint as trainlint_package
 from trainlint import __version__
+from trainlint.cli import main
 from trainlint.cli.writing import check_writable, outputs_of
 from trainlint.errors import UsageError
 
@@ -100,6 +102,23 @@ def test_an_empty_target_is_no_directory(folder: Path, target: str) -> None:
     result = run_command("check", target, cwd=folder)
     assert result.status == 2
     assert result.stderr == f"trainlint: error: no file is named by {target!r}\n"
+
+
+@pytest.mark.parametrize("name", ["train.py", "net.py::Net", "."])
+def test_a_file_in_place_of_a_command_is_one_to_check(name: str) -> None:
+    done = CliRunner().invoke(main, [name, "--verify"])
+    assert done.exit_code == 2
+    assert f"trainlint check {name}\n" in done.output
+    other = CliRunner().invoke(main, ["chek"])
+    assert "No such command 'chek'" in other.output
+    assert "trainlint check" not in other.output
+
+
+def test_a_notebook_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").write_text("{}")
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "a.ipynb")])
+    assert done.exit_code == 2
+    assert "notebooks are not read: save its code as a .py file" in done.output
 
 
 def test_an_interrupt_during_the_imports() -> None:

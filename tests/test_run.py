@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -10,11 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from trainlint.observe import runner
 
 HEADER = """\
 import sys
@@ -229,6 +233,23 @@ def test_a_script_without_torch(tmp_path: Path) -> None:
 def test_a_script_that_never_trains(tmp_path: Path) -> None:
     _, report = run(script(tmp_path, "model(torch.randn(2, 8))\n"))
     assert report["targets"][0]["watched"] == "no optimizer step, 1 forwards"
+
+
+def test_torchs_import_is_silent_on_a_missing_numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader:
+        def exec_module(self, _: Any) -> None:
+            warnings.warn("Failed to initialize NumPy: No module named 'numpy'", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+
+    spec = importlib.machinery.ModuleSpec("torch", Loader())  # type: ignore[arg-type]
+    finder: Any = runner._AfterTorch(runner._Watch(runner.RunJob("a.py", "report.json")))
+    monkeypatch.setattr(runner._Watch, "begin", lambda _: None)
+    monkeypatch.setattr(sys, "meta_path", [finder])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        finder.find_spec("torch").loader.exec_module(None)
+    assert [str(each.message) for each in seen] == ["something else"]
 
 
 @pytest.mark.parametrize("name", ["missing.py", "missing_folder/train.py"])

@@ -165,11 +165,15 @@ def test_a_fix_that_cannot_be_made_costs_itself_alone(loader: DataLoader[Any]) -
     assert "no-such-kind" in attempts[1].reason  # type: ignore[union-attr]
 
 
-def test_without_a_training_it_says_what_is_missing() -> None:
-    fixes, found = tried(zeroed(), "zero-weights", [[HE]])
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [({}, "criterion, optimizer, train_loader"), ({"loss": nn.CrossEntropyLoss()}, "optimizer, train_loader")],
+)  # fmt: skip
+def test_without_a_training_it_says_what_is_missing(given: dict[str, Any], missing: str) -> None:
+    fixes, found = tried(zeroed(), "zero-weights", [[HE]], **given)
 
     assert fixes[0].verified is None
-    assert fixes[0].attempt == Attempt(cleared=True, reason=NO_TRAINING)
+    assert fixes[0].attempt == Attempt(cleared=True, reason=f"{NO_TRAINING}{missing}")
     [repaired] = (
         found.combinations.values()
     )  # it clears its finding, and costs nothing that is known

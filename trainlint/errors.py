@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from trainlint.records import ReportedFinding
+
+# Behind it stands what does the same within one.
+NO_NOTEBOOKS: Final = "notebooks are not read: save its code as a .py file, or "
 
 
 class TrainlintError(Exception):

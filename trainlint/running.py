@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from trainlint.config import Config
-from trainlint.errors import UsageError
+from trainlint.errors import NO_NOTEBOOKS, UsageError
 from trainlint.observe.report import RunReport
 from trainlint.observe.runner import RunJob
 from trainlint.ranking import report_on
@@ -90,6 +90,8 @@ def run_script(
         raise UsageError(f"no such option: {script} (the script's own stand behind its name)")
     if not module and not Path(script).exists():
         raise UsageError(f"{script}: no such file")
+    if not module and Path(script).suffix == ".ipynb":
+        raise UsageError(f"{script}: {NO_NOTEBOOKS}train within trainlint.watch() in it")
     if not module and Path(script).is_dir() and not Path(script, "__main__.py").exists():
         raise UsageError(f"{script}: a directory without a __main__.py")
     with tempfile.TemporaryDirectory(prefix="trainlint-") as folder:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +29,16 @@ class _Group(click.Group):
         if VARIABLE in os.environ:
             register()
         return super().main(*args, **extra)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        path = name.partition("::")[0]
+        is_unknown = self.get_command(ctx, name) is None and not ctx.resilient_parsing
+        if is_unknown and (path.endswith(".py") or Path(path).exists()):
+            ctx.fail(f"No such command {name!r}. To check it: trainlint check {shlex.quote(name)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -222,6 +223,10 @@ class _AfterTorch:
         execute = loader.exec_module
 
         def exec_module(module: types.ModuleType) -> None:
+            # Whoever has no numpy knows; what filters the script has set come first.
+            warnings.filterwarnings(
+                "ignore", "Failed to initialize NumPy", UserWarning, append=True
+            )
             execute(module)
             del loader.exec_module
             if threading.current_thread() is threading.main_thread():

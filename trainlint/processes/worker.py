@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from trainlint.errors import InputError, LoadError, UsageError
+from trainlint.errors import NO_NOTEBOOKS, InputError, LoadError, UsageError
 from trainlint.fixes.source import SourceText
 from trainlint.overlay import overlaid
 from trainlint.processes.jobs import (
@@ -229,9 +229,7 @@ def _stopped(job: Job, loaded: LoadedFile) -> str:
 def _read(job: Job) -> tuple[Path, SourceText]:
     path = _find(job)
     if path.suffix == ".ipynb":
-        raise LoadError(
-            "notebooks are not read: save its code as a .py file, or call trainlint.check(model, x) in it"
-        )
+        raise LoadError(NO_NOTEBOOKS + "call trainlint.check(model, x) in it")
     text = SourceText.read(str(path))
     if text is None:
         raise LoadError(_unreadable(path))

@@ -82,7 +82,8 @@ def judged(
     of_findings = objections[0]
     hindrance = "" if of_findings else _hindrance(before, control, outcome)
     reason = of_findings or hindrance or _doubt(outcome, attempt, pairs)
-    is_untold = bool(hindrance) or pairs.problem in (NO_TRAINING, UNKNOWN_UNIT)
+    is_without = pairs.problem.startswith(NO_TRAINING) or pairs.problem == UNKNOWN_UNIT
+    is_untold = bool(hindrance) or is_without
     gain = attempt.gain
     return Verdict(
         msgspec.structs.replace(attempt, reason=reason),

@@ -86,7 +86,9 @@ def _without(training: Training, reason: str) -> Training:
 def _scored(subject: Copy, empty: Training, seconds: float) -> Training:
     model, setup, optimizer = subject.model, subject.setup, subject.optimizer
     if setup.train_loader is None:
-        raise ProbeProblem(NO_TRAINING)
+        known = {"criterion": setup.loss, "optimizer": setup.optimizer, "train_loader": None}
+        missing = [name for name, value in known.items() if value is None]
+        raise ProbeProblem(NO_TRAINING + ", ".join(missing))
     name = setup.names.get("train_loader", "train_loader")
     samples = _Samples(subject, setup.train_loader, name)
     others = _others(subject)
