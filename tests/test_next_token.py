@@ -104,6 +104,73 @@ for ids in loader:
 }
 
 
+WINDOWS = """
+def get_batch(split):
+    data = np.memmap(f"{split}.bin", dtype=np.uint16)
+    ix = torch.randint(len(data) - 8, (4,))
+    x = torch.stack([torch.from_numpy((data[i:i+8]).astype(np.int64)) for i in ix])
+    y = torch.stack([torch.from_numpy((data[i+1:i+1+8]).astype(np.int64)) for i in ix])
+    if device == "cuda":
+        x, y = x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device)
+    else:
+        x, y = x.to(device), y.to(device)
+    return x, y
+"""
+PAIRS = """
+class Text(torch.utils.data.Dataset):
+    def __getitem__(self, i):
+        chunk = self.data[i:i + self.block + 1]
+        return torch.tensor(chunk[:-1]), torch.tensor(chunk[1:])
+"""
+LOSS = "F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)"
+REBOUND = """
+            B, T, C = logits.shape
+            logits = logits.view(B*T, C)
+            targets = targets.view(B*T)
+            loss = F.cross_entropy(logits, targets)"""
+SHIFTED = """
+            shifted, labels = logits[:, :-1].contiguous(), targets[:, 1:].contiguous()
+            loss = F.cross_entropy(shifted.view(-1, 50), labels.view(-1))"""
+CHANGED = """
+            targets = torch.where(targets > 0, targets, -1)
+            loss = F.cross_entropy(logits.view(-1, 50), targets.view(-1))"""
+FORWARD = """
+class Net(nn.Module):
+    def forward(self, idx, targets=None):
+        logits = self.head(self.body(idx))
+        loss = None
+        if targets is not None:
+            {}
+        return logits, loss
+"""
+FETCHED = """
+X, Y = get_batch("train")
+while True:
+    logits, loss = model(X, Y)
+    X, Y = get_batch("train")
+    loss.backward()
+"""
+INSIDE = {
+    "nanoGPT": ("loss = " + LOSS, WINDOWS + FETCHED, ["idx"]),
+    "names that are bound again": (REBOUND, WINDOWS + FETCHED, ["idx"]),
+    "by keyword": (
+        "loss = " + LOSS,
+        WINDOWS + 'x, y = get_batch("train")\nloss = model(targets=y, idx=x)[1]\n', ["idx"]),
+    "pairs from a dataset": (
+        "loss = " + LOSS, PAIRS + "for x, y in loader:\n    loss = model(x, y)[1]\n", ["idx"]),
+    "the shift is made inside": (
+        SHIFTED, WINDOWS + 'x, y = get_batch("train")\nmodel(x, x)\n', [None]),
+    "shifted twice": (SHIFTED, WINDOWS + FETCHED, [None]),
+    "other targets": (CHANGED, WINDOWS + FETCHED, [None]),
+    "the text itself": (
+        "loss = " + LOSS, WINDOWS + 'x, y = get_batch("train")\nmodel(mask(x), x)\n', [None]),
+    "batches of two kinds": (
+        "loss = " + LOSS,
+        WINDOWS + 'x, y = get_batch("train")\nif other:\n    x, y = z[:, 1:], z[:, 1:]\nmodel(x, y)\n',
+        [None]),
+}  # fmt: skip
+
+
 def claims(tmp_path: Path, body: str) -> list[int | str | None]:
     path = tmp_path / "script.py"
     path.write_text(HEAD + body)
@@ -131,3 +198,10 @@ for src, tgt in loader:
     loss = criterion(out.flatten(0, 1), tgt[:, 1:].flatten())
 """
     assert claims(tmp_path, body) == [1, "decoder"]
+
+
+@pytest.mark.parametrize(("loss", "body", "expected"), INSIDE.values(), ids=INSIDE.keys())
+def test_a_loss_in_the_forward(
+    tmp_path: Path, loss: str, body: str, expected: list[str | None]
+) -> None:
+    assert claims(tmp_path, FORWARD.format(loss.strip()) + body) == expected

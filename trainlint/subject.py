@@ -369,8 +369,9 @@ def _influence(inputs: Inputs, graph: Graph, losses: Losses | None) -> Any:
     from trainlint.measure.perturbation import influence
 
     calls = () if losses is None else losses.calls
-    asked = frozenset(call.next_of for call in calls if call.next_of)
-    return influence(graph.model, inputs, graph, asked=asked)
+    asked = {call.next_of for call in calls if call.next_of}
+    inside = frozenset() if losses is None else losses.asked_inside
+    return influence(graph.model, inputs, graph, asked=inside | asked)
 
 
 def unexplained_faults(graph: Graph) -> str | None:

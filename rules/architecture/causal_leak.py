@@ -51,7 +51,8 @@ def causal_leak(
     operation whose early positions move is named. It speaks up only where the model claims to be causal:
     most of the self-attention that this input reaches first has a triangular mask, or the loss
     compares the outputs with the same sequence one step later: in the forward, by the numbers of its
-    target; in the file, by slices such as `ids[:, :-1]` and `ids[:, 1:]`, also in a dataset. Encoders,
+    target; in the file, by slices such as `ids[:, :-1]` and `ids[:, 1:]`, also in a dataset or in the
+    function that fetches what `model(x, y)` is given. Encoders,
     which see everything, are silent, and so are inputs that reach masks only behind a cross-attention.
 
     ## Bad

@@ -9,14 +9,16 @@ file makes the pair. What cannot be followed claims nothing.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 _DEEPEST: Final = 14
+_MOST_BINDINGS: Final = 3
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 # These arrange, move or convert a tensor and leave the order of its positions.
 _SAME_ORDER: Final = frozenset(
-    "view reshape flatten contiguous transpose permute t long int to cuda cpu type clone detach "
+    "view reshape flatten contiguous transpose permute t long int to cuda cpu pin_memory type clone detach "
     "unsqueeze squeeze from_numpy as_tensor tensor LongTensor stack asarray array astype float mT T "
     "numpy pin_memory log_softmax softmax".split()
 )
@@ -63,6 +65,69 @@ def asks_for_next(call: ast.Call, tree: ast.AST, names: Names) -> int | str | No
         if not skipped and _are_a_pair(here, later) and _has_dataset_of_pairs(tree, names):
             return place
     return None
+
+
+def asks_for_next_inside(
+    loss: ast.Call, forward: Function, calls: Iterable[ast.Call], tree: ast.AST, names: Names
+) -> str | None:
+    """The same for a loss in the `forward`, whose target is an argument of it: `model(x, y)`.
+
+    `calls` are those of the model in the file.
+    """
+    given = {word.arg: word.value for word in loss.keywords}
+    scores = loss.args[0] if loss.args else given.get("input")
+    target = loss.args[1] if len(loss.args) > 1 else given.get("target")
+    parameters = [each.arg for each in (*forward.args.posonlyargs, *forward.args.args)][1:]
+    if scores is None or target is None or not _keeps_positions(scores, names, _DEEPEST):
+        return None
+    targets = _argument_of(target, forward)
+    for call in calls if targets in parameters else ():
+        if any(isinstance(value, ast.Starred) for value in call.args):
+            continue
+        passed = dict(zip(parameters, call.args, strict=False))
+        passed |= {word.arg: word.value for word in call.keywords if word.arg}
+        later = _slice(passed[targets], (), names, _DEEPEST) if targets in passed else None
+        for name, value in passed.items() if later is not None else ():
+            here = _slice(value, (), names, _DEEPEST)
+            if here is None or later is None:
+                continue
+            if here.base == later.base and later.start - here.start == 1:
+                return name
+            if _are_a_pair(here, later) and _has_dataset_of_pairs(tree, names):
+                return name
+    return None
+
+
+def _argument_of(expression: ast.expr | None, function: Function) -> str | None:
+    """The name that an expression only arranges anew, where the function does no more to it either."""
+    while isinstance(expression, ast.Call):
+        expression = _rearranged(expression)
+    if not isinstance(expression, ast.Name):
+        return None
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id == expression.id:
+            is_bound = not isinstance(node.ctx, ast.Load)
+            if is_bound and not any(node in each.targets for each in _rearranging(function, node)):
+                return None
+    return expression.id
+
+
+def _rearranging(function: Function, name: ast.Name) -> list[ast.Assign]:
+    """The statements `x = x.view(-1)` of a function."""
+    return [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and _arranges(node.value, name)
+    ]
+
+
+def _keeps_positions(expression: ast.expr, names: Names, depth: int) -> bool:
+    """Whether scores come from a call without any part of them left out on the way."""
+    if isinstance(expression, ast.Call) and depth:
+        inner = _rearranged(expression)
+        return inner is None or _keeps_positions(inner, names, depth - 1)
+    found = _only_definition(expression, names) if isinstance(expression, ast.Name) else None
+    return found is not None and depth > 0 and _keeps_positions(found.value, names, depth - 1)
 
 
 def _model_call(expression: ast.expr, names: Names, depth: int) -> tuple[ast.Call, int] | None:
@@ -123,17 +188,28 @@ def _named(
     expression: ast.Name | ast.Attribute, element: tuple[str, ...], names: Names, depth: int
 ) -> _Slice | None:
     bound = names.definitions(expression)
+    values = [each for each in bound if each.value is not None]
+    found = {
+        _slice(each.value, (*each.element, *element), names, depth - 1)
+        for each in values[:_MOST_BINDINGS]
+    }
+    if len(found) == 1 and len(values) == len(bound) <= _MOST_BINDINGS and None not in found:
+        return found.pop()
     if len(bound) > 1:
         return None
-    if bound and bound[0].value is not None:
-        found = _slice(bound[0].value, (*bound[0].element, *element), names, depth - 1)
-        if found is not None:
-            return found
     # Where it comes from cannot be followed: told apart from others of that name by where it is bound.
     row = getattr(bound[0].statement, "lineno", 0) if bound else 0
     part = ".".join((*(bound[0].element if bound else ()), *element))
     is_loop = bool(bound) and bound[0].value is None
     return _Slice(f"{'' if is_loop else ast.unparse(expression)}@{row}#{part}", 0)
+
+
+def _arranges(value: ast.expr | None, name: ast.expr) -> bool:
+    """Whether a value is this name, arranged anew."""
+    inner = value
+    while isinstance(inner, ast.Call):
+        inner = _rearranged(inner)
+    return inner is not value and inner is not None and ast.unparse(inner) == ast.unparse(name)
 
 
 def _only_definition(expression: ast.expr, names: Names) -> Any:

@@ -18,7 +18,7 @@ from typing import Final
 
 from trainlint import ops
 from trainlint.fixes.source import SourceText
-from trainlint.loss.next_token import asks_for_next
+from trainlint.loss.next_token import asks_for_next, asks_for_next_inside
 from trainlint.loss.training import Training, training_in
 from trainlint.sites import Site
 
@@ -265,8 +265,15 @@ class _Reader:
                 self._trace(scores, _DEEPEST),
                 self._forward_of(function),
                 _has_backward(function or self._tree),
-                asks_for_next(call, self._tree, self) if loss.kind in _OF_SEQUENCES else None,
+                self._next_of(call, function) if loss.kind in _OF_SEQUENCES else None,
             )
+
+    def _next_of(self, call: ast.Call, function: Function | None) -> int | str | None:
+        within = self._forward_of(function)
+        if function is None or within is None:
+            return asks_for_next(call, self._tree, self)
+        calls = (each for each in self._calls if within in (self.models_of(each.func) or ()))
+        return asks_for_next_inside(call, function, calls, self._tree, self)
 
     def definitions(self, expression: ast.expr) -> list[_Definition]:
         """The bindings that may hold where the expression stands; none if it is unknown."""
@@ -604,11 +611,10 @@ class _Reader:
         around = set(self._ancestors(use))
         found: list[_Definition] = []
         for definition in reversed(before):
-            branches = set(self._ancestors(definition.statement)) - around
-            if branches and found and self._excludes(definition, use):
+            if self._excludes(definition, use):
                 continue
-            if not self._excludes(definition, use):
-                found.append(definition)
+            found.append(definition)
+            branches = set(self._ancestors(definition.statement)) - around
             if not any(isinstance(branch, _BRANCHES) for branch in branches):
                 break
         return found or (bound if not before else [])

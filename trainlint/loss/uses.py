@@ -50,14 +50,15 @@ class Given:
 class Recipe:
     """What is known of a model's training besides the model. `training` is what the file shows of it.
 
-    `uses` are the losses that its file calls; `names` those by which the model goes there, `others`
-    those of the file's other models. `loss` is one that was given or that a module-level name holds;
-    `targets` belong to the given inputs. `explicit` tells that the user handed the loss over himself.
-    `setup` is with what it can be trained.
+    `uses` are the losses that its file calls; `names` those by which the model goes there, `classes` those
+    of its class and bases, `others` those of the file's other models. `loss` is one that was given or that
+    a module-level name holds; `targets` belong to the given inputs. `explicit` tells that the user handed
+    the loss over himself. `setup` is with what it can be trained.
     """
 
     uses: tuple[LossUse, ...] = ()
     names: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
     loss: Callable[..., Any] | None = None
     targets: Any = None
@@ -75,11 +76,15 @@ class Recipe:
             return True
         if optimized and all(optimized):  # they are given the parameters of other models
             return False
-        outside = [use for use in self.uses if use.within not in self.names]
+        outside = [use for use in self.uses if not self.makes(use)]
         if not self.training.is_any:
             return self.loss is not None and not outside and not self.others
         judged = [use.scores.models for use in outside if use.scores is not None]
         return not self.others or any(models & self.names for models in judged)
+
+    def makes(self, use: LossUse) -> bool:
+        """Whether it is the model's own forward that calls the loss."""
+        return use.within is not None and use.within in self.names | self.classes
 
     @property
     def may_unfreeze(self) -> bool:
@@ -137,6 +142,7 @@ class Losses:
 
     `trained` tells whether the user is seen to train this model, by a loss or an optimizer;
     `may_unfreeze` whether weights that are frozen now may be trained later, or an input instead of them.
+    `asked_inside` are arguments of forward whose next tokens a loss in it has for its target.
     """
 
     graph: Graph
@@ -144,6 +150,7 @@ class Losses:
     targets: Any = None
     trained: bool = False
     may_unfreeze: bool = False
+    asked_inside: frozenset[str] = frozenset()
 
     def of(self, *kinds: str) -> Iterator[LossCall]:
         """The losses of these kinds."""
@@ -219,7 +226,15 @@ def losses_of(graph: Graph, recipe: Recipe, given: Given | None = None) -> Losse
     # What is returned in eval mode may differ, as `if not self.training: x = softmax(x)` does.
     if graph.model.training and graph.complete:
         calls += _losses_outside(graph, recipe, given)
-    return Losses(graph, tuple(calls), recipe.targets, recipe.trains, recipe.may_unfreeze)
+    inside = (use.next_of for use in recipe.uses if recipe.makes(use))
+    return Losses(
+        graph,
+        tuple(calls),
+        recipe.targets,
+        recipe.trains,
+        recipe.may_unfreeze,
+        frozenset(name for name in inside if isinstance(name, str)),
+    )
 
 
 def _own_losses(graph: Graph) -> Iterator[LossCall]:
@@ -233,7 +248,7 @@ def _own_losses(graph: Graph) -> Iterator[LossCall]:
 
 
 def _losses_outside(graph: Graph, recipe: Recipe, given: Given | None) -> list[LossCall]:
-    outside = [use for use in recipe.uses if use.within not in recipe.names]
+    outside = [use for use in recipe.uses if not recipe.makes(use)]
     found: dict[Any, LossCall] = {}
     # A loop that trains says more than one that validates.
     for use in sorted(outside, key=lambda use: not use.trains):

@@ -657,8 +657,9 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str, *, loops: bool = 
         value is model or not isinstance(value, type(model))
         for value in map(unwrapped, namespace.values())
     )
-    classes = {kind.__name__ for kind in type(model).__mro__} if is_only else set()
-    own = frozenset({name.partition(".")[0]} | bound | (classes & set(loaded.discovery.classes)))
+    mro = {kind.__name__ for kind in type(model).__mro__}
+    classes = frozenset(mro & set(loaded.discovery.classes))
+    own = frozenset({name.partition(".")[0]} | bound | (classes if is_only else set()))
     others = {candidate.name for candidate in loaded.discovery.candidates if candidate.likely}
     live = {key: kind for key, value in namespace.items() if (kind := kind_of(value))}
     loss = next((v for key in _LOSS_NAMES if _is_loss(v := namespace.get(key))), None)
@@ -667,7 +668,8 @@ def recipe_of(loaded: LoadedFile, model: nn.Module, name: str, *, loops: bool = 
     return Recipe(
         uses=uses,
         names=own,
-        others=frozenset(others - own),
+        classes=classes,
+        others=frozenset(others - own - classes),
         loss=loss,
         targets=namespace.get("example_targets"),
         training=training_of(loaded.text),
