@@ -167,8 +167,11 @@ def test_a_fix_that_cannot_be_made_costs_itself_alone(loader: DataLoader[Any]) -
 
 @pytest.mark.parametrize(
     ("given", "missing"),
-    [({}, "criterion, optimizer, train_loader"), ({"loss": nn.CrossEntropyLoss()}, "optimizer, train_loader")],
-)  # fmt: skip
+    [
+        ({}, "criterion, optimizer, train_loader"),
+        ({"loss": nn.CrossEntropyLoss()}, "optimizer, train_loader"),
+    ],
+)
 def test_without_a_training_it_says_what_is_missing(given: dict[str, Any], missing: str) -> None:
     fixes, found = tried(zeroed(), "zero-weights", [[HE]], **given)
 
