@@ -78,13 +78,13 @@ def drop(
 
 
 def bound_of(model: nn.Module) -> tuple[int, float]:
-    """(sigmoids in series, bound with weights) as ARC008 reports them; (0, 1) if it is silent."""
+    """(sigmoids in series, gradient with these weights) as ARC008 reports them; (0, 1) if it is silent."""
     options = {"saturating-stack": {"least": 1}}
     report = check(model, torch.randn(2, FEATURES), select=["ARC008"], options=options)
     if not report.findings:
         return 0, 1.0
     evidence = report.findings[0].evidence
-    return evidence["saturating"], evidence["bound_with_weights"]
+    return evidence["in_series"], evidence["gradient_with_these_weights"]
 
 
 def rows(steps: int) -> Iterator[tuple[int, int, bool, float, dict[str, float]]]:

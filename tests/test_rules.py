@@ -20,7 +20,7 @@ from trainlint.scaffold import FAMILY_CODES, write_rule
 ROOT = Path(__file__).parent.parent
 RULE_FILES = sorted(path for path in (ROOT / "rules").rglob("*.py") if path.name != "__init__.py")
 # In this order; those without a star are required.
-HEADINGS = ("Bad", "Good", "When to ignore it", "Fix safety", "References*")
+HEADINGS = ("Bad", "Good", "Figures*", "When to ignore it", "Fix safety", "References*")
 RULES = [pytest.param(rule, id=rule.code) for rule in all_rules()]
 
 
@@ -101,6 +101,17 @@ def test_every_option_is_explained_and_can_be_set(rule: Rule, tmp_path: Path) ->
             encoding="utf-8",
         )
         check_options(load_config(path).rules)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_figures_are_explained_by_the_names_that_they_have(rule: Rule) -> None:
+    text = Path(rule.filename).read_text(encoding="utf-8")
+    shown = {name.replace("_", " ") for name in re.findall(r'"(\w+)":', text)}
+    section = " ".join(sections(rule).get("Figures", "").split())
+    explained = set(re.findall(r"`([a-z ]+)`", section))
+    assert explained <= shown
+    # What is in powers of ten looks like any other number.
+    assert {name for name in shown if "decades" in name} <= explained
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -216,4 +227,4 @@ def test_a_new_rule_is_clean_and_waits_for_its_example(family: str, tmp_path: Pa
     rule = namespace["wrong_in_some_way"].trainlint_rule  # type: ignore[attr-defined]
     assert rule.code[:3] == FAMILY_CODES[family]
     assert rule.code not in {other.code for other in all_rules()}
-    assert list(sections(rule)) == [heading.rstrip("*") for heading in HEADINGS]
+    assert [*sections(rule)] == [h.rstrip("*") for h in HEADINGS if h != "Figures*"]

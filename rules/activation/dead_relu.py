@@ -90,6 +90,10 @@ def dead_relu(
         optimizer.step()
     ```
 
+    ## Figures
+    - `dead`: the share of the units that were 0 for every sample in the last five recorded steps; `dead at
+      first`: in the first five; `windows`: that share in each five of the latest recorded steps.
+
     ## When to ignore it
     Where units are meant to be rare or gone: sparse autoencoders, pruned layers.
 

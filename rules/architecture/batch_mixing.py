@@ -122,6 +122,12 @@ def batch_mixing(
     example_inputs = torch.randn(4, 12, 8)
     ```
 
+    ## Figures
+    - `shift`: how far the outputs of one sample moved when the other samples were replaced, over their
+      size.
+    - `gradient of others`: the share of the gradient of these outputs that goes to the other samples.
+    - `operation`: where samples mix, or where it was lost track of them; `mixed by`: what mixes them then.
+
     ## When to ignore it
     When samples shall see each other: attention across a batch, a set as a batch, statistics over it.
 

@@ -118,6 +118,14 @@ def causal_leak(
     example_inputs = torch.randint(0, 50, (2, 16))
     ```
 
+    ## Figures
+    - `shift`: how far the outputs at the first `positions` moved when the later ones were changed, over
+      their size.
+    - `gradient of later positions`: the share of the gradient of these outputs that goes to the later
+      positions.
+    - `attentions with mask`, `attentions without`: the self-attentions that the input reaches first, by
+      whether they have a triangular mask.
+
     ## When to ignore it
     When some layers may look ahead by design, as in a prefix language model.
 

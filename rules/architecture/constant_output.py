@@ -83,6 +83,12 @@ def constant_output(graph: Graph, influence: Influence, edits: SourceEdits) -> I
             return self.fc3(x)
     ```
 
+    ## Figures
+    - `spread`: the largest difference between the outputs of two samples, over their size, which is
+      `scale`.
+    - `spread before`, `spread behind`: the same of the values before and behind the `operation` that makes
+      them alike.
+
     ## When to ignore it
     When the outputs depend on the input only after other weights are loaded.
 

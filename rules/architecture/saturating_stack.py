@@ -105,6 +105,15 @@ def saturating_stack(
             return self.head(x)
     ```
 
+    ## Figures
+    - `in series`: how many saturating activations stand on the best path of the gradient to that layer.
+    - `gradient at most`: the product of their largest slopes, the share of the gradient that they let
+      through.
+    - `weights multiply by`: the product of the gains ‖W‖_F/√(out) of the weights on that path.
+    - `gradient with these weights`: the product of both. `gradient with relu`: what it were with ReLU in
+      their place, √½ each, and the same weights.
+    - `chain`: the activations, with their lines.
+
     ## When to ignore it
     When the stack is short and is known to train, as in the first LeNet.
 
@@ -186,13 +195,12 @@ def _finding(
         where=chain[0],
         module=graph.operation(node).module,
         evidence={
-            "saturating": len(chain),
-            "bound": path.bound,
-            "weights_gain": gain,
-            "bound_with_weights": expected,
+            "in_series": len(chain),
+            "gradient_at_most": path.bound,
+            "weights_multiply_by": gain,
+            "gradient_with_these_weights": expected,
+            "gradient_with_relu": 0.5 ** (len(chain) / 2) * gain,
             "chain": [_shown(graph, other) for other in chain],
-            "unavoidable": sum(other in graph.unavoidable(node) for other in chain),
-            "with_relu_and_these_weights": 0.5 ** (len(chain) / 2) * gain,
         },
         fixes=_fixes(graph, edits, chain, path.bound),
         severity=Severity.ERROR if expected < error_bound else Severity.WARNING,

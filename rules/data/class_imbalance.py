@@ -69,6 +69,10 @@ def class_imbalance(
     criterion = nn.CrossEntropyLoss()
     ```
 
+    ## Figures
+    - `counts`: the samples of each class; `effective`: their effective number E(n).
+    - `never predicted`: the classes that no validation sample is recognised as.
+
     ## When to ignore it
     When the answer is to be a probability that holds as it is (clicks, risks), or the rare class costs no
     more than others if it is missed. Weights change what the probabilities mean.

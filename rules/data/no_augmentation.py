@@ -46,6 +46,10 @@ def no_augmentation(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ```
 
+    ## Figures
+    - `gap`: how much the loss on validation images is above that on training images, over that of the best
+      answer that ignores the inputs; `bound`: how much it is at least, with 95% confidence.
+
     ## When to ignore it
     When nothing is known that leaves the labels as they are, as with spectra or board positions.
 

@@ -87,6 +87,13 @@ def overfitting(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ```
 
+    ## Figures
+    - `training loss`, `validation loss`: the means over samples, with their standard errors, `training
+      error` and `validation error`.
+    - `constant answer`: the loss of the best answer that ignores the inputs.
+    - `gap`: how much the loss on validation samples is above that on training samples, over that of the
+      constant answer; `bound`: how much it is at least, with 95% confidence.
+
     ## When to ignore it
     When a model is to learn its data by heart (a compressed scene, a lookup), or validation loss still
     falls and only that counts: GEN003 says when it does no more.

@@ -55,6 +55,12 @@ def past_early_stop(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ```
 
+    ## Figures
+    - `rise`: by what the validation loss has risen since its best, in the mean over samples, over that of
+      the constant answer; `error`: its standard error; `p`: how likely such a rise is by chance.
+    - `constant answer`: the loss of the best answer that ignores the inputs.
+    - `patience`, `every`: the advice for early stopping, in checks and in steps between them.
+
     ## When to ignore it
     When another metric is what counts and still gets better: accuracy may rise while cross entropy, which
     punishes confidence in wrong answers, does so as well. And in training far beyond the point where

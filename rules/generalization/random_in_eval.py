@@ -88,6 +88,10 @@ def random_in_eval(graph: Graph, influence: Influence) -> Iterator[Finding]:
             return self.head(self.body(x))
     ```
 
+    ## Figures
+    - `shift`: how far the outputs of two passes over one input differ, over their size.
+    - `operation`: what draws random numbers.
+
     ## When to ignore it
     When predictions are sampled on purpose.
 

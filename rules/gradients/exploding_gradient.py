@@ -113,6 +113,13 @@ def exploding_gradient(
             return self.head(x)
     ```
 
+    ## Figures
+    A decade is a power of ten: 3 decades are a thousandfold.
+
+    - `gradient decades`: by what the gradient grows on its way back, from the last third of the layers to
+      the first.
+    - `forward decades`: by what the results grow from the first third of the layers to the last.
+
     ## When to ignore it
     When trained weights are loaded before it trains.
 

@@ -118,6 +118,14 @@ def vanishing_gradient(
             return self.head(x)
     ```
 
+    ## Figures
+    A decade is a power of ten: −3 decades are a thousandth.
+
+    - `gradient decades`: what the gradient loses from the last third of the layers to the first.
+    - `spread decades`: what the differences between samples lose from the first third to the last.
+    - `forward decades`: by what the results grow (above 0) or shrink from the first third to the last.
+    - `learnt`: in a training, the share of the best constant answer's loss that is gone.
+
     ## When to ignore it
     When trained weights are loaded, or the first layers are to stay as they are.
 

@@ -103,6 +103,15 @@ def exploding_init(
             return self.head(x)
     ```
 
+    ## Figures
+    A decade is a power of ten: 3 decades are a thousandfold.
+
+    - `forward decades`: by what the results grow from the first third of the layers to the last, as
+      measured; `gradient decades`: the gradient, on its way back.
+    - `predicted forward decades after`, `predicted gradient decades after`: what theory predicts with the
+      initial values that suit.
+    - `layers`: the weights with their standard deviation σ, and the one that suits.
+
     ## When to ignore it
     When another program loads trained weights into the model before it trains.
 

@@ -86,6 +86,11 @@ def init_activation_mismatch(
             return self.head(x)
     ```
 
+    ## Figures
+    - `powers of ten at most`: the logarithm, to the base 10, of the product of the mismatches: −2 says that
+      signal and gradient come out a hundred times too small at worst.
+    - `layers`: the weights with their standard deviation σ, and the one that suits.
+
     ## When to ignore it
     When it trains well, or when trained weights are loaded.
 
@@ -112,7 +117,7 @@ def init_activation_mismatch(
             where=worst.where(graph),
             module=graph.operation(worst.node).module,
             evidence={
-                "decades_at_most": round(total, 2),
+                "powers_of_ten_at_most": round(total, 2),
                 "layers": [f"{p.name}: σ = {p.present:.3g}, {p.formula}" for p in wanted],
             },
             fixes=[

@@ -79,6 +79,11 @@ def saturated_at_init(
             return self.fc2(torch.tanh(self.fc1(x)))
     ```
 
+    ## Figures
+    - `saturated`: the share of the activation's inputs that lie further from 0 than `beyond`.
+    - `rms`: the root of the mean square of these inputs.
+    - `weights over those of xavier`: the size (RMS) of the weights, over that which Xavier's values have.
+
     ## When to ignore it
     When units shall be near binary from the start, as in hard attention or spiking networks.
 
@@ -138,7 +143,7 @@ def _finding(
             "saturated": round(saturated, 4),
             "beyond": FLAT[name],
             "rms": None if before is None else before.rms,
-            "weight_over_xavier": ratio,
+            "weights_over_those_of_xavier": ratio,
         },
         fixes=_fixes(graph, edits, node, producer, weight if by_weights else None),
         affects=[other for other in (node, producer) if other is not None],

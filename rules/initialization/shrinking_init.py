@@ -105,6 +105,16 @@ def shrinking_init(
             return self.head(x)
     ```
 
+    ## Figures
+    A decade is a power of ten: −3 decades are a thousandth.
+
+    - `gradient decades`: what the gradient loses from the last third of the layers to the first, as
+      measured.
+    - `spread decades`: what the differences between samples lose from the first third to the last.
+    - `predicted decades`: what theory predicts of the gradient with these weights, `predicted decades
+      after` with those that suit.
+    - `layers`: the weights with their standard deviation σ, and the one that suits.
+
     ## When to ignore it
     When another program loads trained weights into the model before it trains.
 

@@ -131,7 +131,7 @@ def learning_rate_too_high(
         ):
             message = (
                 f"the loss leapt to {leap:.3g}, by a step that changed the median layer by "
-                f"{_percent(max(paces.values()))} of its weights, and ends at {_change(trace):.2g} times "
+                f"{_of(max(paces.values()))} its weights, and ends at {_change(trace):.2g} times "
                 "its start"
             )
             yield _finding(trace, edits, model, paces, message, certain=False)
@@ -141,7 +141,7 @@ def learning_rate_too_high(
             continue
         if usual > update:
             message = (
-                f"the median step changes a layer by {_percent(usual)} of its weights, and after "
+                f"the median step changes a layer by {_of(usual)} its weights, and after "
                 f"{trace.steps} steps the loss is no better than a guess"
             )
             yield _finding(trace, edits, model, paces, message, certain=False)
@@ -149,13 +149,13 @@ def learning_rate_too_high(
             leap = _leapt(trace, growth)
             if leap is not None:
                 message = (
-                    f"the loss leapt to {leap:.3g}, by steps of up to {_percent(largest)} of a "
-                    f"layer's weights, and after {trace.steps} steps is no better than a guess"
+                    f"the loss leapt to {leap:.3g}, by steps of up to {_of(largest)} a layer's "
+                    f"weights, and after {trace.steps} steps is no better than a guess"
                 )
                 yield _finding(trace, edits, model, paces, message, certain=False)
             elif largest > thrown:
                 message = (
-                    f"a step changed the median layer by {_percent(largest)} of its weights, and after "
+                    f"a step changed the median layer by {_of(largest)} its weights, and after "
                     f"{trace.steps} steps the loss is no better than a guess"
                 )
                 yield _finding(trace, edits, model, paces, message, certain=False)
@@ -173,7 +173,7 @@ def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[s
     return (
         (
             f"the loss is not finite from step {first} on, after a step that changed the median layer by "
-            f"{_percent(max(before))} of its weights"
+            f"{_of(max(before))} its weights"
         ),
         True,
     )
@@ -211,7 +211,7 @@ def _grown(
                 return (
                     (
                         f"the loss went from {values[0]:.3g} to {end:.3g}, where a guess has "
-                        f"{objective.guess:.3g}: steps of up to {_percent(largest)} of a layer's weights"
+                        f"{objective.guess:.3g}: steps of up to {_of(largest)} a layer's weights"
                     ),
                     True,
                 )
@@ -225,8 +225,8 @@ def _grown(
         return None
     return (
         (
-            f"the loss went from {values[0]:.3g} to {end:.3g}, with steps of {_percent(usual)} of a "
-            "layer's weights in the median"
+            f"the loss went from {values[0]:.3g} to {end:.3g}, with steps of {_of(usual)} a layer's "
+            "weights in the median"
         ),
         False,
     )
@@ -337,5 +337,6 @@ def _end(values: list[float]) -> float:
     return median(values[-max(3, len(values) // 5) :])
 
 
-def _percent(share: float) -> str:
-    return f"{share:.2g} times" if share > 10 else f"{share:.0%}"
+def _of(share: float) -> str:
+    """`12% of`, or `75 times`."""
+    return f"{share:.2g} times" if share > 10 else f"{share:.0%} of"

@@ -75,6 +75,10 @@ def missing_regularization(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ```
 
+    ## Figures
+    - `gap`: how much the loss on validation samples is above that on training samples, over that of the
+      best answer that ignores the inputs; `bound`: how much it is at least, with 95% confidence.
+
     ## When to ignore it
     When the gap does no harm: what counts is the validation error, not its distance from the other.
 

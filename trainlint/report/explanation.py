@@ -274,6 +274,7 @@ class _Page:
         sections = self._lesson.sections
         self._prose(self._lesson.effect)
         self._examples()
+        self._section("Figures", sections.get("Figures", ""))
         self._section("When to ignore it", sections.get("When to ignore it", ""))
         if self._full:
             self._section("How it is judged", self._lesson.judging)
