@@ -261,6 +261,22 @@ def test_junit_is_xml_whatever_is_said(message: str, fail_on: str) -> None:
     assert len(cases) == 5 == int(suite.get("tests", ""))
 
 
+def test_junit_knows_a_case_by_no_line(here: Path) -> None:
+    def cases(moved: int, *, reverse: bool) -> list[tuple[str | None, ...]]:
+        many = [found(location=Location(row + moved, 5)) for row in (9, 4)]
+        many.append(found(module="stem.norm", location=Location(moved + 1, 1)))
+        text = rendered(report_of(*(many[::-1] if reverse else many)), "junit")
+        return sorted((c.get("name"), c.get("classname")) for c in ET.fromstring(text)[0])
+
+    assert cases(0, reverse=False) == cases(7, reverse=True)
+    assert [name for name, _ in cases(0, reverse=False)] == [
+        "NRM001 norm-features-mismatch norm", "NRM001 norm-features-mismatch norm (2)",
+        "NRM001 norm-features-mismatch stem.norm",
+    ]  # fmt: skip
+    (case,) = ET.fromstring(rendered(report_of(found()), "junit"))[0]
+    assert (case.findtext("failure") or "").startswith("src dír/net.py:9:21: error")
+
+
 def test_markdown_has_a_row_and_a_diff(here: Path) -> None:
     text = rendered(report_of(found(message="a|b <c> *d*")), "markdown")
     assert "### trainlint: 1 error, 0 warnings" in text

@@ -176,12 +176,14 @@ def test_the_baseline_of_the_configuration_is_left_out(pytester: pytest.Pytester
     pytester.makepyprojecttoml(settings)
     known = Path("known.json")
     write_baseline(check(["broken.py", "mended.py"], stages=["static"], select=["NRM001"]), known)
-    pytester.makepyfile(mended=BROKEN.replace("BatchNorm2d(4)", "BatchNorm2d(8)"), fresh=BROKEN)
+    pytester.makepyfile(
+        mended=BROKEN.replace("BatchNorm2d(4)", "BatchNorm2d(8)"), fresh=BROKEN, newer=BROKEN
+    )
     done = pytester.runpytest_inprocess("--trainlint", "--trainlint-static", "--junit-xml=out.xml")
-    done.assert_outcomes(passed=2, failed=1)
+    done.assert_outcomes(passed=2, failed=2)
     done.stdout.fnmatch_lines(
         [
-            "1 error",
+            "2 errors",
             "  error NRM001 fresh.py:9",
             "1 finding stands in known.json, left out",
             "mended.py::Net: NRM001 of known.json no longer occurs",

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "trainlint"
 
 # What stands around the core: it is for people, for trainers, for tests.
 OUTER = (
-    "__main__", "cli", "examples", "integrations", "report", "rounds", "scaffold", "testing",
+    "__main__", "asserting", "cli", "examples", "integrations", "report", "rounds", "scaffold", "testing",
 )  # fmt: skip
 # `print(report)` asks the text for people for itself: nothing of it is loaded before.
 PRINTING = ("trainlint.records", "trainlint.report")

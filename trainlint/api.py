@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trainlint.choices import known_words
 from trainlint.config import Config
 from trainlint.errors import UsageError
 from trainlint.files import FileTarget, Options, Progress, file_check
+from trainlint.given import given_inputs, given_loss, instance_of
 from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import Setup
 from trainlint.ranking import report_on
@@ -53,10 +55,11 @@ def check(
     one of these; for files a text such as `2x3x32x32,2:long`. Without them they are synthesised. A live
     model is checked in this process and is as before afterwards; files run in child processes.
 
-    `loss` is what the live model is trained on, called as (output, target), and `targets` belong to the
-    inputs. `optimizer` is one or a function of the model that makes one; `train_loader` and `val_loader`
-    give batches, pass after pass: tuples whose last element is the target and whose others are the
-    model's inputs, or dicts. A file's are found in the file.
+    `loss` is what the live model is trained on, called as (output, target): the outputs are judged as what
+    it is given, and the gradients are its own. `targets` belong to the inputs; without them, some that suit
+    the loss are made up. `optimizer` is one or a function of the model that makes one; `train_loader` and
+    `val_loader` give batches, pass after pass: tuples whose last element is the target and whose others are
+    the model's inputs, or dicts. A file's are found in the file.
 
     `stages` are `static`, the graph alone; `data`, what the loaders give; `signal`, one forward and
     backward on real weights; and `probe`, some steps of training, where there is something to train with.
@@ -69,14 +72,14 @@ def check(
     the unchanged model: each then has `verified`, or an `attempt`, and those proved to help come first.
     `progress` is told what is done, `advance` of the share of the fixes that are tried, and of how many.
 
-    Raises `UsageError` for a target that does not exist, for directories none of which holds a model, and
-    for an unknown rule.
+    Raises `UsageError`, which is a `ValueError`, for a target that does not exist, for directories none of
+    which holds a model, and for an unknown rule or stage.
     """
     asked = Asked(
-        targets=targets, loss=loss, optimizer=optimizer, train_loader=train_loader,
+        targets=targets, loss=given_loss(loss), optimizer=optimizer, train_loader=train_loader,
         val_loader=val_loader, select=select, ignore=ignore, extend_select=extend_select,
-        stages=stages, config=config or Config(), options=options, scan=scan, verify=verify,
-        graphs=graphs, progress=progress, advance=advance, debug=debug,
+        stages=known_words(stages, STAGES, "stage"), config=config or Config(), options=options,
+        scan=scan, verify=verify, graphs=graphs, progress=progress, advance=advance, debug=debug,
     )  # fmt: skip
     return verified_check(target, inputs, asked).report
 
@@ -133,7 +136,7 @@ def _verified_live(target: Any, inputs: Any, asked: Asked, *, verifies: bool) ->
     )
     recipe = asked.recipe
     model = instance_of(target)
-    given = _given_inputs(model, inputs)
+    given = given_inputs(model, inputs)
     analysis = _analysis(model, given, settings, recipe, asked.progress)
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
     report = report_on(findings, [analysis.result], rules)
@@ -164,37 +167,3 @@ def _analysis(
             recipe=recipe,
             progress=progress,
         )
-
-
-def _given_inputs(model: nn.Module, inputs: Any) -> Inputs | None:
-    """Inputs that were given for a live model, as text or as they are. Raises `InputError`."""
-    from trainlint.capture.inputs import from_text, from_value
-    from trainlint.preserve import preserved
-
-    if inputs is None:
-        return None
-    with preserved(model):
-        if isinstance(inputs, str):
-            return from_text(inputs, model)
-        return from_value(inputs, model, "given")
-
-
-def instance_of(target: Any) -> nn.Module:
-    """The model, or what a class or factory makes, out of its wrappers. Raises `UsageError`."""
-    from torch import nn
-
-    from trainlint.sites import recording
-    from trainlint.targets.loading import unwrapped
-
-    model: nn.Module
-    if isinstance(target, nn.Module):
-        model = unwrapped(target)
-        return model
-    if not callable(target):
-        raise UsageError(f"{type(target).__name__} is no model, nor does it make one")
-    with recording():
-        made = target()
-    if not isinstance(made, nn.Module):
-        raise UsageError(f"{target!r} makes no torch.nn.Module but {type(made).__name__}")
-    model = unwrapped(made)
-    return model

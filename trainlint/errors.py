@@ -15,7 +15,7 @@ class TrainlintError(Exception):
     """A fault in how trainlint was called, or a target that it cannot analyse."""
 
 
-class UsageError(TrainlintError):
+class UsageError(TrainlintError, ValueError):
     """An option, selector or target that makes no sense."""
 
 

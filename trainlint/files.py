@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from trainlint.choices import words
 from trainlint.config import Config
 from trainlint.errors import LoadError, UsageError
 from trainlint.measure.memory import usable_processors
@@ -54,8 +55,8 @@ class Options:
         check_options(merged)
         rules = select_rules(
             self.config.select if self.select is None else self.select,
-            [*self.config.ignore, *self.ignore],
-            [*self.config.extend_select, *self.extend_select],
+            [*self.config.ignore, *words(self.ignore)],
+            [*self.config.extend_select, *words(self.extend_select)],
         )
         return rules, merged
 

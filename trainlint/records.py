@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from trainlint.choices import known_word
 from trainlint.fixes.edit import Edit, Fix, Location
 from trainlint.generalization.swept import Sweep
 from trainlint.rule import Severity
@@ -414,8 +415,11 @@ class Report(msgspec.Struct, frozen=True):
         return sum(finding.severity == severity for finding in self.findings)
 
     def fails(self, fail_on: str) -> bool:
-        """Whether a finding is at or above this severity; `never` fails nothing."""
-        if fail_on == "never":
+        """Whether a finding is at or above this severity; `never` fails nothing.
+
+        Raises `UsageError`, a `ValueError`, for another word.
+        """
+        if known_word(fail_on, (*Severity, "never"), "fail_on") == "never":
             return False
         limit = Severity(fail_on).rank
         return any(Severity(finding.severity).rank <= limit for finding in self.findings)

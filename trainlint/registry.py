@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from trainlint.catalogue import ENTRY_POINT_GROUP
+from trainlint.choices import words
 from trainlint.errors import ConfigError, UsageError
 from trainlint.rule import Rule
 
@@ -95,12 +96,12 @@ def select_rules(
 ) -> tuple[Rule, ...]:
     """The rules that are selected and not ignored; the more specific selector wins, a tie ignores.
 
-    Selectors are codes (`NRM001`), prefixes (`NRM`), rule names, family names or `ALL`. Raises
-    `UsageError` for a selector that matches nothing.
+    Selectors are codes (`NRM001`), prefixes (`NRM`), rule names, family names or `ALL`; one text may have
+    several, with commas between them. Raises `UsageError` for a selector that matches nothing.
     """
     known = {"ALL"}.union(*(_selectors_of(rule) for rule in all_rules()))
-    wanted, refused = {*select, *extend_select}, set(ignore)
-    for selector in (*select, *extend_select, *ignore):
+    wanted, refused = {*words(select), *words(extend_select)}, set(words(ignore))
+    for selector in (*wanted, *refused):
         if selector not in known:
             raise UsageError(_unknown(selector))
     return tuple(

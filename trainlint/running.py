@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from trainlint.choices import words
 from trainlint.config import Config
 from trainlint.errors import NO_NOTEBOOKS, UsageError
 from trainlint.observe.report import RunReport
@@ -83,8 +84,8 @@ def run_script(
     check_options(config.rules)
     rules = select_rules(
         config.select if select is None else select,
-        [*config.ignore, *ignore],
-        [*config.extend_select, *extend_select],
+        [*config.ignore, *words(ignore)],
+        [*config.extend_select, *words(extend_select)],
     )
     if script.startswith("-"):
         raise UsageError(f"no such option: {script} (the script's own stand behind its name)")

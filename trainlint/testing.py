@@ -1,15 +1,29 @@
 """Assertions about models, for tests. Each raises `AssertionError` with what was measured.
 
 Whatever model is given is as it was afterwards: weights, buffers, gradients, modes, random states. Where a
-model is asked for, its class or a function that makes it will do as well. Importing this imports no torch.
+model is asked for, its class or a function that makes it will do as well. `inputs` are a tensor, a tuple of
+arguments, or a dict of keyword arguments, in all of them. What makes no sense, such as a rule that does not
+exist, raises `ValueError`. Importing this imports no torch.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from os.path import relpath
 from typing import TYPE_CHECKING, Any, Final
 
+from trainlint.asserting import (
+    WIDTH,
+    layers_of,
+    mixture_loss,
+    reasons,
+    run_once,
+    samples_of,
+    total_of,
+    try_loss,
+)
+from trainlint.choices import known_word, words
 from trainlint.rule import STAGES, Severity
 
 if TYPE_CHECKING:
@@ -29,8 +43,6 @@ __all__ = [
 ]
 
 Model = Any
-_WIDTH: Final = 100
-_LEAST_SAMPLES: Final = 8
 _WINDOWS: Final = 10
 
 
@@ -50,13 +62,16 @@ def assert_clean(
 ) -> Report:
     """`trainlint.check` finds nothing at or above `fail_on` (error, warning or info).
 
-    `model` may also be a file. The other arguments are those of `trainlint.check`. Gives the report.
-    Raises `AssertionError` with the findings as the command line shows them, and where the model cannot be
-    checked.
+    `model` may also be a file. The other arguments are those of `trainlint.check`: with `loss`, a function
+    of (output, targets), the outputs are judged as what it is given, such as probabilities where it wants
+    scores, and gradients are those of the loss; without `targets`, some that suit it are made up. Gives the
+    report. Raises `AssertionError` with the findings as the command line shows them, and where the model
+    cannot be checked.
     """
     __tracebackhide__ = True
     from trainlint.api import check
 
+    known_word(fail_on, tuple(Severity), "fail_on")
     report = check(
         model, inputs, targets=targets, loss=loss, optimizer=optimizer, train_loader=train_loader,
         val_loader=val_loader, select=select, ignore=ignore, stages=stages,
@@ -75,7 +90,7 @@ def _findings(report: Report, fail_on: str) -> str:
     limit = Severity(fail_on).rank
     failed = [found for found in report.findings if Severity(found.severity).rank <= limit]
     names = ", ".join(dict.fromkeys(f"{found.code} {found.name}" for found in failed))
-    shown = as_text(report, _WIDTH, show_info=fail_on == "info")
+    shown = as_text(report, WIDTH, show_info=fail_on == "info")
     return f"trainlint finds {names}\n\n{shown}"
 
 
@@ -92,14 +107,23 @@ def assert_gradients_flow(
     targets: Any = None,
     loss: Callable[..., Any] | None = None,
     ignore: Sequence[str] = (),
+    unreached: Sequence[str] = (),
 ) -> Report:
-    """Gradients reach every layer, at a size that lets it learn: the rules on gradients find nothing.
+    """Gradients reach every layer, at a size that lets it learn.
 
-    They know that a zero-initialised branch or adapter is meant to start without a gradient.
+    The rules on gradients find nothing; they know that a zero-initialised branch or adapter is meant to
+    start with gradients of 0. And each parameter that requires a gradient gets one, from `loss` on
+    `targets`, else from the loss that the model returns, else from all of its outputs. What is to stay as
+    it is says so by `requires_grad_(False)`; or `unreached` names parameters, or modules, that are meant to
+    get none. `ignore` are rules.
     """
     __tracebackhide__ = True
-    return assert_clean(
-        model,
+    from trainlint.given import given_loss, instance_of
+
+    network = instance_of(model)
+    loss = given_loss(loss)
+    report = assert_clean(
+        network,
         inputs,
         targets=targets,
         loss=loss,
@@ -107,6 +131,62 @@ def assert_gradients_flow(
         ignore=ignore,
         stages=STAGES,
     )
+    _assert_arrives(network, inputs, targets, loss, words(unreached))
+    return report
+
+
+def _assert_arrives(
+    model: nn.Module, inputs: Any, targets: Any, loss: Any, meant: Sequence[str]
+) -> None:
+    """Each trainable parameter gets a gradient, but for those that are `meant` to get none."""
+    __tracebackhide__ = True
+    from trainlint.measure.arrival import without_gradient
+    from trainlint.preserve import preserved_training
+    from trainlint.probe.loop import own_loss
+    from trainlint.sites import construction_site
+
+    def value(output: Any) -> Tensor:
+        if loss is not None and targets is not None:
+            judged: Tensor = loss(output, targets)
+            return judged.mean()
+        own = own_loss(output)
+        return total_of(output) if own is None else own
+
+    with preserved_training(model, beside=layers_of(loss)):
+        given = run_once(model, inputs)
+        missing = without_gradient(model, given, value)
+        names = [name for name, _ in model.named_parameters()]
+    for prefix in meant:
+        if not any(_is_in(name, prefix) for name in names):
+            raise ValueError(f"unreached: the model has no parameter or module {prefix!r}")
+    missing = {n: p for n, p in missing.items() if not any(_is_in(n, each) for each in meant)}
+    if not missing:
+        return
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = sum(parameter.numel() for parameter in missing.values()) / trainable
+    modules: dict[str, list[str]] = {}
+    for name in missing:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    rows = []
+    for path, inside in modules.items():
+        site = construction_site(model.get_submodule(path))
+        place = "" if site is None else f" ({relpath(site.project.filename)}:{site.project.row})"
+        rows.append(f"  {', '.join(inside)}{place}")
+    raise AssertionError(
+        f"no gradient comes to {_counted(len(missing), 'parameter')} of {type(model).__name__}, "
+        f"{share:.0%} of what is trainable:\n"
+        + "\n".join(rows)
+        + "\n(if that is meant: requires_grad_(False) on them, "
+        f"or name them in unreached){reasons(model, inputs, targets, loss, advice=True)}"
+    )
+
+
+def _is_in(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def assert_samples_independent(model: Model, inputs: Any = None) -> Report:
@@ -124,62 +204,78 @@ def assert_same_in_eval(model: Model, inputs: Any = None) -> Report:
 def assert_learns(
     model: Model,
     inputs: Any,
-    targets: Any,
-    loss: Callable[..., Any],
+    targets: Any = None,
+    loss: Callable[..., Any] | None = None,
     *,
     left: float = 0.5,
     seconds: float = 60.0,
+    constant_loss: float | None = None,
 ) -> float:
     """Trained on these samples alone, the first 16 of them, the model learns them by heart.
 
-    `inputs` are a tensor or a tuple of arguments, whose first axis counts the samples, as that of
-    `targets`; `loss` is called as (output, targets). Adam at 3e-3, 3e-4 and 3e-2 in turn, 60 steps each,
-    then 400 of the best: one must leave less than the share `left` of the loss of the best constant answer
-    (Karpathy 2019, "A Recipe for Training Neural Networks"). Gives the share that was left. Raises
-    `ValueError` for fewer than 8 samples, and where the best constant answer to the loss is not known.
+    The first axis of all `inputs` and `targets` counts the samples; `loss` is called as (output, targets),
+    and without it the model returns its own, as `.loss`. Adam at 3e-3, 3e-4 and 3e-2 in turn, 60 steps
+    each, then 400 of the best: one must leave less than the share `left` of the loss of the best constant
+    answer (Karpathy 2019, "A Recipe for Training Neural Networks"). That is known of torch's losses, or
+    given as `constant_loss`; else it is the best mixture of the model's first outputs, as the failure says.
+
+    Gives the share that was left. Raises `AssertionError` also where the model does not run, or nothing of
+    it is trainable, and `ValueError` for fewer than 8 samples, and where no such loss can be had.
     """
     __tracebackhide__ = True
     import torch
 
+    from trainlint.given import given_loss, instance_of
     from trainlint.preserve import preserved_training
-    from trainlint.probe.batches import Batch, size_of
-    from trainlint.probe.memory import memorise
+    from trainlint.probe.batches import Batch
+    from trainlint.probe.memory import UNKNOWN, memorise
     from trainlint.probe.setup import Setup
 
-    network = _instance(model)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    size = size_of((args, targets))
-    if size is None or size < _LEAST_SAMPLES:
-        raise ValueError(f"at least {_LEAST_SAMPLES} samples are needed, on the first axis of all")
-    beside = [loss] if isinstance(loss, torch.nn.Module) else []
-    with preserved_training(network, beside=beside):
+    network = instance_of(model)
+    loss = given_loss(loss)
+    name = type(network).__name__
+    found: Any
+    with preserved_training(network, beside=layers_of(loss)):
         torch.manual_seed(0)
-        found = memorise(
-            network,
-            Setup(loss=loss),
-            Batch(args, {}, targets),
-            lambda: preserved_training(network, beside=beside),
-            seconds,
+        given = samples_of(network, inputs, targets)
+        try_loss(network, given, inputs, targets, loss)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise AssertionError(
+                f"{name} cannot learn: nothing is trainable, none of its parameters requires a gradient"
+            )
+        batch = Batch(given.args, given.kwargs, targets)
+
+        def learnt(guess: float | None) -> Any:
+            return memorise(
+                network, Setup(loss=loss), batch,
+                lambda: preserved_training(network, beside=layers_of(loss)), seconds, guess,
+            )  # fmt: skip
+
+        guess, source = constant_loss, "the best constant answer"
+        found = learnt(guess)
+        if found == UNKNOWN and loss is not None:
+            guess, source = (
+                mixture_loss(network, given, targets, loss),
+                "the best mixture of its outputs",
+            )
+            found = UNKNOWN if guess is None else learnt(guess)
+    if guess is not None and guess <= 0:
+        raise ValueError(
+            f"the loss of {source} is {guess:.4g}, a share of which means nothing: give a loss that is 0 "
+            "at best, or another constant_loss"
         )
     if isinstance(found, str):
-        raise ValueError(found)
+        hint = ": give it as constant_loss" if found == UNKNOWN else ""
+        raise ValueError(f"{found}{hint}")
     if found.left > left:
         raise AssertionError(
-            f"{type(network).__name__} does not learn {found.samples} samples by heart: the loss came "
+            f"{name} does not learn {found.samples} samples by heart: the loss came "
             f"from {found.losses[0]:.4g} to {min(found.losses):.4g}, which is {found.left:.0%} of that of "
-            f"the best constant answer, {found.guess:.4g} (at most {left:.0%} is allowed)"
-            f"{_reasons(network, inputs, targets, loss)}"
+            f"{source}, {found.guess:.4g} (at most {left:.0%} is allowed)"
+            f"{reasons(network, inputs, targets, loss)}"
         )
-    return found.left
-
-
-def _reasons(model: nn.Module, inputs: Any, targets: Any = None, loss: Any = None) -> str:
-    """What a check without training finds on the model, behind a failure that was measured."""
-    from trainlint.api import check
-    from trainlint.report.text import as_text
-
-    report = check(model, inputs, targets=targets, loss=loss, stages=("static", "signal"))
-    return f"\n\n{as_text(report, _WIDTH)}" if report.fails("warning") else ""
+    share: float = found.left
+    return share
 
 
 def assert_no_dead_units(
@@ -196,23 +292,24 @@ def assert_no_dead_units(
     __tracebackhide__ = True
     import torch
 
+    from trainlint.given import instance_of
     from trainlint.observe.hooks import observed
     from trainlint.observe.observer import TrainingObserver
     from trainlint.preserve import preserved_training
 
-    network = _instance(model)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("none of its parameters is trainable")
+    network = instance_of(model)
     observer = TrainingObserver(period=1)
-    with preserved_training(network), observed(observer):
-        network.train()
+    with preserved_training(network):
+        given = run_once(network.train(), inputs)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("none of its parameters is trainable")
         optimizer = torch.optim.SGD(parameters, lr=0.0)  # looks, and changes nothing
-        for _ in range(_WINDOWS):
-            optimizer.zero_grad()
-            _total(network(*args)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        with observed(observer):
+            for _ in range(_WINDOWS):
+                optimizer.zero_grad()
+                total_of(network(*given.args, **given.kwargs)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
     shares: dict[str, float] = {}
     for trace in observer.trace().models:
         for site in trace.sites:
@@ -224,7 +321,7 @@ def assert_no_dead_units(
         raise AssertionError(
             f"units of {type(network).__name__} are 0 for every sample, and get no gradient:\n{rows}\n"
             f"(at most {most:.0%} of a layer are allowed)"
-            f"{_reasons(network, inputs)}"
+            f"{reasons(network, inputs)}"
         )
     return shares
 
@@ -245,19 +342,6 @@ def assert_examples(*selectors: str) -> None:
         raise AssertionError("\n".join(wrong))
 
 
-def _total(output: Any) -> Tensor:
-    """A number that all outputs have a part in."""
-    from trainlint.tree import tensors
-
-    parts = [t.float().square().sum() for _, t in tensors(output) if t.requires_grad]
-    if not parts:
-        raise ValueError("no output of the model has a gradient")
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
 def assert_restores(make: Callable[[], nn.Module], inputs: Any) -> None:
     """A checkpoint holds all of the model: a new one that loads it gives the same outputs in eval mode.
 
@@ -268,15 +352,15 @@ def assert_restores(make: Callable[[], nn.Module], inputs: Any) -> None:
     __tracebackhide__ = True
     import torch
 
+    from trainlint.given import instance_of
     from trainlint.preserve import random_states
     from trainlint.tree import tensors
 
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
     with random_states():
         torch.manual_seed(0)
-        first = _instance(make).eval()
+        first = instance_of(make).eval()
         torch.manual_seed(1)
-        second = _instance(make).eval()
+        second = instance_of(make).eval()
         if first is second:
             raise TypeError("give a function that makes a new model each time, or its class")
         file = io.BytesIO()
@@ -287,10 +371,12 @@ def assert_restores(make: Callable[[], nn.Module], inputs: Any) -> None:
         except RuntimeError as error:
             raise AssertionError(f"the checkpoint does not load: {error}") from None
         outputs = []
-        for model in (first, second):
-            torch.manual_seed(0)
-            with torch.no_grad():
-                outputs.append([t for _, t in tensors(model(*args))])
+        with torch.no_grad():
+            given = run_once(first, inputs)
+            for model in (first, second):
+                torch.manual_seed(0)
+                output = model(*given.args, **given.kwargs)
+                outputs.append([t for _, t in tensors(output)])
     for number, (before, after) in enumerate(zip(*outputs, strict=True)):
         if before.shape != after.shape or not torch.equal(before, after):
             farthest = (
@@ -304,12 +390,3 @@ def assert_restores(make: Callable[[], nn.Module], inputs: Any) -> None:
 
 def _distance(first: Tensor, second: Tensor) -> float:
     return float((first.double() - second.double()).abs().max())
-
-
-def _instance(model: Model) -> nn.Module:
-    from torch import nn
-
-    made = model if isinstance(model, nn.Module) else model()
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"{model!r} makes no torch.nn.Module but {type(made).__name__}")
-    return made

@@ -8,8 +8,9 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from trainlint.choices import known_word, known_words, words
 from trainlint.config import Config
-from trainlint.errors import TrainingStopped, UsageError
+from trainlint.errors import TrainingStopped
 from trainlint.observe.scalars import Scribe
 from trainlint.records import Report, ReportedFinding
 from trainlint.registry import check_options, select_rules
@@ -77,12 +78,14 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
         from trainlint.observe.roots import unwrapped
         from trainlint.observe.structure import StaticFindings
 
-        _check(on, stages)
+        stages = known_words(stages, STAGES, "stage")
+        if on is not None:
+            known_word(on, ("error", "warning"), "on")
         config = config or Config()
         options = {**config.rules, **(options or {})}
         check_options(options)
         selected = config.select if select is None else select
-        rules = select_rules(selected, [*config.ignore, *ignore], config.extend_select)
+        rules = select_rules(selected, [*config.ignore, *words(ignore)], config.extend_select)
         self._settings = Settings(rules, options, graphs=graphs)
         models = [model] if isinstance(model, nn.Module) else model
         self._target = type(unwrapped(models[0])).__name__ if models else "training"
@@ -191,14 +194,6 @@ class watch:  # noqa: N801 (reads as a statement: `with trainlint.watch(model):`
                 and finding.confidence == Confidence.CERTAIN
             ):
                 raise TrainingStopped(finding, steps)
-
-
-def _check(on: str | None, stages: Sequence[str]) -> None:
-    if on not in (None, "error", "warning"):
-        raise UsageError(f"on={on!r}: None, 'error' or 'warning'")
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
-        raise UsageError(f"unknown stage {unknown[0]!r}; a watch has: {', '.join(STAGES)}")
 
 
 def _is_judged_at(steps: int) -> bool:

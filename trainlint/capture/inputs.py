@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ def from_value(value: Any, model: nn.Module, origin: str) -> Inputs:
         value = value()
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return Inputs(tuple(value), {}, origin, given=True)
-    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         names, takes_any = _argument_names(model)
         if takes_any or set(value) <= names:
             return Inputs((), dict(value), origin, given=True)

@@ -141,8 +141,8 @@ def _of_live(
     import torch
     from torch import nn
 
-    from trainlint.api import instance_of
     from trainlint.generalization.laboratory import Laboratory
+    from trainlint.given import instance_of
     from trainlint.preserve import preserved_training
     from trainlint.probe.batches import ProbeProblem, same_draws
     from trainlint.probe.setup import Setup, setup_of

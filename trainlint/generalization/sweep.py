@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from trainlint.choices import known_word, words
 from trainlint.config import Config
 from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_text
 from trainlint.errors import UsageError
@@ -104,6 +105,7 @@ def sweep(
     Raises `UsageError` for options that make no sense, `ExperimentError` where there can be no sweep.
     """
     started = time.monotonic()
+    width = words(width)
     _check(over, values, width, kfold, steps, epochs, seconds)
     config = config or Config()
     config = msgspec.structs.replace(config, timeout=max(config.timeout, seconds))
@@ -191,8 +193,7 @@ def _check(
     epochs: float | None,
     seconds: float,
 ) -> None:
-    if over not in OVER:
-        raise UsageError(f"cannot sweep over {over!r}: {', '.join(OVER)}")
+    known_word(over, OVER, "over")
     if width and over != "width":
         raise UsageError(f"--width names what sets the width, and this sweeps over {over}")
     if kfold < 2:

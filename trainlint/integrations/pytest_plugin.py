@@ -69,19 +69,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _validate(config: pytest.Config) -> None:
-    import difflib
-
     from trainlint.catalogue import undeclared
+    from trainlint.choices import known_word
     from trainlint.errors import UsageError
 
     settings = _settings(config)
     level = config.getini("trainlint_fail_on")
-    if level and level not in _LEVELS:
-        near = difflib.get_close_matches(level, _LEVELS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(
-            f"trainlint_fail_on must be one of {', '.join(_LEVELS)}, not {level!r}{hint}"
-        )
+    if level:
+        known_word(level, _LEVELS, "trainlint_fail_on")
     select, ignore = config.getini("trainlint_select"), config.getini("trainlint_ignore")
     own = [*([] if select else settings.select), *settings.extend_select, *settings.ignore]
     asked = {"trainlint_select": select, "trainlint_ignore": ignore, "[tool.trainlint]": own}

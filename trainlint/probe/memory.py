@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from trainlint.probe.setup import Setup
 
 SAMPLES: Final = 16
-_LEAST_SAMPLES: Final = 8
+LEAST_SAMPLES: Final = 8
 _STEPS: Final = 60
 _RATES: Final = (3e-3, 3e-4, 3e-2)
 _LAST_STEPS: Final = 400
 # Shares of the constant answer's loss: what is left of a batch learnt by heart, or well on its way to it.
 KNOWN: Final = 0.1
 HALF: Final = 0.5
+UNKNOWN: Final = "the best constant answer to this loss is not known"
 _WATCHED: Final = 2
 
 
@@ -37,19 +38,20 @@ def memorise(
     batch: Batch,
     restored: Callable[[], Any],
     seconds: float,
+    guess: float | None = None,
 ) -> Memorisation | str:
     """Train on the first 16 samples of the batch alone, with Adam, or say why that tells nothing.
 
     `restored` gives a context manager that puts the model back as it was. Learning rates 3e-3, 3e-4 and
     3e-2 in turn, 60 steps each (Karpathy 2019, "overfit a single batch of only a few examples"), until
     one leaves less than half of the best constant answer's loss; if none does, the best of them once
-    more with 400 steps. Dropout is off.
+    more with 400 steps. Dropout is off. `guess` is that loss, where it need not be found out.
     """
     size = size_of((batch.args, dict(batch.kwargs), batch.target))
     if size is None:
         return "the samples of a batch cannot be told apart"
-    if size < _LEAST_SAMPLES:
-        return f"a batch has {size} samples, of which at least {_LEAST_SAMPLES} are needed"
+    if size < LEAST_SAMPLES:
+        return f"a batch has {size} samples, of which at least {LEAST_SAMPLES} are needed"
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     few = Batch(
         *moved(first_samples((batch.args, dict(batch.kwargs), batch.target), SAMPLES), device)
@@ -58,7 +60,6 @@ def memorise(
         return "equal samples have different targets"
     deadline = time.monotonic() + seconds
     attempts: list[tuple[float, list[float]]] = []
-    guess: float | None = None
 
     def is_learnt() -> bool:
         return guess is not None and min(attempts[-1][1]) < HALF * guess
@@ -66,11 +67,11 @@ def memorise(
     def tried(rate: float, steps: int) -> str | None:
         nonlocal guess
         with restored():
-            known, losses = _attempt(model, setup, few, rate, steps, deadline)
+            known, losses = _attempt(model, setup, few, rate, steps, deadline, guess)
         if known is None or not losses:
             if time.monotonic() > deadline:
                 return f"not finished in {seconds:g} s"
-            return "the best constant answer to this loss is not known"
+            return UNKNOWN
         guess = known
         attempts.append((rate, losses))
         return None
@@ -100,6 +101,14 @@ def memorise(
     )
 
 
+def train_without_dropout(model: nn.Module) -> None:
+    """Set train mode, with dropout off."""
+    model.train()
+    for module in model.modules():
+        if "dropout" in type(module).__name__.lower():
+            module.training = False
+
+
 def _has_twins(batch: Batch) -> bool:
     """Whether two samples have equal inputs, as far as tensors can tell, but not equal targets."""
     if not isinstance(batch.target, Tensor) or not batch.target.dim():
@@ -116,7 +125,13 @@ def _has_twins(batch: Batch) -> bool:
 
 @outermost
 def _attempt(
-    model: nn.Module, setup: Setup, batch: Batch, rate: float, steps: int, deadline: float
+    model: nn.Module,
+    setup: Setup,
+    batch: Batch,
+    rate: float,
+    steps: int,
+    deadline: float,
+    guess: float | None,
 ) -> tuple[float | None, list[float]]:
     """(loss of the best constant answer, losses); the first is None where it is not known.
 
@@ -125,20 +140,16 @@ def _attempt(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         return None, []
-    model.train()
-    for module in model.modules():
-        if "dropout" in type(module).__name__.lower():
-            module.training = False
+    train_without_dropout(model)
     optimizer = torch.optim.Adam(parameters, rate)
     observer = TrainingObserver(period=1)
     losses: list[float] = []
-    guess: float | None = None
     with ExitStack() as stack:
         stack.enter_context(observed(observer))
         for index in range(steps):
             if index == _WATCHED:
                 stack.close()
-                guess = _guess(observer, losses)
+                guess = _guess(observer, losses) if guess is None else guess
                 if guess is None:
                     return None, []
             if time.monotonic() > deadline:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from trainlint.choices import known_word
+
 if TYPE_CHECKING:
     from trainlint.records import Report
 
@@ -20,6 +22,7 @@ def rendered(report: Report, form: str, *, show_info: bool = False, fail_on: str
     `show_info` adds advice where people read it; `json` and `sarif` have all. `fail_on` is the least
     severity that fails the run, for forms that know failures.
     """
+    known_word(form, FORMAT_NAMES[1:], "form")
     if form == "json":
         return report.to_json()
     if form == "concise":
@@ -43,8 +46,6 @@ def rendered(report: Report, form: str, *, show_info: bool = False, fail_on: str
         from trainlint.report import markdown
 
         return markdown.render(report, show_info=show_info)
-    if form == "html":
-        from trainlint.report import html
+    from trainlint.report import html
 
-        return html.render(report)
-    raise ValueError(form)
+    return html.render(report)

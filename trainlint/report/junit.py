@@ -1,7 +1,12 @@
-"""JUnit XML for the test reports of CI systems: a case for each finding, and for each clean target."""
+"""JUnit XML for the test reports of CI systems: a case for each finding, and for each clean target.
+
+CI systems know a case by its class and name from one run to the next: these hold no line numbers.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from trainlint.fingerprints import in_repository
@@ -19,9 +24,9 @@ def render(report: Report, *, show_info: bool = False, fail_on: str = "error") -
             for finding in report.findings
             if finding.target == target.target and (show_info or finding.severity != "info")
         ]
-        for finding in own:
+        for finding, name in zip(own, _names(own), strict=True):
             cases += 1
-            failures += _add_finding(suite, finding, fail_on)
+            failures += _add_finding(suite, finding, name, fail_on)
         if not own or target.status != "ok":
             cases += 1
             errors += _add_target(suite, target)
@@ -52,8 +57,8 @@ def _add_target(suite: ET.Element, target: TargetResult) -> bool:
     return target.status == "error"
 
 
-def _add_finding(suite: ET.Element, finding: ReportedFinding, fail_on: str) -> bool:
-    case = ET.SubElement(suite, "testcase", classname=finding.target, name=_name(finding), time="0")
+def _add_finding(suite: ET.Element, finding: ReportedFinding, name: str, fail_on: str) -> bool:
+    case = ET.SubElement(suite, "testcase", classname=finding.target, name=name, time="0")
     if finding.filename is not None:
         case.set("file", in_repository(finding.filename))
     if finding.location is not None:
@@ -73,11 +78,23 @@ def _add_finding(suite: ET.Element, finding: ReportedFinding, fail_on: str) -> b
     return fails
 
 
-def _name(finding: ReportedFinding) -> str:
-    where = "" if finding.location is None else f" line {finding.location.row}"
-    return (
-        f"{finding.code} {finding.name}{where or (f' {finding.module}' if finding.module else '')}"
-    )
+def _names(findings: Sequence[ReportedFinding]) -> list[str]:
+    """`NRM001 norm-features-mismatch stem.norm` of each; others of that name are numbered as they stand."""
+    names = [f"{f.code} {f.name} {f.module}".rstrip() for f in findings]
+    numbered = list(names)
+    counts: Counter[str] = Counter()
+    for index in sorted(range(len(findings)), key=lambda index: _position(findings[index])):
+        name = names[index]
+        counts[name] += 1
+        if counts[name] > 1:
+            numbered[index] = f"{name} ({counts[name]})"
+    return numbered
+
+
+def _position(finding: ReportedFinding) -> tuple[str, int, int]:
+    place = finding.location
+    row, column = (0, 0) if place is None else (place.row, place.column)
+    return finding.filename or "", row, column
 
 
 def _clean(text: str) -> str:

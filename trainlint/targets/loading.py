@@ -474,7 +474,7 @@ def construct(loaded: LoadedFile, name: str, value: Any = None) -> nn.Module | N
             continue
         model = _called(name, made, args, kwargs)
         return model if isinstance(model, nn.Module) else None
-    missing = ", ".join(_required_arguments(made))
+    missing = ", ".join(required_arguments(made))
     detail = f" ({reason})" if reason is not None else ""
     raise LoadError(
         f"{name} needs arguments ({missing}) and no call in the file shows them{detail}; "
@@ -502,7 +502,8 @@ def _where(error: BaseException) -> str:
     return f" at {site.filename}:{site.row}" if site is not None else ""
 
 
-def _required_arguments(made: Any) -> list[str]:
+def required_arguments(made: Any) -> list[str]:
+    """The names of the arguments without which it cannot be called; none where it has no signature."""
     try:
         parameters = inspect.signature(made).parameters.values()
     except (TypeError, ValueError):
@@ -516,7 +517,7 @@ def _required_arguments(made: Any) -> list[str]:
 
 
 def _needs_arguments(made: Any) -> bool:
-    return bool(_required_arguments(made))
+    return bool(required_arguments(made))
 
 
 # ---------------------------------------------------------------------- arguments of a call site
