@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import trainlint
+from trainlint.analysis.depth_in_training import depth_in_training
 from trainlint.fixes.loops import before_divergence
 from trainlint.records import ReportedFinding
 from trainlint.sites import construction_sites
@@ -75,6 +76,63 @@ class Parts(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.join(self, x)
+
+
+# ---------------------------------------------------------------------- vanishing-gradient
+
+
+def chain(depth: int, activation: type[nn.Module], head: float = 1.0) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for place in range(depth):
+        layer = nn.Linear(8 if place == 0 else 32, 32)
+        nn.init.xavier_uniform_(layer.weight)
+        layers += [layer, activation()]
+    last = nn.Linear(32, 2)
+    with torch.no_grad():
+        last.weight *= head
+    return nn.Sequential(*layers, last)
+
+
+def encoder() -> nn.Module:
+    """Queries and keys get next to nothing until the attention has something to tell apart."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu", batch_first=True)
+    body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(
+        nn.Embedding(9, 32), nn.LayerNorm(32), body, nn.Flatten(),
+        nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 2),
+    )  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+STARVED: dict[str, tuple[Callable[[], nn.Module], float, bool]] = {
+    "sigmoids": (lambda: chain(5, nn.Sigmoid), 0.1, True),
+    "an attention on its plateau": (encoder, 1e-4, False),
+    "a last layer near 0": (lambda: chain(6, nn.ReLU, head=1e-3), 1e-4, False),
+    "a rate that saturates": (lambda: chain(4, nn.Tanh), 1000.0, False),
+}
+
+
+@pytest.mark.parametrize("case", STARVED)
+def test_a_gradient_vanishes_where_successive_layers_take_of_it(case: str) -> None:
+    build, rate, vanishes = STARVED[case]
+    model = build()
+    optimizer = sgd(model, rate)
+    with trainlint.watch(every=1, stages=("probe",), select=["GRD001"]) as w:
+        for _ in range(30):
+            x = torch.randn(32, 8)
+            y = (x[:, 0] > 0).long()
+            if isinstance(model[0], nn.Embedding):  # type: ignore[index]
+                x = (2 * x + 4).clamp(0, 8).long()
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    depth = depth_in_training(w.trace.trained[0])
+    assert depth is not None
+    assert depth.gradient < -1.5
+    assert [finding.code for finding in w.findings] == ["GRD001"] * vanishes
 
 
 # ---------------------------------------------------------------------- no-gradient
@@ -192,6 +250,18 @@ def test_clipping_to_a_thousandth_matters_where_the_step_scales(kind: str, sever
     assert finding.evidence["factor"] < 0.01
     assert finding.evidence["limit"] == 1e-3
     assert "max_norm=" in finding.fixes[0].title
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-30])
+def test_clipping_below_epsilon_stops_adam_and_its_kin(eps: float) -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=eps)
+    clip = lambda: nn.utils.clip_grad_norm_(model.parameters(), 1e-9)  # noqa: E731
+    finding = found(lambda: train(model, optimizer, before=clip))["GRD006"]
+    is_below = eps == 1e-8
+    assert finding.severity == ("warning" if is_below else "info")
+    assert ("eps=1e-08" in finding.message) == is_below
+    assert ("divides the scale out" in finding.message) != is_below
 
 
 def test_a_large_rate_chosen_for_tight_clipping_is_advice() -> None:

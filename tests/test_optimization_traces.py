@@ -325,6 +325,17 @@ def test_a_usual_decay_times_a_far_rate_is_a_matter_of_the_rate() -> None:
     assert finding.fixes[0].title == "weaken the decay to weight_decay=0.01"
 
 
+@pytest.mark.parametrize("steps", [30, 60])
+def test_a_far_rate_at_which_nothing_is_learnt_is_shown(steps: int) -> None:
+    def run() -> None:
+        model = mlp()
+        train(model, torch.optim.AdamW(model.parameters(), lr=3.0, weight_decay=0.01), steps)
+
+    finding = found(run)["OPT004"]
+    assert (finding.severity == "warning") is (steps == 60)
+    assert finding.message.endswith("nothing is learnt") is (steps == 60)
+
+
 def test_a_rate_and_what_the_decay_makes_of_it_are_one_finding() -> None:
     def loop() -> None:
         model = mlp()

@@ -65,6 +65,18 @@ def test_labels_and_reasons() -> None:
     ]
 
 
+def test_what_stands_in_the_way_of_several_fixes_is_said_once() -> None:
+    fixes = [
+        Fix(title, reason=title, obstacle=why) for title, why in zip("abc", "xxy", strict=True)
+    ]
+    said = [list(reasons(fix, fixes[:place])) for place, fix in enumerate(fixes)]
+    assert said == [
+        ["because a", "not applied by --fix: x"],
+        ["because b"],
+        ["because c", "not applied by --fix: y"],
+    ]
+
+
 def repair(count: int) -> CombinedFixes:
     fixes = [AppliedFix(f"INI00{n}", "zero-weights", "fc", f"fix {n}") for n in range(1, count + 1)]
     return CombinedFixes(fixes=fixes, before=2.3, after=0.41, gain=0.82, error=0.013, steps=50,

@@ -44,7 +44,9 @@ def clipping_too_tight(
     Reported where the median factor of at least `calls` calls is below `factor`. It is a warning for
     SGD, if the updates are small as well: below `update` of the weights in the median of the layer that
     moves most. Else it is advice: a learning rate of 20 may have been chosen for it. Adam and its kind
-    divide the gradient by its own size, which takes the factor out again.
+    divide the gradient by its own size, which takes the factor out again, as long as it is above their ε:
+    a step is lr·g/(|g| + ε). Where clipping has made even the layer with the largest gradient so small
+    that this is below `factor` of what it would be, it is a warning as with SGD.
 
     A warning also where the gradients are still multiplied by a `GradScaler`'s 65536 when they are
     clipped: the limit then holds for numbers that are thousands of times too large.
@@ -95,7 +97,7 @@ def clipping_too_tight(
         return
     for clip in trace.clips:
         if clip.limit > 0 and len(clip.factor) >= calls and 0 < median(clip.factor) < factor:
-            yield _tight(trace, edits, clip, update)
+            yield _tight(trace, edits, clip, factor, update)
 
 
 def _scaled(incident: Incident) -> Finding:
@@ -115,10 +117,12 @@ def _scaled(incident: Incident) -> Finding:
     )
 
 
-def _tight(trace: Trace, edits: SourceEdits, clip: ClipTrace, update: float) -> Finding:
+def _tight(
+    trace: Trace, edits: SourceEdits, clip: ClipTrace, factor: float, update: float
+) -> Finding:
     middle = median(clip.factor)
     norms = loops.before_divergence(
-        [clip.limit / factor if factor > 0 else inf for factor in clip.factor]
+        [clip.limit / part if part > 0 else inf for part in clip.factor]
     )
     most = quantiles(norms, n=10)[-1] if len(norms) > 1 else clip.limit / middle
     usual = float(f"{most:.1g}")
@@ -126,16 +130,23 @@ def _tight(trace: Trace, edits: SourceEdits, clip: ClipTrace, update: float) -> 
         pace
         for model in trace.trained
         for parameter in model.weights()
-        if (pace := parameter.median("update")) is not None
+        if any(parameter.weight[:1])  # of a layer that starts from 0, any step is far
+        and (pace := parameter.median("update")) is not None
     ]
     is_slow = bool(fastest) and max(fastest) < update
-    is_warning = is_slow and bool(clip.optimizers) and SCALED.issuperset(clip.optimizers)
     kinds = " and ".join(clip.optimizers) or "the optimizer"
-    cost = (
-        f"{kinds} steps at {middle:.2g} of its learning rate"
-        if SCALED.issuperset(clip.optimizers)
-        else f"every batch gets the same weight; {kinds} divides the scale out"
-    )
+    below = _below_epsilon(trace, clip)
+    is_scaled = bool(clip.optimizers) and SCALED.issuperset(clip.optimizers)
+    is_stopped = below is not None and below[1] < factor
+    if below is not None and is_stopped:
+        cost = (
+            f"what is left is below the eps={below[0]:g} of {kinds}, so that no layer's step is more than "
+            f"{below[1]:.1g} of what it would be"
+        )
+    elif is_scaled:
+        cost = f"{kinds} steps at {middle:.2g} of its learning rate"
+    else:
+        cost = f"every batch gets the same weight; {kinds} divides the scale out"
     return Finding(
         f"clipping to {clip.limit:g} multiplies the gradient by {middle:.2g} in the median of "
         f"{len(clip.factor)} calls, whose norm is about {clip.limit / middle:.2g}: {cost}",
@@ -158,6 +169,31 @@ def _tight(trace: Trace, edits: SourceEdits, clip: ClipTrace, update: float) -> 
                 patches=[Patch.training("clip", max_norm=usual)],
             )
         ],
-        severity=Severity.WARNING if is_warning else Severity.INFO,
+        severity=Severity.WARNING if is_slow and (is_scaled or is_stopped) else Severity.INFO,
         confidence=Confidence.LIKELY,
     )
+
+
+def _below_epsilon(trace: Trace, clip: ClipTrace) -> tuple[float, float] | None:
+    """The ε of the optimizers that divide by g + ε, and what clipping leaves of the longest of their steps.
+
+    That is the part g/(g + ε) with the clipped g over that with the one before, g the root of the mean
+    square over a weight.
+    """
+    middle = median(clip.factor)
+    parts = []
+    for model in trace.trained:
+        for parameter in model.weights():
+            gradient = parameter.median("gradient")
+            if parameter.group is None or not gradient:
+                continue
+            place, number = parameter.group
+            optimizer = trace.optimizers[place]
+            epsilon = optimizer.groups[number].get("eps")
+            if optimizer.kind in clip.optimizers and isinstance(epsilon, float) and epsilon > 0:
+                size = gradient / parameter.elements**0.5
+                parts.append(((size + epsilon * middle) / (size + epsilon), epsilon))
+    if not parts:
+        return None
+    left, epsilon = max(parts)
+    return epsilon, left

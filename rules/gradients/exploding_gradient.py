@@ -299,13 +299,12 @@ def _shown(trace: Trace, edits: SourceEdits, model: ModelTrace) -> list[Fix]:
     )
     through_time = bool(recurrent) or growth_through_time(model) is not None
     patches = depth_fixes.of_model(model)
-    unseen = "a run shows no graph of the model: `trainlint check` of its file makes the edit"
     orthogonal = [p.name for p in model.parameters if p.dimensions > 1 and "weight_hh" in p.name]
     clipped = _clipped(loops.clipped(trace, edits, 1.0))
     normed = Fix(
         "put LayerNorm or BatchNorm behind each layer",
         reason=NORM,
-        obstacle=unseen,
+        obstacle=depth_fixes.UNSEEN,
         patches=patches["normalised"],
     )
     begun = Fix(
@@ -313,7 +312,7 @@ def _shown(trace: Trace, edits: SourceEdits, model: ModelTrace) -> list[Fix]:
         if through_time
         else "start from values that keep the scale: nn.init.kaiming_normal_",
         reason=KEEP,
-        obstacle=unseen,
+        obstacle=depth_fixes.UNSEEN,
         patches=[Patch.initialise(orthogonal, "orthogonal")]
         if orthogonal
         else patches["initialised"],

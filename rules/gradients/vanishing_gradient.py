@@ -50,6 +50,7 @@ def vanishing_gradient(
     decades: float = 2.0,
     spread: float = 1.5,
     trained_decades: float = 1.5,
+    alone: float = 0.45,
     steps: int = 20,
 ) -> Iterator[Finding | NotMeasurable]:
     """Hardly any gradient reaches the first layers, so only the last ones learn.
@@ -81,13 +82,16 @@ def vanishing_gradient(
     nets lose up to 1.7 decades of gradient alone. It is an error beyond 3 decades. Named is the line that
     does most of it: a product with a constant in the forward, a layer, or the layers of a loop together.
 
-    In a training that is watched, over at least four layers: the largest gradient at a result in the first
-    third is more than `trained_decades` decades below that in the last third, in the median of the recorded
-    steps, and after `steps` steps the model has not begun to learn: less than 5% of the loss of the best
-    constant answer is gone, or the variance between samples at the last layer is below 10⁻²·⁵ of the mean
-    square. The gradient alone says little there: residual branches that start at zero, or LayerScale,
-    begin with 1.3 decades, and train. Where the cause is known (saturating-stack, shrinking-init,
-    zero-weights, dead-relu), this is listed under it.
+    In a training that is watched, over at least four layers: the largest gradient at any result up to the
+    first third is more than `trained_decades` decades below that in the last third, in the first recorded
+    steps already and in the median of all; no single layer does more than `alone` of it; and after `steps`
+    steps the model has not begun to learn: less than 5% of the loss of the best constant answer is gone, or
+    the variance between samples at the last layer is below 10⁻²·⁵ of the mean square. The gradient alone
+    says little there: residual branches that start at zero, or LayerScale, begin with 1.3 decades, and
+    train. A branch that gets little while the gradient passes it by is no such chain: an attention's
+    queries and keys before it has found what to look at, or a time that is embedded. Nor is a last layer
+    near 0, or a rate that drives units into saturation: then it is not so from the start. Where the cause
+    is known (saturating-stack, shrinking-init, zero-weights, dead-relu), this is listed under it.
 
     ## Bad
     ```python
@@ -136,10 +140,11 @@ def vanishing_gradient(
     ## References
     Seed A, problem 3. Hochreiter 1991; Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852; Ioffe &
     Szegedy 2015, arXiv:1502.03167; He et al. 2016, arXiv:1512.03385; Schoenholz et al. 2017,
-    arXiv:1611.01232 (the factors). Thresholds: `benchmarks/depth.py`.
+    arXiv:1611.01232 (the factors). Thresholds: `benchmarks/depth.py`;
+    `benchmarks/depth_in_training.py`.
     """
     if trace is not None:
-        found = list(_in_training(trace, trained_decades, steps))
+        found = list(_in_training(trace, trained_decades, alone, steps))
         if found:
             yield from found
             return
@@ -172,10 +177,12 @@ def vanishing_gradient(
     )
 
 
-def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding | NotMeasurable]:
+def _in_training(
+    trace: Trace, decades: float, alone: float, steps: int
+) -> Iterator[Finding | NotMeasurable]:
     for model in trace.trained:
         depth = depth_in_training(model)
-        if depth is None or depth.gradient > -decades:
+        if depth is None or max(depth.arriving, depth.begun) > -decades or depth.steepest > alone:
             continue
         if trace.steps < steps:
             yield NotMeasurable(f"{trace.steps} of {steps} steps were seen")
@@ -186,7 +193,7 @@ def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding |
             continue
         if learnt is None and not collapsed:
             continue
-        name, share = depth.faintest
+        name, share = depth.arrives
         layer = model.spelled(name) if name.replace(".", "").isdigit() else name
         why = (
             f"the loss is at {1 - learnt:.0%} of the best constant answer's after {trace.steps} steps"
@@ -199,13 +206,13 @@ def _in_training(trace: Trace, decades: float, steps: int) -> Iterator[Finding |
             where=model.place_of(f"{name}.weight"),
             evidence={
                 "measured": f"gradient {share:.1g} at {layer}",
-                "gradient_decades": round(depth.gradient, 2),
+                "gradient_decades": round(depth.arriving, 2),
                 "spread_decades": None if depth.spread is None else round(depth.spread / 2, 2),
                 "learnt": None if learnt is None else round(learnt, 3),
                 "gradients": [list(pair) for pair in depth.layers],
             },
             fixes=_shown(model),
-            severity=Severity.ERROR if depth.gradient < -ERROR_DECADES else Severity.WARNING,
+            severity=Severity.ERROR if depth.arriving < -ERROR_DECADES else Severity.WARNING,
             confidence=Confidence.LIKELY,
         )
 
@@ -250,9 +257,6 @@ def _shown(model: ModelTrace) -> list[Fix]:
     else:
         del titles["rectified"]
     return [
-        Fix(title, reason=reason, obstacle=UNSEEN, patches=patches[kind])
+        Fix(title, reason=reason, obstacle=depth_fixes.UNSEEN, patches=patches[kind])
         for kind, (title, reason) in titles.items()
     ]
-
-
-UNSEEN = "a run shows no graph of the model: `trainlint check` of its file makes the edit"

@@ -24,6 +24,9 @@ from trainlint.rule import (
 # The rate that goes with a usual decay: of a large product, the part that is further off is at fault.
 USUAL_RATE = 1e-3
 USUAL_RATE_SGD = 0.1
+# By then a run at a usual rate has begun to learn: to come down by so much from a guess's loss.
+SEEN = 50
+BEGUN = 0.05
 # They divide the decay by the size of the gradients, as all that is in the gradient.
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta"})
 
@@ -55,7 +58,8 @@ def weight_decay_too_strong(
     as they do the gradient, where λ·‖w‖ is more than `ratio` times the loss's own gradient. A
     warning where the weights did shrink and the model has not come half of the way from a guess to 0; else
     advice, since layers before a normalisation can do with any size. Where it is the rate that is further
-    from what is usual than the decay, that is said, and is one finding with learning-rate-too-high.
+    from what is usual than the decay, that is said, and is one finding with learning-rate-too-high; it is a
+    warning, too, where after 50 steps less than 5% of the loss of a guess is gone.
 
     ## Bad
     ```python
@@ -88,7 +92,8 @@ def weight_decay_too_strong(
     Unsafe: how much decay helps is found on held-out data; the value is the usual one.
 
     ## References
-    Seed A, regularisation. Krogh & Hertz 1991. Loshchilov & Hutter 2019, arXiv:1711.05101.
+    Seed A, regularisation. Krogh & Hertz 1991. Loshchilov & Hutter 2019, arXiv:1711.05101. Rates:
+    `benchmarks/rate_and_decay.py`.
     """
     learnt = [part for o in trace.objectives if (part := o.learnt(steps)) is not None]
     for place, optimizer in enumerate(trace.optimizers):
@@ -115,12 +120,16 @@ def weight_decay_too_strong(
             usual_rate = USUAL_RATE_SGD if optimizer.kind == "SGD" else USUAL_RATE
             is_rate = "shrinkage" in evidence and rate / usual_rate > decay / usual
             if is_rate:
+                is_stuck = trace.steps >= SEEN and max(learnt, default=1.0) < BEGUN
+                seen = (
+                    f", and after {trace.steps} steps next to nothing is learnt" if is_stuck else ""
+                )
                 yield Finding(
-                    f"{message}; the decay is usual, and lr={rate:g} is not",
+                    f"{message}; the decay is usual, and lr={rate:g} is not{seen}",
                     where=optimizer.site,
                     evidence={"weight_decay": decay, "left": left, **evidence},
                     fixes=[_slower(edits, optimizer, rate, usual_rate)],
-                    severity=Severity.WARNING if is_harm else Severity.INFO,
+                    severity=Severity.WARNING if is_harm or is_stuck else Severity.INFO,
                     confidence=Confidence.LIKELY,
                     fault=("learning-rate", place),
                 )

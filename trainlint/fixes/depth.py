@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from trainlint.graph import Graph
     from trainlint.observe.trace import ModelTrace
 
+# Of what is proposed for a training that was watched.
+UNSEEN: Final = "edits need the model's graph, and what was recorded of a run is none"
+
 _SATURATING: Final = ("sigmoid", "tanh", "softsign", "hardsigmoid")
 _HE: Final = ', nonlinearity="relu"'
 

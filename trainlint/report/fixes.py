@@ -28,11 +28,11 @@ def title_of(fix: Fix) -> str:
     return re.sub(r"^or(,| ) *", "", fix.title)
 
 
-def reasons(fix: Fix) -> Iterator[str]:
-    """Why it helps, and why it cannot be applied."""
+def reasons(fix: Fix, before: Sequence[Fix] = ()) -> Iterator[str]:
+    """Why it helps, and why it cannot be applied: once, where it is so of those `before` it, too."""
     if fix.reason:
         yield f"because {fix.reason}"
-    if fix.obstacle:
+    if fix.obstacle and fix.obstacle not in [other.obstacle for other in before]:
         yield f"not applied by --fix: {fix.obstacle}"
 
 

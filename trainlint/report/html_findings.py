@@ -150,7 +150,7 @@ def _remedy(finding: ReportedFinding, *, has_words: bool) -> Iterator[str]:
         told = "; ".join(f"<em>{kind}</em>: {words}" for kind, words in _SAFETIES.items())
         yield f'<p class="hint">{told}</p>'
     for place, fix in enumerate(finding.fixes):
-        yield _fix(fix, is_first=place == 0)
+        yield _fix(fix, finding.fixes[:place])
     told = " ".join(_afterwards(finding))
     if told:
         yield f'<p class="then"><strong>afterwards</strong> {told}</p>'
@@ -162,8 +162,8 @@ _SAFETIES: Final = {
 }
 
 
-def _fix(fix: Fix, *, is_first: bool) -> str:
-    label = label_of(fix, is_first=is_first)
+def _fix(fix: Fix, before: Sequence[Fix]) -> str:
+    label = label_of(fix, is_first=not before)
     title = _SAFETIES.get(fix.safety, "")
     hint = f' title="{title}"' if title else ""
     head = f"<strong{hint}>{label}:</strong> {escape(title_of(fix))}"
@@ -172,7 +172,7 @@ def _fix(fix: Fix, *, is_first: bool) -> str:
     if outcome:
         kind = "proof" if fix.verified is not None else "soft"
         parts.append(f'<div class="{kind}">{escape(outcome)}</div>')
-    parts += [f'<div class="soft">{escape(reason)}</div>' for reason in reasons(fix)]
+    parts += [f'<div class="soft">{escape(reason)}</div>' for reason in reasons(fix, before)]
     hunks = list(hunks_of(fix.edits))
     margin = _margin([line for sign, _, line in hunks if sign != "…"])
     rows = [
@@ -181,7 +181,7 @@ def _fix(fix: Fix, *, is_first: bool) -> str:
     ]
     if rows:
         parts.append(_code(rows, "the changed lines"))
-    if is_first or not parts:
+    if not before or not parts:
         return f'<div class="fix">{head}{"".join(parts)}</div>'
     return f'<details class="fix"><summary>{head}</summary>{"".join(parts)}</details>'
 

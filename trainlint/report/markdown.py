@@ -80,7 +80,8 @@ def _detail(finding: ReportedFinding) -> Iterator[str]:
         yield ""
     for place, fix in enumerate(finding.fixes):
         yield f"- **{label_of(fix, is_first=not place)}**: {_text(title_of(fix))}"
-        yield from (f"  <br>{_text(each)}" for each in (outcome_of(fix), *reasons(fix)) if each)
+        told = (outcome_of(fix), *reasons(fix, finding.fixes[:place]))
+        yield from (f"  <br>{_text(each)}" for each in told if each)
         rows = diff_of(fix.edits)
         if rows:
             yield "  ```diff"

@@ -126,7 +126,7 @@ def _print_finding(
     if evidence:
         console.print(_wrapped(evidence, 2, console.width), style="dim")
     for place, fix in enumerate(finding.fixes):
-        _print_fix(fix, place == 0, console)
+        _print_fix(fix, finding.fixes[:place], console)
     gallery.print_for(finding)
     for symptom in finding.symptoms:
         text = f"so also: {symptom.name} {symptom.code} at {place_of(symptom)}: {symptom.message}"
@@ -359,14 +359,15 @@ def _repeated(part: Any, times: int) -> Any:
     return part if times == 1 else f"{_figure(part)} ×{times}"
 
 
-def _print_fix(fix: Fix, is_first: bool, console: Console) -> None:
+def _print_fix(fix: Fix, before: Sequence[Fix], console: Console) -> None:
+    is_first = not before
     label = label_of(fix, is_first=is_first)
     console.print(_wrapped(f"{label}: {title_of(fix)}", 2, console.width), style="green")
     outcome = outcome_of(fix)
     if outcome:
         style = "bold green" if fix.verified is not None else "dim"
         console.print(_wrapped(outcome, 4, console.width), style=style)
-    for reason in reasons(fix):
+    for reason in reasons(fix, before):
         console.print(_wrapped(reason, 4, console.width), style="dim")
     for row in diff_of(fix.edits, None if is_first else _MOST_OF_OTHERS):
         style = "red" if row.startswith("-") else "green"
