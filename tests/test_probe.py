@@ -678,3 +678,27 @@ def test_an_optimizer_of_a_model_made_before_is_moved_behind_the_one_that_is_tra
     assert fix.safety == "safe"
     mended = apply((tmp_path / "net.py").read_text(), fix.edits)
     assert mended.endswith(f"{later}optimizer = torch.optim.Adam(model.parameters(), lr=RATE)\n")
+
+
+@pytest.mark.parametrize(
+    ("layers", "given", "shape", "source"),
+    [
+        ("nn.Flatten(), nn.Linear(64, 2)", "x", "(16, 1, 8, 8)", "from train_loader"),
+        ("nn.Linear(64, 2)", "x.flatten(1)", "(2, 64)", "inferred from layer 0"),
+    ],
+)
+def test_the_inputs_are_those_that_the_users_loop_reads_if_the_model_runs_on_them(
+    layers: str, given: str, shape: str, source: str, tmp_path: Path
+) -> None:
+    body = f"    for x, y in train_loader:\n        loss = criterion(model({given}), y)\n"
+    text = FUNCTION.replace("randn(256, 8)", "randn(256, 1, 8, 8)")
+    text = text.replace("nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2)", layers)
+    text = text.replace("x[:, 0] > 0", "x[:, 0, 0, 0] > 0")
+    text += f"made = optimizer(model)\n\n\ndef train(model):\n{body}"
+    text += "        made.zero_grad()\n        loss.backward()\n        made.step()\n"
+    (tmp_path / "net.py").write_text(text)
+    (target,) = trainlint.check(tmp_path / "net.py", stages=("signal", "probe")).targets
+    assert target.watched is not None
+    assert target.watched.endswith("in train()")
+    assert (target.inputs or "").startswith(shape)
+    assert source in (target.inputs or "")

@@ -81,11 +81,12 @@ def analyze(
     try:
         if inputs is None and "probe" in settings.stages:
             inputs = _inputs_of_loader(model, recipe)
-        if inputs is None:
+        recording = None if inputs is None else capture(model, inputs.args, inputs.kwargs)
+        if inputs is None and "probe" in settings.stages:
+            inputs, recording = _inputs_of_loop(model, recipe)
+        if inputs is None or recording is None:
             found = synthesize(model)
             inputs, recording = found.inputs, found.recording
-        else:
-            recording = capture(model, inputs.args, inputs.kwargs)
     except InputError as error:
         return failed(_no_inputs(error))
     if recording.exception is not None:
@@ -245,6 +246,24 @@ def _inputs_of_loader(model: nn.Module, recipe: Recipe) -> Inputs | None:
         return first_inputs(model, recipe.setup)
     except ProbeProblem:  # the probe will say so
         return None
+
+
+def _inputs_of_loop(
+    model: nn.Module, recipe: Recipe
+) -> tuple[Inputs, Recording] | tuple[None, None]:
+    """The first samples that the user's own loop reads, if the model runs on them as they are.
+
+    Where it does not, the loop may well change them first.
+    """
+    if recipe.setup.read_by_loop is None:
+        return None, None
+    inputs = _inputs_of_loader(
+        model, replace(recipe, setup=replace(recipe.setup, train_loader=recipe.setup.read_by_loop))
+    )
+    recording = None if inputs is None else capture(model, inputs.args, inputs.kwargs)
+    if inputs is None or recording is None or recording.exception or recording.faults:
+        return None, None
+    return inputs, recording
 
 
 _PATIENCE: Final = 3

@@ -91,8 +91,8 @@ def dead_relu(
     ```
 
     ## Figures
-    - `dead`: the share of the units that were 0 for every sample in the last five recorded steps; `dead at
-      first`: in the first five; `windows`: that share in each five of the latest recorded steps.
+    - `dead`: the share of the units that were 0 for every sample, in the lesser of the last two windows;
+      `dead at first`: in the first window; `windows`: in the latest ones, one after the other.
 
     ## When to ignore it
     Where units are meant to be rare or gone: sparse autoencoders, pruned layers.
@@ -130,7 +130,7 @@ def dead_relu(
 def _finding(
     edits: SourceEdits, model: ModelTrace, site: SiteTrace, windows: Sequence[float]
 ) -> Finding:
-    dead, first = windows[-1], windows[0]
+    dead, first = min(windows[-2:]), windows[0]
     by_steps = first < dead / 2
     since = f", {first:.0%} at first" if by_steps else " from the start"
     return Finding(

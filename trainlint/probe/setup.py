@@ -42,7 +42,8 @@ class Setup:
     user's own loop, `step` is a `training_step(batch, index)`. `names` says what each was called.
     `judge` is the file's loss layer where `loss` stands for it, `place` where the file calls it. `why` says
     what speaks against a training with what there is. `around` is entered around each training, inside of
-    what observes it. `model` is what the model itself is called.
+    what observes it. `model` is what the model itself is called. `read_by_loop` is the train loader that
+    the user's own loop goes by, of which nothing is known but its batches.
     """
 
     loss: Callable[..., Any] | None = None
@@ -57,6 +58,7 @@ class Setup:
     why: str = ""
     around: Callable[[], AbstractContextManager[Any]] | None = None
     model: frozenset[str] = frozenset()
+    read_by_loop: Any = None
 
     def entered(self) -> AbstractContextManager[Any]:
         """What a training with this is done within."""
@@ -137,7 +139,9 @@ def setup_of(
     for name in _LOOPS if loops else ():
         loop = _bound_loop(namespace.get(name), model, namespace)
         if loop is not None:
-            return Setup(loss, optimizer, train=loop, names={**names, "train": name})
+            names["train"] = name
+            own_loader = train_loader if _mentions(loop, names.get("train_loader", "")) else None
+            return Setup(loss, optimizer, train=loop, names=names, read_by_loop=own_loader)
     return setup
 
 
@@ -213,9 +217,7 @@ def _is_loader(value: Any) -> bool:
     return hasattr(value, "__iter__") and not isinstance(value, (str, bytes, dict, type))
 
 
-def _bound_loop(
-    loop: Any, model: nn.Module, namespace: Mapping[str, Any]
-) -> Callable[[], Any] | None:
+def _bound_loop(loop: Any, model: nn.Module, namespace: Mapping[str, Any]) -> partial[Any] | None:
     """The user's `train(model)` with its arguments, if all that it asks for is known."""
     if not inspect.isfunction(loop) or inspect.isgeneratorfunction(loop):
         return None
@@ -234,6 +236,11 @@ def _bound_loop(
     if not any(name in _MODELS for name in given):
         return None
     return partial(loop, **given)
+
+
+def _mentions(loop: partial[Any], name: str) -> bool:
+    """Whether a loop reads a name of its module, or is given what that is."""
+    return name in loop.keywords or name in loop.func.__code__.co_names
 
 
 def _of_lightning(model: Any) -> Setup | None:
