@@ -159,6 +159,7 @@ def test_each_trainable_parameter_gets_a_gradient() -> None:
     )
     testing.assert_gradients_flow(without(Branches(), "stopped", "unused"), X, targets=Y, loss=LOSS)
     testing.assert_gradients_flow(Skipping, X)
+    testing.assert_gradients_flow(lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), X)
     with pytest.raises(ValueError, match="no parameter or module 'stoped'"):
         testing.assert_gradients_flow(mlp, X, unreached=["stoped"])
 

@@ -155,15 +155,15 @@ def _assert_arrives(
     with preserved_training(model, beside=layers_of(loss)):
         given = run_once(model, inputs)
         missing = without_gradient(model, given, value)
-        names = [name for name, _ in model.named_parameters()]
+        # Here, where lazy layers have their shapes.
+        sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     for prefix in meant:
-        if not any(_is_in(name, prefix) for name in names):
+        if not any(_is_in(name, prefix) for name, _ in model.named_parameters()):
             raise ValueError(f"unreached: the model has no parameter or module {prefix!r}")
-    missing = {n: p for n, p in missing.items() if not any(_is_in(n, each) for each in meant)}
+    missing = [name for name in missing if not any(_is_in(name, each) for each in meant)]
     if not missing:
         return
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    share = sum(parameter.numel() for parameter in missing.values()) / trainable
+    share = sum(sizes[name] for name in missing) / sum(sizes.values())
     modules: dict[str, list[str]] = {}
     for name in missing:
         modules.setdefault(name.rpartition(".")[0], []).append(name)

@@ -27,6 +27,7 @@ from trainlint.generalization.experiments import (
     figure,
     run_trials,
 )
+from trainlint.given import given_loss, instance_of
 from trainlint.records import CrossValidation, Figure, FoldResult, Report, Spread, TargetResult
 
 if TYPE_CHECKING:
@@ -91,7 +92,14 @@ def cross_validate(
     )
     if not isinstance(target, (str, os.PathLike)):
         return _of_live(
-            target, experiment, loss, optimizer, train_loader, groups, splitter, progress
+            target,
+            experiment,
+            given_loss(loss),
+            optimizer,
+            train_loader,
+            groups,
+            splitter,
+            progress,
         )
     given = (loss, optimizer, train_loader, groups, splitter)
     if any(part is not None for part in given):
@@ -142,7 +150,6 @@ def _of_live(
     from torch import nn
 
     from trainlint.generalization.laboratory import Laboratory
-    from trainlint.given import instance_of
     from trainlint.preserve import preserved_training
     from trainlint.probe.batches import ProbeProblem, same_draws
     from trainlint.probe.setup import Setup, setup_of

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 _PASSES: Final = 3
 
 
-def without_gradient(
-    model: nn.Module, inputs: Inputs, loss: Callable[[Any], Tensor]
-) -> dict[str, nn.Parameter]:
-    """Trainable parameters whose `.grad` stays None, by name. Whoever calls restores the model.
+def without_gradient(model: nn.Module, inputs: Inputs, loss: Callable[[Any], Tensor]) -> list[str]:
+    """Names of trainable parameters whose `.grad` stays None. Whoever calls restores the model.
 
     A gradient of 0 is one: a zero-initialised branch gets it, and dead units do, too. Layers that a forward
     leaves out by chance are not meant: there are some passes in train mode, and one in eval mode.
@@ -29,7 +27,7 @@ def without_gradient(
             value = loss(model(*inputs.args, **inputs.kwargs))
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]
-        missing = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+        missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         if not missing:
             break
     return missing
