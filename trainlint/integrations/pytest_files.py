@@ -8,15 +8,14 @@ import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from trainlint.integrations.pytest_plugin import MARK
 
 if TYPE_CHECKING:
     import pytest
 
     from trainlint.fixes.text import SourceText
-
-# The pytest mark of our items, and the part of their names behind the file: `net.py::trainlint::Net`.
-MARK: Final = "trainlint"
 
 
 def is_ours_alone(path: Path, parent: pytest.Collector) -> bool:

@@ -14,18 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import pytest
 
-from trainlint.integrations.pytest_files import (
-    MARK,
-    is_ours_alone,
-    may_hold_models,
-    parsed,
-    tests_left_out,
-)
-
 if TYPE_CHECKING:
     from trainlint.baseline import Baseline, Entry
     from trainlint.records import Report, ReportedFinding
 
+# Our items' mark, and the part of their names behind the file: `net.py::trainlint::Net`.
+MARK: Final = "trainlint"
 # User properties of a test's report, which cross from pytest-xdist's processes, and stand in JUnit's XML.
 _FOUND: Final = "trainlint"  # severity, code, place
 _KNOWN: Final = "trainlint-baseline"  # the same of a finding that the baseline leaves out
@@ -109,6 +103,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ModelFile 
     config = parent.config
     if not config.getoption("--trainlint") or file_path.suffix != ".py":
         return None
+    from trainlint.integrations.pytest_files import is_ours_alone, may_hold_models
+
     if parent.session.isinitpath(file_path) and is_ours_alone(file_path, parent):
         return None  # pytest asks for a module of it, see below
     if not may_hold_models(file_path, parent):
@@ -122,7 +118,11 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
     pytest takes any file that is named for tests, whatever `python_files` says.
     """
-    if not parent.config.getoption("--trainlint") or not is_ours_alone(module_path, parent):
+    if not parent.config.getoption("--trainlint"):
+        return None
+    from trainlint.integrations.pytest_files import is_ours_alone, tests_left_out
+
+    if not is_ours_alone(module_path, parent):
         return None
     tests = tests_left_out(module_path, parent.config)
     if tests:
@@ -184,6 +184,7 @@ class ModelFile(pytest.File):
 
     def names(self) -> list[str]:
         """The models that the syntax tree shows; `file` alone where it does not parse."""
+        from trainlint.integrations.pytest_files import parsed
         from trainlint.targets.discovery import discover
 
         text = parsed(self.path)
