@@ -106,6 +106,8 @@ OPTIMIZERS: dict[str, tuple[float, dict[str, Any]]] = {
     "SGD with Nesterov": (8.0, {**MOMENTUM, "nesterov": True, "weight_decay": 1e-4}),
     "LBFGS": (0.0, {}),
 }
+# A host's rate is this times 3 to a power that is drawn between these.
+POWERS = (-0.7, 0.5)
 SCHEDULES = (
     "none none none none cosine warm-up one-cycle steps exponential plateau warm-up-cosine".split()
 )
@@ -117,6 +119,21 @@ def chance(*words: object) -> random.Random:
     """Numbers that depend on these words alone, in every process."""
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
     return random.Random(digest)
+
+
+def sound_rates() -> dict[str, tuple[float, float]]:
+    """The least and the largest rate that `host` may draw, by the class of the optimizer."""
+    rates: dict[str, list[float]] = {}
+    for name, (factor, _) in OPTIMIZERS.items():
+        kind = name.partition(" ")[0]
+        careful = kind in ("SGD", "Adagrad")
+        rates.setdefault(kind, []).extend(
+            known.rate * factor * 3**power
+            for known in ARCHITECTURES.values()
+            if known.stable or not careful
+            for power in POWERS
+        )
+    return {kind: (min(drawn), max(drawn)) for kind, drawn in rates.items()}
 
 
 def host(architecture: str, dataset: str, seed: int) -> Recipe:
@@ -132,7 +149,7 @@ def host(architecture: str, dataset: str, seed: int) -> Recipe:
     if not known.stable and optimizer.startswith(("SGD", "Adagrad")):
         optimizer = rng.choice(["Adam", "AdamW"])
     factor, options = OPTIMIZERS[optimizer]
-    rate = known.rate * factor * 3 ** rng.uniform(-0.7, 0.5)
+    rate = known.rate * factor * 3 ** rng.uniform(*POWERS)
     habits = frozenset(habit for habit in HABITS if rng.random() < 0.08)
     loops = {"adversarial", "actor_critic", "q_learning"}
     return Recipe(

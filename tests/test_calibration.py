@@ -29,7 +29,7 @@ from benchmarks.calibration import (
 from benchmarks.training_data import DATASETS
 from benchmarks.training_faults import ELSEWHERE, FAULTS, NOT_YET, of
 from benchmarks.training_models import ARCHITECTURES
-from benchmarks.training_runs import compatible, host, quality, train
+from benchmarks.training_runs import compatible, host, quality, sound_rates, train
 from trainlint.registry import all_rules
 
 
@@ -133,3 +133,12 @@ def test_named_by_another_rule_is_no_recall() -> None:
 def test_the_bound_on_a_rate_is_that_of_clopper_and_pearson() -> None:
     assert upper(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100), rel=1e-6)
     assert upper(2, 100) == pytest.approx(0.0616, abs=1e-3)
+
+
+def test_the_rates_that_a_rule_calls_usual_are_those_of_the_sound_runs() -> None:
+    (rule,) = (rule for rule in all_rules() if rule.name == "learning-rate-too-low")
+    usual = rule.function.__globals__["SOUND_RATES"]
+    drawn = sound_rates()
+    assert usual.keys() == drawn.keys() - {"LBFGS"}
+    for kind, rates in usual.items():
+        assert rates == pytest.approx(drawn[kind], rel=0.02)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +33,7 @@ from trainlint.generalization.curves import (
 )
 from trainlint.generalization.meter import Meter
 from trainlint.generalization.scoring import Scorer
-from trainlint.observe.trace import Trace
+from trainlint.observe.trace import EvaluationTrace, LossTrace, Trace
 from trainlint.probe.batches import Batch
 from trainlint.probe.loop import own_loss
 from trainlint.probe.setup import Setup
@@ -705,6 +707,42 @@ def test_a_flat_curve_above_a_linear_model_is_underfitting() -> None:
     assert "linear model" in found.message
     assert said("GEN002", flat_at(0.7, 0.68), None) == []
     assert said("GEN002", flat_at(0.7, None), None) == []
+
+
+def by_heart(right: float) -> Trace:
+    """Training loss falls, and validation's never does, by every step's loss; few steps were recorded."""
+    every = [math.log(10) * (1 - 0.6 * step / 2000) for step in range(2000)]
+    steps = [0, 1, 2, 3, 4, 100, 400]
+    values = [every[step] for step in steps]
+    points = [
+        Checkpoint(step, around(value, 200), replace(around(2.4, 200, seed=1), metric=right))
+        for step, value in ((0, 2.3), (100, 2.2), (400, 2.1))
+    ]
+    return Trace(
+        2000, steps, (), (), list(enumerate(every)),
+        objectives=[LossTrace("cross_entropy", None, steps, values, math.log(10), 10, is_plain=True)],
+        evaluations=[EvaluationTrace("cross_entropy", None, [50, 600, 1200, 1800], [2.31, 2.5, 2.7, 3.0])],
+        generalization=Generalization(
+            points, "cross_entropy", math.log(10), samples=1600, metric="accuracy"
+        ),
+    )  # fmt: skip
+
+
+def test_labels_that_are_learnt_by_heart_late_in_a_long_run() -> None:
+    (found,) = RULES["DAT004"](by_heart(right=0.11))
+    assert isinstance(found, Finding)
+    assert found.evidence["learnt"] > 0.5
+    assert list(RULES["DAT004"](by_heart(right=0.4))) == []
+
+
+def test_a_loss_that_hardly_leaves_a_guess_is_not_settled_by_its_training_loss() -> None:
+    every = [math.log(10) * (1 - 0.018 * (step / 250) ** 4) for step in range(250)]
+    optimizer: Any = SimpleNamespace(steps=250, rates=[(0, (1e-3,))])
+    loss = LossTrace("cross_entropy", None, range(250), every, math.log(10), 10, is_plain=True)
+    trace = Trace(250, range(250), (), [optimizer], list(enumerate(every)), objectives=[loss])
+    (found,) = RULES["LOS008"](trace)
+    assert isinstance(found, NotMeasurable)
+    assert "still falls" in found.reason
 
 
 def test_noise_is_not_underfitting() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -225,6 +226,78 @@ def test_steps_of_units_that_are_dead_say_nothing_of_the_rate() -> None:
         train(model, torch.optim.SGD(model.parameters(), 0.1), 40)
 
     assert "OPT003" not in found(loop)
+
+
+class Probabilities(nn.Module):
+    """Its softmax stands in front of that of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).softmax(1)
+
+
+class Sigmoids(nn.Module):
+    """Six in series."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [8, 16, 16, 16, 16, 16, 16]
+        layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Sigmoid())]
+        self.net = nn.Sequential(*layers, nn.Linear(16, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("made", "code"), [(Probabilities, "LOS001"), (Sigmoids, "ARC008")])
+def test_a_rate_that_looks_too_low_stands_under_what_makes_gradients_small(
+    made: type[nn.Module], code: str
+) -> None:
+    with construction_sites(), trainlint.watch(every=1) as w:
+        model = made()
+        train(model, sgd(model, 2e-4), 60)
+    (finding,) = (f for f in w.report().findings if f.severity != "info")
+    assert finding.code == code
+    assert "OPT003" in [symptom.code for symptom in finding.symptoms]
+
+
+@pytest.mark.parametrize(("rate", "better"), [(0.01, None), (1e-5, 0.5)])
+def test_a_suggested_rate_is_one_that_sound_runs_have(rate: float, better: float | None) -> None:
+    def loop() -> None:
+        model = mlp()
+        optimizer = sgd(model, rate)
+        for _ in range(40):
+            x = torch.randn(64, 8)
+            loss = 0.01 * functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    fixes = loud(loop)["OPT003"].fixes
+    titles = [fix.title for fix in fixes]
+    assert [fix.title for fix in fixes if "raise" in fix.title] == (
+        [] if better is None else [f"raise the learning rate to lr={better:g}"]
+    )
+    assert any("range test" in title for title in titles)
+    assert any("so small" in title for title in titles) == (better is None)
+
+
+def test_a_rate_that_threw_the_weights_far_is_not_called_too_low_as_well() -> None:
+    def loop() -> None:
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = sgd(model, 0.05)
+        for _ in range(60):
+            x = torch.randn(32, 8)
+            loss = functional.cross_entropy(model(300 * x), (x[:, 0] > 0).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    assert not {"OPT002", "OPT003"} <= set(found(loop))
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-3, 3e-2])

@@ -124,6 +124,13 @@ def test_what_a_rule_explains_is_named_like_a_rule(rule: Rule) -> None:
 # ---------------------------------------------------------------------- names and files
 
 
+def test_what_makes_gradients_vanish_makes_the_learning_rate_look_too_low() -> None:
+    effects = {"vanishing-gradient", "learning-rate-too-low"}
+    named = [effects & set(rule.explains) for rule in all_rules()]
+    assert {"vanishing-gradient"} not in named
+    assert effects in named
+
+
 def test_every_rule_file_defines_one_rule() -> None:
     assert sorted(Path(rule.filename).resolve() for rule in all_rules()) == [
         path.resolve() for path in RULE_FILES

@@ -237,7 +237,7 @@ def test_what_cannot_be_captured_is_a_note() -> None:
 def test_the_graph_is_looked_at_once_a_model_and_before_anything_changes() -> None:
     seen: list[tuple[nn.Module, list[Any]]] = []
 
-    def note(model: nn.Module, args: Any, kwargs: Any) -> None:
+    def note(model: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
         seen.append((model, [p.detach().clone() for p in model.parameters()]))
 
     one, two = mlp(), mlp()

@@ -334,7 +334,7 @@ class Finding:
     module or one of these. What was measured in a training run is joined to a cause that was found on the
     graph by names, and `evidence["measured"]`, a short text, is then added to the cause's message.
     `unreached` names the parameters that no gradient comes to in one forward: a training in which one came
-    to all of them refutes the finding.
+    to all of them refutes the finding; of one in which none came, `evidence["gradient"]` tells.
     """
 
     message: str

@@ -24,7 +24,13 @@ from trainlint.rule import (
     "ACT002",
     severity=Severity.INFO,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "vanishing-gradient", "cannot-memorise"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "vanishing-gradient",
+        "cannot-memorise",
+        "learning-rate-too-low",
+    ],
     own=["loss", "optimizer", "data"],
 )
 def saturated_units(

@@ -39,6 +39,7 @@ TURNING = ("transpose", "permute", "t", "get_T", "get_mT", "movedim", "matmul", 
         "loss-never-moves",
         "underfitting",
         "cannot-memorise",
+        "learning-rate-too-low",
     ],
 )
 def softmax_axis(graph: Graph, edits: SourceEdits, variants: Variants) -> Iterator[Finding]:

@@ -30,7 +30,13 @@ ALIKE = 6e-7
     severity=Severity.WARNING,
     since="0.1",
     topics=["gradient-flow"],
-    explains=["input-without-influence", "loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=[
+        "input-without-influence",
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+        "learning-rate-too-low",
+    ],
 )
 def constant_output(graph: Graph, influence: Influence, edits: SourceEdits) -> Iterator[Finding]:
     """All samples of a batch get the same output.

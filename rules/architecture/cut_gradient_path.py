@@ -63,7 +63,7 @@ TARGET = re.compile(
     severity=Severity.ERROR,
     since="0.1",
     topics=["gradient-flow"],
-    explains=["no-gradient"],
+    explains=["no-gradient", "learning-rate-too-low"],
 )
 def cut_gradient_path(
     graph: Graph, edits: SourceEdits, losses: Losses, signal: Signal | None
@@ -147,7 +147,12 @@ def cut_gradient_path(
             known = signal is not None or (nothing and graph.complete)
             yield replace(
                 found,
-                evidence={**found.evidence, "in_a_real_pass": signal is not None},
+                evidence={
+                    **found.evidence,
+                    "gradient": "none, by the graph"
+                    if signal is None
+                    else "none in a backward pass that was made",
+                },
                 confidence=Confidence.CERTAIN if known else Confidence.LIKELY,
             )
 

@@ -41,6 +41,7 @@ CLASS_NAMES = {"sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid", "softmax": "S
         "loss-never-moves",
         "underfitting",
         "cannot-memorise",
+        "learning-rate-too-low",
     ],
 )
 def saturating_stack(

@@ -10,7 +10,10 @@ _MOST_NAMED = 8
 
 
 @rule(
-    "DAT006", severity=Severity.WARNING, since="0.1", explains=["loss-never-moves", "underfitting"]
+    "DAT006",
+    severity=Severity.WARNING,
+    since="0.1",
+    explains=["loss-never-moves", "underfitting", "learning-rate-too-low"],
 )
 def constant_or_duplicate_input(
     data: Data, *, samples: int = 16, commonest: float = 0.5, duplicates: float = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 
@@ -53,11 +54,14 @@ def labels_independent_of_inputs(
 
     Reported where the training loss has come down by the share `learnt` of the best constant answer's in at
     least `steps` steps, while validation, in at least `passes` passes of which the first came before half
-    of that was learnt, never once was below the constant answer's loss. Where the losses of single samples
-    were measured, they have to show it with 95 % confidence, on at least `samples` training samples: fewer
-    are learnt by heart whatever their labels. Not where the two sets of data differed before any training
-    (GEN007). Without a validation pass, or in the first epoch, such data look like any that is not learnt:
-    see LOS008.
+    of that was learnt, never once was below the constant answer's loss; or where the losses of single
+    samples show as much with 95 % confidence, on at least `samples` training samples: fewer are learnt by
+    heart whatever their labels. Not where the two sets of data differed before any training (GEN007), nor
+    where validation samples are classified right more often, by two standard errors, than by naming the
+    commonest class: a loss can be bad of too much confidence alone.
+
+    A validation pass that calls no loss function, to count right answers only, is not seen. Without one
+    that does, and in the first epochs, such data look like any that are not learnt yet: see LOS008.
 
     ## Bad
     ```python
@@ -109,7 +113,7 @@ def labels_independent_of_inputs(
         yield _measured(measured)
         return
     for loss in trace.objectives:
-        share = loss.learnt(steps)
+        share = trace.learnt(loss, steps)
         if share is None or share < learnt or not loss.guess:
             continue
         for validation in trace.evaluations:
@@ -134,7 +138,35 @@ def _is_refuted(trace: Trace) -> bool:
         return True
     if measured.linear is not None and measured.linear < 0.9 * measured.guess:
         return True
+    if _is_often_right(trace, measured):
+        return True
     return measured.best().validation.mean < 0.9 * measured.guess
+
+
+def _is_often_right(trace: Trace, measured: Generalization) -> bool:
+    """Whether validation samples are classified right more often than by naming the commonest class."""
+    if measured.metric != "accuracy" or not measured.guess:
+        return False
+    classes = [loss.classes for loss in trace.objectives if loss.kind == measured.loss]
+    most = _largest_share(measured.guess, max((c or 2 for c in classes), default=2))
+    for point in measured.checkpoints:
+        share, number = point.validation.metric, len(point.validation.losses)
+        if share is not None and number:
+            error = math.sqrt(share * (1 - share) / number)
+            if share - 2 * error > most:
+                return True
+    return False
+
+
+def _largest_share(entropy: float, classes: int) -> float:
+    """The most that one of so many classes can have of all samples, if their entropy is this."""
+    low, high = 1 / classes, 1.0
+    for _ in range(40):
+        share = (low + high) / 2
+        rest = 1 - share
+        known = -share * math.log(share) - rest * math.log(rest / max(1, classes - 1))
+        low, high = (share, high) if known > entropy else (low, share)
+    return high
 
 
 def _never_holds(measured: Generalization, learnt: float, samples: int) -> bool:

@@ -43,6 +43,7 @@ _MOST_NAMED = 4
         "loss-never-moves",
         "underfitting",
         "split-shift",
+        "learning-rate-too-low",
     ],
     own=["data"],
 )

@@ -17,7 +17,12 @@ from trainlint.rule import (
 )
 
 
-@rule("GRD009", severity=Severity.ERROR, since="0.1", explains=["exploding-gradient"])
+@rule(
+    "GRD009",
+    severity=Severity.ERROR,
+    since="0.1",
+    explains=["exploding-gradient", "learning-rate-too-high"],
+)
 def clipped_after_step(trace: Trace, edits: SourceEdits, *, times: int = 2) -> Iterator[Finding]:
     """Gradients are clipped after the optimizer has used them, so that nothing is clipped.
 

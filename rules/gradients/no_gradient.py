@@ -21,7 +21,7 @@ from trainlint.rule import (
     "GRD004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "cannot-memorise", "learning-rate-too-low"],
     own=["loss", "optimizer"],
     shows="gradients",
 )

@@ -37,7 +37,13 @@ MOVES = 0.2
     severity=Severity.WARNING,
     since="0.1",
     topics=["gradient-flow"],
-    explains=["constant-output", "loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=[
+        "constant-output",
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+        "learning-rate-too-low",
+    ],
     shows="gradients",
 )
 def vanishing_gradient(

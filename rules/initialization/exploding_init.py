@@ -40,6 +40,8 @@ FAR = 0.5
         "initial-loss-off",
         "init-activation-mismatch",
         "unnormalized-deep-stack",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
     ],
     shows="gradients",
 )

@@ -34,7 +34,7 @@ TOO_LARGE = 2.0
     severity=Severity.WARNING,
     since="0.1",
     topics=["gradient-flow"],
-    explains=["shrinking-init", "vanishing-gradient"],
+    explains=["shrinking-init", "vanishing-gradient", "learning-rate-too-low"],
 )
 def saturated_at_init(
     graph: Graph, signal: Signal, edits: SourceEdits, *, share: float = 0.5

@@ -42,6 +42,7 @@ MARGIN = 1.0
         "init-activation-mismatch",
         "unnormalized-deep-stack",
         "constant-output",
+        "learning-rate-too-low",
     ],
     shows="gradients",
 )

@@ -33,6 +33,8 @@ FILLS_WITH_ONE_VALUE = {"constant_", "ones_", "fill_"}
         "loss-never-moves",
         "underfitting",
         "cannot-memorise",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
     ],
 )
 def symmetric_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:

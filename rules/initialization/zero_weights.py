@@ -37,6 +37,7 @@ FILLS_WITH_ZERO = {"zeros_", "constant_", "fill_", "zero_"}
         "underfitting",
         "cannot-memorise",
         "dead-relu",
+        "learning-rate-too-low",
     ],
 )
 def zero_weights(graph: Graph, edits: SourceEdits) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ MIXING = ("mul", "div", "add")
     "LOS005",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "underfitting"],
+    explains=["loss-never-moves", "underfitting", "learning-rate-too-low"],
     own=["loss", "data"],
 )
 def broadcast_loss(trace: Trace, edits: SourceEdits, data: Data | None) -> Iterator[Finding]:

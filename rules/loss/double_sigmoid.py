@@ -33,7 +33,7 @@ PROBABILITIES = ("sigmoid", "softmax", "hardsigmoid")
     "LOS003",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "cannot-memorise", "learning-rate-too-low"],
     own=["loss"],
 )
 def double_sigmoid(

@@ -29,7 +29,13 @@ from trainlint.rule import (
     "LOS001",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["initial-loss-off", "loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=[
+        "initial-loss-off",
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+        "learning-rate-too-low",
+    ],
     own=["loss"],
 )
 def double_softmax(

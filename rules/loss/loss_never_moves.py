@@ -47,7 +47,8 @@ def loss_never_moves(
     the last quarter of the run, with a standard error to spare, and that quarter is not lower than the one
     before it by more than chance. Not measurable where the noise of the losses hides the answer, and
     where no layer has moved by more than `moved` of its weights in all steps together: a model that
-    hardly moved yet may learn well.
+    hardly moved yet may learn well; nor where it still falls, but after `sure` steps is no lower than
+    that: so does a model that learns labels by heart which have nothing to do with their inputs (DAT004).
 
     Where the loss is still far above the constant answer's, it must have hardly moved since the start,
     and where it is above at all, there may be no more than 100 classes: with thousands, the way down to
@@ -113,6 +114,12 @@ def loss_never_moves(
             continue
         fall = statistics.mean(before) - last
         if fall > max(SLIGHT * loss.guess, 2 * (error**2 + _error(before) ** 2) ** 0.5):
+            if len(values) >= sure and abs(learnt) < drop:
+                yield NotMeasurable(
+                    f"after {len(values)} steps {learnt:.1%} of a guess's loss is gone, and it still "
+                    "falls: a longer run with a validation loss tells learning from learning by heart"
+                )
+                return
             continue
         first = statistics.median(values[:quarter])
         if learnt < -drop and (loss.classes or 0) > _MANY:

@@ -36,7 +36,13 @@ POSITIVE = ("softmax", "sigmoid", "tanh", "relu", "hardsigmoid", "softplus")
     "LOS002",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "cannot-memorise",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
+    ],
     own=["loss"],
 )
 def missing_log_softmax(

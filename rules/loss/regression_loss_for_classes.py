@@ -26,7 +26,7 @@ REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     "LOS006",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "cannot-memorise"],
+    explains=["loss-never-moves", "underfitting", "cannot-memorise", "learning-rate-too-low"],
     own=["loss", "data"],
 )
 def regression_loss_for_classes(

@@ -34,7 +34,7 @@ _ARRANGED = ops.REARRANGEMENTS | {"log_softmax"}
     "LOS007",
     severity=Severity.ERROR,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "non-finite"],
+    explains=["loss-never-moves", "underfitting", "non-finite", "learning-rate-too-high"],
     own=["loss", "data"],
 )
 def target_out_of_range(

@@ -25,7 +25,13 @@ from trainlint.rule import (
     "NRM004",
     severity=Severity.WARNING,
     since="0.1",
-    explains=["loss-never-moves", "underfitting", "constant-output", "cannot-memorise"],
+    explains=[
+        "loss-never-moves",
+        "underfitting",
+        "constant-output",
+        "cannot-memorise",
+        "learning-rate-too-low",
+    ],
     own=["data"],
 )
 def batchnorm_small_batch(

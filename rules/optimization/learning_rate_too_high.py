@@ -68,11 +68,11 @@ def learning_rate_too_high(
 
     An error if the loss became NaN or infinite and a step before had changed the median layer by more
     than `update` of its weights; or if it ends above `growth` times its start and above as much of the
-    best constant answer's, with steps of 3% or more. A warning if the median step is above `update` and
-    after `steps` steps less than `learnt` of the constant answer's loss is gone; also where such steps
-    came first, and the loss leapt before it fell back to what a guess has, or where one was above
-    `thrown`, or where the loss leapt by such a one and ends above `growth` times its start: what had been
-    learnt before is gone. Large updates alone are no
+    best constant answer's, with steps of 3% or more; or if it leapt above twice `growth` times both, by
+    steps above `update`, and after `steps` steps less than `learnt` of the constant answer's loss is gone:
+    it has fallen back to what a guess has. A warning if no leap was seen of such steps, but the median
+    one is above `update`, or one is above `thrown`; also where the loss leapt by such a one and ends above
+    `growth` times its start: what had been learnt before is gone. Large updates alone are no
     finding: some nets learn well so. Losses without a known constant answer may grow for reasons of their
     own (GANs, reinforcement learning, growing penalties): there the median step must be above `update`,
     and the finding is a warning.
@@ -139,26 +139,25 @@ def learning_rate_too_high(
         gone = [share for o in trace.objectives if (share := o.learnt(steps)) is not None]
         if not gone or max(gone) >= learnt or trace.steps < steps or not _stays(trace, learnt):
             continue
-        if usual > update:
+        largest, leap = max(paces.values()), _leapt(trace, growth)
+        if largest > update and leap is not None:
+            message = (
+                f"the loss leapt to {leap:.3g}, by steps of up to {_of(largest)} a layer's "
+                f"weights, and after {trace.steps} steps is no better than a guess"
+            )
+            yield _finding(trace, edits, model, paces, message, certain=True)
+        elif usual > update:
             message = (
                 f"the median step changes a layer by {_of(usual)} its weights, and after "
                 f"{trace.steps} steps the loss is no better than a guess"
             )
             yield _finding(trace, edits, model, paces, message, certain=False)
-        elif (largest := max(paces.values())) > update:
-            leap = _leapt(trace, growth)
-            if leap is not None:
-                message = (
-                    f"the loss leapt to {leap:.3g}, by steps of up to {_of(largest)} a layer's "
-                    f"weights, and after {trace.steps} steps is no better than a guess"
-                )
-                yield _finding(trace, edits, model, paces, message, certain=False)
-            elif largest > thrown:
-                message = (
-                    f"a step changed the median layer by {_of(largest)} its weights, and after "
-                    f"{trace.steps} steps the loss is no better than a guess"
-                )
-                yield _finding(trace, edits, model, paces, message, certain=False)
+        elif largest > thrown:
+            message = (
+                f"a step changed the median layer by {_of(largest)} its weights, and after "
+                f"{trace.steps} steps the loss is no better than a guess"
+            )
+            yield _finding(trace, edits, model, paces, message, certain=False)
 
 
 def _non_finite(trace: Trace, paces: dict[int, float], update: float) -> tuple[str, bool] | None:

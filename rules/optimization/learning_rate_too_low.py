@@ -25,6 +25,13 @@ SURE = 200
 # Of a model that has not moved, what the first steps are to change of the quickest layer's weights: the
 # median of 105 sound runs of benchmarks/training_runs.py, whose outer deciles are 0.7% and 12%.
 SOUND_PACE = 0.03
+# The least and the largest rates of those runs, as its `sound_rates()` has them.
+SOUND_RATES = {
+    **dict.fromkeys(("Adam", "AdamW", "NAdam"), (4.6e-5, 0.017)),
+    "RMSprop": (1.4e-5, 5.2e-3),
+    "Adagrad": (1.9e-3, 0.069),
+    "SGD": (3.7e-3, 0.52),
+}
 
 
 @rule(
@@ -50,9 +57,15 @@ def learning_rate_too_low(
     Reported where, after `steps` steps, the layer that moves *most* moves less than `update` of its
     weights in the median, and the loss has come down by less than `progress` of what it was. Not
     measurable while a warm-up still rises; rates far below the highest that was seen do not count. Silent,
-    too, where the model beats a guess by half already: it has been trained, or is done. Embeddings, of
-    which a step meets a few rows, are left out. Where the loss of a guess is not known (preference and
-    policy losses, which are trained at such rates on purpose), it is advice.
+    too, where the model beats a guess by half already: it has been trained, or is done; and where one of
+    the recorded steps changed the median layer by 3%: the rate was high enough, and it is the gradients
+    that have become small. Embeddings, of which a step meets a few rows, are left out. Where the loss of a
+    guess is not known (preference and policy losses, which are trained at such rates on purpose), it is
+    advice.
+
+    Short steps also come of small gradients, and those of another fault: a loss that does not fit, units
+    that are saturated or dead, weights of zero. Where one is found, this finding stands under it: what the
+    rate should be is known when that is mended.
 
     ## Bad
     ```python
@@ -83,7 +96,9 @@ def learning_rate_too_low(
 
     ## Fix safety
     Unsafe. The rate that is suggested makes the quickest layer's updates 3% of its weights, the
-    median of the first steps of sound runs that learn; a range test finds the best one.
+    median of the first steps of sound runs that learn, but is never above those that sound runs have; a
+    range test finds the best one. Where the rate is one that sound runs have, no other one is suggested:
+    what is small then is the gradient.
 
     ## References
     Smith 2017, arXiv:1506.01186 (range test). Below about a tenth of the best rate nothing is measured
@@ -117,7 +132,8 @@ def learning_rate_too_low(
         if not peak or len(counted) < 5 or not paces:
             continue
         fastest, name = max(paces)
-        if fastest >= update:
+        taken = [pace for pace in model.paces().values() if isfinite(pace)]
+        if fastest >= update or max(taken, default=0.0) >= SOUND_PACE:
             continue
         if _is_rising(optimizer, trace.steps):
             yield NotMeasurable(
@@ -140,23 +156,33 @@ def learning_rate_too_low(
 def _faster(
     edits: SourceEdits, optimizer: OptimizerTrace, peak: float, fastest: float
 ) -> list[Fix]:
-    """A rate with updates of a usual size, and what a range test finds."""
+    """A rate with updates of a usual size, as far as rates go, and what a range test finds."""
     found = Fix(
         "take the learning rate from a range test",
         reason="Smith 2017: the largest rate at which the loss still falls, as measured on this model",
         obstacle="it is known once it was measured",
         patches=[Patch.training("learning-rate", range_test=True)],
     )
+    least, largest = SOUND_RATES.get(optimizer.kind, (inf, inf))
+    if peak >= least:
+        why = Fix(
+            "find out why the gradients are so small: the loss, the scale of inputs, weights, the depth",
+            reason=f"lr={peak:g} is a usual rate of {optimizer.kind}; an update is that times the gradient",
+            obstacle="no cause was found",
+        )
+        return [found, why]
     if not fastest:
         return [found]
-    factor = SOUND_PACE / fastest
-    better = float(f"{(optimizers.made_rate(optimizer) or peak) * factor:.0e}")
+    made = optimizers.made_rate(optimizer) or peak
+    factor = min(SOUND_PACE / fastest, largest / peak)
+    better = float(f"{made * factor:.0e}")
+    share = f"{100 * factor * fastest:.1g}%"
     raised = explained(
         optimizers.with_option(
             edits, optimizer, "lr", better, title=f"raise the learning rate to lr={better:g}"
         ),
-        reason=f"updates go with lr: {SOUND_PACE:.0%} of the quickest layer's weights at first, as in "
-        f"sound runs, instead of {100 * fastest:.1g}%",
+        reason=f"updates go with lr: {share} of the quickest layer's weights at first, instead of "
+        f"{100 * fastest:.1g}%; in sound runs it is {SOUND_PACE:.0%} or so",
         patches=[Patch.training("learning-rate", factor=float(f"{factor:.2g}"))],
     )
     return [raised, found]

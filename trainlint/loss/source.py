@@ -182,15 +182,15 @@ class LossUse:
     """
 
     kind: str
-    call: WrittenSite
-    made: WrittenSite | None
+    call: Site
+    made: Site | None
     scores: Trace | None
     within: str | None
     trains: bool
     next_of: int | str | None = None
 
     @property
-    def site(self) -> WrittenSite:
+    def site(self) -> Site:
         """The place that chose the loss."""
         return self.made or self.call
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_NODES: Final = 20000
-_REARRANGED: Final = frozenset(
-    "View Squeeze Unsqueeze Reshape Transpose Permute T ToCopy Clone".split()
+_COPIED: Final = frozenset({"ToCopy", "Clone"})
+_REARRANGED: Final = _COPIED | frozenset(
+    "View Squeeze Unsqueeze Reshape Transpose Permute T".split()
 )
 
 
@@ -42,6 +43,23 @@ def walk(losses: Iterable[Tensor], wanted: set[int]) -> tuple[set[int], set[int]
 def is_rearranged(tensor: Tensor) -> bool:
     """Whether the operation that made it only put values into another shape."""
     return tensor.grad_fn is not None and _operation(tensor.grad_fn) in _REARRANGED
+
+
+def below_rearrangements(tensor: Tensor) -> Iterator[tuple[Any, bool]]:
+    """The node that made it and, while such a one only rearranged, the one below.
+
+    With each goes whether axes were changed on the way.
+    """
+    node, is_moved = tensor.grad_fn, False
+    for _ in range(4):
+        if node is None:
+            return
+        yield node, is_moved
+        name = _operation(node)
+        if name not in _REARRANGED:
+            return
+        is_moved = is_moved or name not in _COPIED
+        node = node.next_functions[0][0]
 
 
 def maker(tensor: Tensor) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from trainlint.observe.judging import Judging
 from trainlint.observe.optimizers import Optimizers
 from trainlint.observe.pace import FIRST_STEPS, Pace
 from trainlint.observe.roots import KnownOptimizer, Roots
@@ -16,21 +17,30 @@ from trainlint.observe.roots import KnownOptimizer, Roots
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainlint.loss.source import LossUse
+
+    BeforeTraining = Callable[[nn.Module, Any, Any, tuple[LossUse, ...]], None]
+
 
 class FirstSteps:
-    """Calls `before` once for each model that is trained, with the arguments of its latest forward."""
+    """Calls `before` once for each model that is trained.
+
+    It gets the arguments of the model's latest forward, and the losses that were seen to judge it.
+    """
 
     def __init__(
         self,
-        before: Callable[[nn.Module, Any, Any], None] | None,
+        before: BeforeTraining | None,
         roots: Roots,
         optimizers: Optimizers,
         pace: Pace,
+        judging: Judging,
     ) -> None:
         self._before = before
         self._roots = roots
         self._optimizers = optimizers
         self._pace = pace
+        self._judging = judging
         self._awaited: KnownOptimizer | None = None
 
     def closure_begins(self, known: KnownOptimizer) -> None:
@@ -59,7 +69,7 @@ class FirstSteps:
             root.was_shown = True
             started = time.thread_time()
             args, kwargs = root.inputs
-            self._before(module, args, kwargs)
+            self._before(module, args, kwargs, self._judging.uses(root))
             self._pace.leave_out(time.thread_time() - started)
 
     def gives_up(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +14,7 @@ from trainlint.engine import Facts, failures_as_text, run_rules, unmeasured_as_t
 from trainlint.fixes.source import SourceEdits
 from trainlint.observe.series import series_of
 from trainlint.records import ModelGraph, ModelSeries, Series, TargetResult
+from trainlint.rule import Confidence
 from trainlint.sites import owner_of
 from trainlint.subject import Analysis
 
@@ -60,7 +62,7 @@ def judged(
         graph=graphs[0] if graphs else None,
         more_graphs=graphs[1:],
     )
-    found = [finding for finding in static.findings if _holds(finding, trace)] if static else []
+    found = [_tried(f, trace) for f in static.findings if _holds(f, trace)] if static else []
     return Analysis(diagnose([*found, *outcome.findings]), result)
 
 
@@ -95,6 +97,23 @@ def _holds(finding: RawFinding, trace: Trace) -> bool:
     """Not where a gradient came to all that, as one forward had it, none can come to: others differ."""
     said = [p for model in trace.models for p in model.parameters if p.name in finding.unreached]
     return not said or any(p.trainable and not (p.reached and p.arrived) for p in said)
+
+
+def _tried(finding: RawFinding, trace: Trace) -> RawFinding:
+    """With the word of the training, where that left without a gradient all that can have none."""
+    said = [p for model in trace.models for p in model.parameters if p.name in finding.unreached]
+    names = {p.name for p in said}
+    if not said or names != finding.unreached or any(p.reached and p.arrived for p in said):
+        return finding
+    reported = msgspec.structs.replace(
+        finding.reported,
+        evidence={
+            **finding.reported.evidence,
+            "gradient": f"none in {trace.steps} steps of training",
+        },
+        confidence=str(Confidence.CERTAIN),
+    )
+    return replace(finding, reported=reported)
 
 
 def what_was_watched(trace: Trace) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from trainlint.observe.failures import failure_in
 from trainlint.observe.first_steps import FirstSteps
 from trainlint.observe.forwards import Forwards
 from trainlint.observe.incidents import Incidents
+from trainlint.observe.judging import Judging
 from trainlint.observe.keepers import Graphs
 from trainlint.observe.loaders import Loaders
 from trainlint.observe.models import model_trace
@@ -45,6 +46,9 @@ from trainlint.observe.trace import LossTrace, Trace
 from trainlint.sites import Site, calling_site, place_key
 from trainlint.tree import tensors
 
+if TYPE_CHECKING:
+    from trainlint.observe.first_steps import BeforeTraining
+
 MOST_LOSSES: Final = 4096
 # Recorded steps in which dead units are looked for together, and after which figures are fetched.
 WINDOW: Final = 5
@@ -58,8 +62,9 @@ class TrainingObserver:
     adapts it, so that recording costs about 5% on average, and so many `free` seconds besides: short runs
     of small models would show too little else. `after_step` is called with the number of steps after each;
     what it raises goes into the loop. `before_training` is called once for each model, before the first
-    step that trains it, with the arguments of its latest forward. Up to `measuring` seconds, and 1% of the
-    run's time, go to losses of single samples at validation passes; by default half of `free`.
+    step that trains it, with the arguments of its latest forward and the losses that judge it. Up to
+    `measuring` seconds, and 1% of the run's time, go to losses of single samples at validation passes; by
+    default half of `free`.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class TrainingObserver:
         period: int = 0,
         free: float = 0.0,
         after_step: Callable[[int], None] | None = None,
-        before_training: Callable[[nn.Module, Any, Any], None] | None = None,
+        before_training: BeforeTraining | None = None,
         measuring: float | None = None,
     ) -> None:
         self.after_step = after_step
@@ -83,7 +88,10 @@ class TrainingObserver:
         self._schedules = Schedules(self._optimizers, self._scaling, self._pace, self._incidents)
         self._soundness = Soundness(self._roots, self._pace, self._incidents)
         self._graphs = Graphs(self._incidents)
-        self._first_steps = FirstSteps(before_training, self._roots, self._optimizers, self._pace)
+        self._judging = Judging()
+        self._first_steps = FirstSteps(
+            before_training, self._roots, self._optimizers, self._pace, self._judging
+        )
         self._loaders = Loaders()
         self._datasets = Datasets()
         self.recorder = Recorder(self._loss_called, self._soundness.outside)
@@ -171,6 +179,7 @@ class TrainingObserver:
                         self._checkpoints.validated_itself(loss, self.step)
             return
         self._evaluations.trained_forward(root.number, output)
+        self._judging.forward_ends(root, output)
         self._soundness.forward_ends(ends)
         known = None if given is None else given()
         samples = 0 if known is None or not known.dim() else len(known)
@@ -200,6 +209,9 @@ class TrainingObserver:
         else:
             if root is None and self._pace.is_recording:
                 self._checkpoints.loss_called(name, args, kwargs, result)
+            if root is None:
+                scores = args[0] if args else kwargs.get("input")
+                self._judging.loss_called(name, scores)
             self._objectives.look_at(self.step, name, args, kwargs, result, root)
 
     @contextlib.contextmanager

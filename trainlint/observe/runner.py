@@ -103,12 +103,12 @@ class _Watch:
         self._stack.enter_context(filling_sites())
         self._problem = self._stack.enter_context(observed(self._observer))
 
-    def _look_at_graph(self, model: Any, args: Any, kwargs: Any) -> None:
+    def _look_at_graph(self, model: Any, args: Any, kwargs: Any, losses: Any) -> None:
         from trainlint.observe.structure import StaticFindings
 
         if self._static is None:
             self._static = StaticFindings(self._settings(), self._job.label)
-        self._static.look_at(model, args, kwargs)
+        self._static.look_at(model, args, kwargs, losses)
 
     def _settings(self) -> Settings:
         from trainlint.registry import select_rules

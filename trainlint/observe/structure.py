@@ -25,6 +25,8 @@ from trainlint.preserve import is_lazy, preserved
 from trainlint.rule import FACT_STAGES
 
 if TYPE_CHECKING:
+    from trainlint.loss.source import LossUse
+    from trainlint.loss.uses import Recipe
     from trainlint.records import ModelGraph
     from trainlint.rule import Rule, Settings
 
@@ -68,8 +70,14 @@ class StaticFindings:
     seconds: float = 0.0
     models: int = 0
 
-    def look_at(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Capture the model on these inputs and judge the graph."""
+    def look_at(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        losses: tuple[LossUse, ...] = (),
+    ) -> None:
+        """Capture the model on these inputs and judge the graph, by the `losses` that it is trained by."""
         if self.models >= _MOST_MODELS or self.seconds > _LONGEST:
             return
         self.models += 1
@@ -78,7 +86,7 @@ class StaticFindings:
         try:
             reason = _why_not(model)
             if reason is None:
-                reason = self._judge(model, args, kwargs)
+                reason = self._judge(model, args, kwargs, losses)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         if reason is not None:
@@ -86,10 +94,11 @@ class StaticFindings:
             self.notes.append(f"the graph of {type(model).__name__} was not judged: {reason}")
         self.seconds += time.thread_time() - started
 
-    def _judge(self, model: nn.Module, args: Any, kwargs: Any) -> str | None:
+    def _judge(
+        self, model: nn.Module, args: Any, kwargs: Any, losses: tuple[LossUse, ...]
+    ) -> str | None:
         from trainlint.capture.inputs import Inputs
         from trainlint.graph import Graph
-        from trainlint.loss.uses import Recipe
         from trainlint.subject import static_facts
 
         rules = static_rules(self.settings.rules)
@@ -109,7 +118,7 @@ class StaticFindings:
                 self.notes.append("the graph took long to make: rules that compare two did not run")
             inputs = Inputs(args, kwargs, "of the training", given=True)
             graph = Graph(recording.graph, recording.model, inputs_given=True)
-            facts = static_facts(inputs, graph, Recipe())
+            facts = static_facts(inputs, graph, _recipe(model, losses))
             outcome = run_rules(rules, facts, target=self.target, options=self.settings.options)
             if self.settings.graphs:
                 sizes = tuple((name, p.numel()) for name, p in model.named_parameters())
@@ -117,6 +126,16 @@ class StaticFindings:
         self.notes.extend(failures_as_text(outcome.failures))
         self.findings.extend(_detached(outcome.findings, f"{id(self)}/{len(self.findings)}"))
         return None
+
+
+def _recipe(model: nn.Module, losses: tuple[LossUse, ...]) -> Recipe:
+    """What is seen of the training: these losses, and an optimizer that holds its parameters."""
+    from trainlint.loss.training import Training
+    from trainlint.loss.uses import Recipe
+
+    names = frozenset({type(model).__name__})
+    training = Training(optimized=(names,), has_backward=True)
+    return Recipe(uses=losses, names=names, training=training)
 
 
 def _why_not(model: nn.Module) -> str | None:
