@@ -65,7 +65,7 @@ def cases(files: Sequence[str]) -> list[Case]:
         Case("import trainlint", (sys.executable, "-c", "import trainlint"), target=0.1),
         Case("trainlint --version", (COMMAND, "--version"), target=0.1),
         Case("trainlint --help", (COMMAND, "--help"), target=0.1),
-        Case("pre-commit, no models", (COMMAND, "check", "--static", "--scan", *files), target=0.15),
+        Case("pre-commit, no models", (COMMAND, "check", "--static", "--scan", "--importers", *files), target=0.15),
         Case("Tab: explain NRM", (COMMAND,), environment=tab),
         Case("trainlint rules", (COMMAND, "rules")),
         Case("trainlint explain NRM001", (COMMAND, "explain", "NRM001")),

@@ -34,7 +34,7 @@ CONFIGURATION = """\
 # The options of `check`, by what they are about; one that is not named here comes last.
 GROUPS = {
     "What is checked": (
-        "inputs", "static", "scan", "probe_steps", "probe_seconds", "kfold", "epochs", "watch",
+        "inputs", "static", "scan", "importers", "probe_steps", "probe_seconds", "kfold", "epochs", "watch",
     ),
     "Which rules": ("select", "extend_select", "ignore", "baseline", "write_baseline"),
     "Fixes": (

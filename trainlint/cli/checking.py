@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 @click.option(
     "--scan", is_flag=True, help="Named files that hold no model, or are tests, are passed over."
 )
+@click.option(
+    "--importers", is_flag=True,
+    help="With --scan: also the files of the project that import the named ones.",
+)  # fmt: skip
 @click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
 @report_options
@@ -133,7 +137,8 @@ def check(ctx: click.Context, /, watch: bool, **options: Any) -> None:
         look = partial(_checked, asked)
         targets = lambda: asked.configured()[1]  # noqa: E731
         ctx.exit(check_on_changes(look, targets, asked.config_path, say_error))
-    if asked.scan and not any(_may_hold_models(Path(target)) for target in wanted):
+    is_looked_at = any(_may_hold_models(Path(target)) for target in wanted)
+    if asked.scan and not is_looked_at and not asked.importing(wanted)[0]:
         ctx.exit(0)
     ctx.exit(_checked(asked).status)
 
@@ -149,6 +154,7 @@ class _Asked:
     inputs: str | None
     static: bool
     scan: bool
+    importers: bool
     fail_on: str | None
     exit_zero: bool
     form: str
@@ -191,6 +197,10 @@ class _Asked:
         _check_trainings({"--kfold": self.kfold, "--verify": self.verify}, static=self.static)
         if self.verify_seconds and not config.verify:
             raise UsageError("--verify-seconds is for --verify")
+        if self.importers and not self.scan:
+            raise UsageError(
+                "--importers is for --scan; targets without it are all that is checked"
+            )
         if self.epochs and not self.kfold:
             raise UsageError("--epochs is for --kfold; the probe takes --probe-steps")
         wants_report = (
@@ -199,6 +209,19 @@ class _Asked:
         _check_fixing(self.fixing, any(wants_report))
         outputs_of(self.output, self.form)
         return config, wanted
+
+    def importing(self, wanted: Sequence[str]) -> tuple[list[str], bool]:
+        """The files with models that import the named ones, and whether there may be more; if asked for."""
+        from trainlint.targets.discovery import builds_models, holds_models
+
+        building = [path for target in wanted if (path := Path(target)).is_file()]
+        building = [path for path in building if self.importers and builds_models(path)]
+        if not building:
+            return [], False
+        from trainlint.targets.importers import importers_of
+
+        found = importers_of(building, holds_models)
+        return [path.as_posix() for path in found.files], found.is_cut
 
     def known(self, config: Config) -> Path | None:
         """The baseline that is read; not the one that is still to be written for the first time."""
@@ -252,7 +275,14 @@ def _checked(asked: _Asked, earlier: Earlier | None = None) -> Round:
         scan=asked.scan, graphs="html" in (asked.form, *(each for each, _ in outputs)),
         config=config, debug=asked.debug,
     )  # fmt: skip
-    checked = file_check(wanted, asked.inputs, options)
+    importers, is_cut = asked.importing(wanted)
+    if is_cut:
+        click.echo(
+            f"trainlint: more files than these {len(importers)} may import what was named; a check of "
+            "their directory looks at all",
+            err=True,
+        )
+    checked = file_check([*wanted, *importers], asked.inputs, options)
     if earlier is not None:
         checked = earlier.carried(checked)
     with check_shown(is_shown=not asked.interactive) as (progress, advance):

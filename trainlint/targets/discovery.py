@@ -32,6 +32,7 @@ _NOT_FACTORIES: Final = frozenset(
 )
 _LOSS_NAMES: Final = ("criterion", "loss", "loss_fn", "loss_func", "loss_function", "metric")
 _FRAMEWORKS: Final = (b"torch", b"lightning", b"transformers", b"timm", b"monai", b"diffusers")
+_BUILDS: Final = re.compile(rb"\bnn\b|Module\b|\b(lightning|transformers|timm|monai|diffusers)\b")
 _SKIPPED_FOLDERS: Final = frozenset(
     "node_modules site-packages dist-packages build dist __pycache__ tests test".split()
 )
@@ -100,6 +101,13 @@ def mentions_framework(path: Path) -> bool:
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         return any(framework in content for framework in _FRAMEWORKS)
+    return False
+
+
+def builds_models(path: Path) -> bool:
+    """Whether the text may define a model or a part of models: it has a word of what they are made of."""
+    with contextlib.suppress(OSError):
+        return mentions_framework(path) and _BUILDS.search(path.read_bytes()) is not None
     return False
 
 

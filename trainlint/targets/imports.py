@@ -66,11 +66,11 @@ def _imports_of(path: str, _version: object) -> tuple[Imported, ...] | None:
     text = SourceText.read(path)
     if text is None or text.tree is None:
         return ()
-    imported = list(_imported(text.tree))
+    imported = list(imports_in(text.tree))
     return None if None in imported else tuple(each for each in imported if each is not None)
 
 
-def _imported(tree: ast.Module) -> Iterator[Imported | None]:
+def imports_in(tree: ast.Module) -> Iterator[Imported | None]:
     """(levels up, parts of the name) of each import; None for one that is not written down."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
