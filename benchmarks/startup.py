@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMMAND = str(Path(sys.executable).with_name("trainlint"))
+HOOK = ("check", "--static", "--scan", "--importers")
 NOTHING = (sys.executable, "-c", "pass")
 PYTEST = (sys.executable, "-c", "import pytest")
 
@@ -65,7 +66,7 @@ def cases(files: Sequence[str]) -> list[Case]:
         Case("import trainlint", (sys.executable, "-c", "import trainlint"), target=0.1),
         Case("trainlint --version", (COMMAND, "--version"), target=0.1),
         Case("trainlint --help", (COMMAND, "--help"), target=0.1),
-        Case("pre-commit, no models", (COMMAND, "check", "--static", "--scan", "--importers", *files), target=0.15),
+        Case("pre-commit, no models", (COMMAND, *HOOK, *files), target=0.15),
         Case("Tab: explain NRM", (COMMAND,), environment=tab),
         Case("trainlint rules", (COMMAND, "rules")),
         Case("trainlint explain NRM001", (COMMAND, "explain", "NRM001")),

@@ -31,17 +31,38 @@ CONFIGURATION = """\
 [command line](cli.md) come first. An unknown key, or a value of the wrong type, is an error ([exit status
 2](exit-status.md)). Files are relative to the `pyproject.toml`."""
 
+PATTERNS = """\
+`exclude` and `per-file-ignores` name files by patterns, as ruff has them:
+
+```toml
+[tool.trainlint]
+exclude = ["legacy", "src/vendor/*"]
+
+[tool.trainlint.per-file-ignores]
+"src/zoo/*.py" = ["NRM005", "initialization"]
+"{demo,sketch}.py" = ["ALL"]
+"!src/**.py" = ["DAT"]
+```
+
+A pattern without `/` is for that name at any depth, one with `/` begins where the `pyproject.toml` lies.
+`*` and `**` match any signs, `/` as well; `**/` any number of folders; `?` one sign, `[ab]` one of these,
+`{a,b}` either; a `!` in front of a pattern of `per-file-ignores` makes it one for all other files.
+`exclude` also holds for what lies in a folder that it matches. A file that is named on the command line is
+checked all the same, unless `--scan` is given, as commit hooks do. A finding is ignored by the file that it
+lies in."""
+
 # The options of `check`, by what they are about; one that is not named here comes last.
 GROUPS = {
     "What is checked": (
-        "inputs", "static", "scan", "importers", "probe_steps", "probe_seconds", "kfold", "epochs", "watch",
+        "exclude", "inputs", "static", "scan", "importers", "probe_steps", "probe_seconds", "kfold",
+        "epochs", "watch",
     ),
     "Which rules": ("select", "extend_select", "ignore", "baseline", "write_baseline"),
     "Fixes": (
         "fix", "unsafe_fixes", "diff", "fix_only", "interactive", "verify", "verify_seconds",
     ),
     "The report": ("form", "output", "statistics", "show_info", "plots"),
-    "Exit status": ("fail_on", "exit_zero"),
+    "Exit status": ("fail_on", "fail_on_skipped", "exit_zero"),
     "Limits and settings": ("timeout", "memory_limit", "jobs", "config_path", "debug"),
 }  # fmt: skip
 
@@ -148,6 +169,7 @@ def configuration() -> str:
         also = f" On the command line: `{option}`." if option and option.startswith("-") else ""
         default = _toml(Config(), field.name)
         lines.append(f"| `{field.encode_name}` | {kind} | {default} | {_cell(meaning)}{also} |")
+    lines += ["", "## Files", "", *PATTERNS.splitlines()]
     lines += [
         "", "## Options of rules", "",
         "A rule's page lists its options. They stand in a table of its name:", "",

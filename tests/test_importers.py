@@ -115,5 +115,9 @@ def test_the_hook_finds_what_a_block_breaks_in_the_models_that_have_it(project: 
     result = run_command(*alone, "--importers", cwd=project)
     assert [each["filename"] for each in result.found("NRM001")] == ["blocks.py"]
     assert result.status == 1
+    # The block cannot be constructed by itself, but it was checked.
+    strict = run_command(*alone, "--importers", "--fail-on-skipped", cwd=project)
+    assert (strict.status, strict.statuses()["blocks.py::Block"]) == (1, "skipped")
+    assert run_command(*alone, "--fail-on-skipped", cwd=project).status == 2
     wrong = run_command("check", "--importers", "blocks.py", cwd=project)
     assert (wrong.status, "--importers is for --scan" in wrong.stderr) == (2, True)

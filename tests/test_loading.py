@@ -383,6 +383,14 @@ def test_a_directory(folder: Path) -> None:
     assert empty.status == 2  # or a project whose models have moved would stay green
     assert empty.stderr == "trainlint: error: no model found in: none\n"
     assert run_command("check", "none", "--scan", cwd=folder).status == 0
+    strict = run_command(
+        "check", "mixed", "none", "--fail-on-skipped", "--format", "json", cwd=folder
+    )
+    assert strict.statuses() == {
+        "mixed/needs.py::Net": "error", "mixed/net.py::Net": "ok", "none": "skipped"
+    }  # fmt: skip
+    assert strict.status == 2
+    assert "(not skipped: fail-on-skipped)" in strict.targets["mixed/needs.py::Net"]["reason"]
     broken = run_command("check", "bad", cwd=folder)
     assert broken.status == 2
     assert (

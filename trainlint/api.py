@@ -15,6 +15,7 @@ from trainlint.loss.uses import Recipe
 from trainlint.probe.setup import Setup
 from trainlint.ranking import report_on
 from trainlint.records import Report
+from trainlint.registry import ignored_in
 from trainlint.rule import STAGES, Settings
 from trainlint.verification.verifying import Verified
 
@@ -139,7 +140,8 @@ def _verified_live(target: Any, inputs: Any, asked: Asked, *, verifies: bool) ->
     given = given_inputs(model, inputs)
     analysis = _analysis(model, given, settings, recipe, asked.progress)
     findings = [(finding.reported, finding.starved) for finding in analysis.findings]
-    report = report_on(findings, [analysis.result], rules)
+    ignored = ignored_in(config.per_file_ignores)
+    report = report_on(findings, [analysis.result], rules, ignored=ignored)
     if not verifies:
         return Verified(report)
     from trainlint.verification.live import verified_live

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from trainlint.errors import ConfigError
+from trainlint.patterns import rooted
 
 
 class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
@@ -37,12 +38,32 @@ class Config(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=
             description="Rules that are not used; of this and `select` the more specific one wins."
         ),
     ] = []
+    per_file_ignores: Annotated[
+        dict[str, list[str]],
+        msgspec.Meta(
+            description="Rules that are not used in some files: a table of patterns, see below, and rules."
+        ),
+    ] = {}
+    exclude: Annotated[
+        list[str],
+        msgspec.Meta(
+            description="Files and folders that are passed over, by patterns, see below: where a directory "
+            "is searched, and of what a commit hook hands over."
+        ),
+    ] = []
     fail_on: Annotated[
         str,
         msgspec.Meta(
             description="The least severity for exit status 1: `error`, `warning`, `info` or `never`."
         ),
     ] = "error"
+    fail_on_skipped: Annotated[
+        bool,
+        msgspec.Meta(
+            description="A model that cannot be constructed is an error, exit status 2, and not skipped, "
+            "unless another one that was checked has it as a part."
+        ),
+    ] = False
     inputs: Annotated[
         str | None,
         msgspec.Meta(
@@ -133,9 +154,24 @@ def load_config(path: Path | None = None, start: Path | None = None) -> Config:
     baseline = config.baseline
     return msgspec.structs.replace(
         config,
+        exclude=[_rooted(path, "exclude", pattern) for pattern in config.exclude],
+        per_file_ignores={
+            _rooted(path, "per-file-ignores", pattern): rules
+            for pattern, rules in config.per_file_ignores.items()
+        },
         targets=_from_here(config.targets, path.parent),
         baseline=None if baseline is None else os.path.relpath(path.parent / baseline),
     )
+
+
+def _rooted(path: Path, key: str, pattern: str) -> str:
+    """A pattern for files in a configuration is relative to its file."""
+    if key == "exclude" and pattern.startswith("!"):
+        raise ConfigError(f"{path}: [tool.trainlint]: exclude knows no !, of {pattern!r}")
+    try:
+        return rooted(pattern, path.parent.resolve())
+    except ConfigError as error:
+        raise ConfigError(f"{path}: [tool.trainlint]: {key}: {error}") from None
 
 
 def _from_here(targets: list[str], folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,10 +16,11 @@ from trainlint.config import Config
 from trainlint.errors import LoadError, UsageError
 from trainlint.measure.memory import usable_processors
 from trainlint.overlay import overlaid
+from trainlint.patterns import excludes
 from trainlint.processes.jobs import Analyzed, Begin, Died, Job, Message, Told, encode
 from trainlint.ranking import Found, report_on
 from trainlint.records import Report, ReportedFinding, TargetResult
-from trainlint.registry import check_options, select_rules
+from trainlint.registry import check_options, ignored_in, select_rules
 from trainlint.rule import STAGES, Rule
 from trainlint.targets.discovery import holds_models, is_scanned, python_files
 from trainlint.targets.imports import imported_files, module_file
@@ -53,6 +54,7 @@ class Options:
         """The rules that were asked for, and their options. Raises `UsageError` for others."""
         merged = {**self.config.rules, **(self.options or {})}
         check_options(merged)
+        ignored_in(self.config.per_file_ignores)
         rules = select_rules(
             self.config.select if self.select is None else self.select,
             [*self.config.ignore, *words(self.ignore)],
@@ -71,6 +73,7 @@ class _Collected:
     findings: list[Found] = field(default_factory=list)
     results: list[TargetResult] = field(default_factory=list)
     provisional: dict[str, Analyzed] = field(default_factory=dict)
+    parts: set[str] = field(default_factory=set)
     of_file: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -157,7 +160,8 @@ class FileCheck:
         collected, files = _check_files(jobs, self.config, progress, self._known)
         collected.results += _directories_without_models(self.targets, jobs)
         with overlaid(overlay or {}):
-            report = report_on(collected.findings, collected.results, self.rules, files)
+            ignored = ignored_in(self.config.per_file_ignores)
+            report = report_on(collected.findings, collected.results, self.rules, files, ignored)
         return report, [finding for finding, _ in collected.findings]
 
 
@@ -200,7 +204,7 @@ def file_check(
     jobs = _without_doubles(
         msgspec.structs.replace(common, **place)
         for name in targets
-        for place in _places(name, scan=asked.scan)
+        for place in _places(name, scan=asked.scan, exclude=config.exclude)
     )
     if targets and not jobs and not asked.scan:
         raise UsageError(f"no model found in: {', '.join(targets)}")
@@ -244,10 +248,12 @@ def _names(target: Any) -> list[str]:
     return [str(os.fspath(name)) for name in names]
 
 
-def _places(target: str, *, scan: bool = False) -> Iterator[dict[str, Any]]:
+def _places(
+    target: str, *, scan: bool = False, exclude: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The fields of `Job` that say what one target means. Raises `UsageError`.
 
-    With `scan`, a file is as one that was met in a directory.
+    With `scan`, a file is as one that was met in a directory. These are not what `exclude` matches.
     """
     name, separator, attribute = target.partition("::")
     if not name.strip():
@@ -257,10 +263,10 @@ def _places(target: str, *, scan: bool = False) -> Iterator[dict[str, Any]]:
         if separator:
             raise UsageError(f"{target}: {name} is a directory; name a file of it")
         for file in python_files(path):
-            if holds_models(file):
+            if not excludes(file, exclude, within=path) and holds_models(file):
                 yield {"path": str(file.resolve()), "label": file.as_posix(), "scanned": True}
     elif path.is_file() and scan and not separator:
-        if is_scanned(path):
+        if not excludes(path, exclude) and is_scanned(path):
             yield {"path": str(path.resolve()), "label": path.as_posix(), "scanned": True}
     elif path.is_file():
         if separator and not attribute:
@@ -350,15 +356,28 @@ def _check_files(
         pending = again
     known.update({key: by_job[number] for number, key in enumerate(keys)})
     collected = _Collected()
+    parts = frozenset(part for own in by_job.values() for part in own.parts)
     said: dict[str, set[str]] = {}
     for number, job in enumerate(jobs):
         before = {result.target for result in collected.results}  # `net.py net.py::Net`
         own = by_job[number]
         collected.findings += [pair for pair in own.findings if pair[0].target not in before]
         results = [result for result in own.results if result.target not in before]
+        if config.fail_on_skipped:
+            results = [_failing(result, job, parts) for result in results]
         known_notes = said.setdefault(job.path or job.dotted or "", set())
         collected.results += _with_notes_on_file(results, own.of_file, known_notes)
     return collected, [job.path for job in jobs if job.path]
+
+
+def _failing(result: TargetResult, job: Job, parts: Collection[str]) -> TargetResult:
+    """A model that was skipped as one that could not be checked, unless it is a part of one that was."""
+    _, is_model, name = result.target.partition("::")
+    if result.status != "skipped" or not is_model or f"{job.path}::{name}" in parts:
+        return result
+    return msgspec.structs.replace(
+        result, status="error", reason=f"{result.reason} (not skipped: fail-on-skipped)"
+    )
 
 
 def _with_notes_on_file(
@@ -397,6 +416,7 @@ def _receive(
             collected.results.append(message.result)
             collected.findings += zip(message.findings, message.starved, strict=True)
             collected.of_file[message.result.target] = message.of_file
+            collected.parts |= set(message.parts)
     elif isinstance(message, Died):
         finished = [result.target for result in collected.results]
         # What dies after its own result, in a thread or at exit, is the file's doing.

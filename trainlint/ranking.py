@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ def report_on(
     results: Sequence[TargetResult],
     rules: Sequence[Rule],
     files: Sequence[str] = (),
+    ignored: Callable[[str, str], bool] = lambda *_: False,
 ) -> Report:
     """A report of what was found, ranked across targets, without what comments silence and doubles.
 
+    Nor has it what is `ignored`, which says of a file and a code whether the rule is not used there.
     The comments of `files` are judged as well, where they are not files of findings.
     """
     suppressions = Suppressions()
@@ -39,8 +41,14 @@ def report_on(
             suppressions.read(path, text.text)
     kept: list[Found] = []
     seen: dict[tuple[Any, ...], str] = {}
-    for finding, starved in findings:
+
+    def is_silenced(finding: ReportedFinding) -> bool:
         if _is_suppressed(finding, by_code, suppressions):
+            return True
+        return ignored(finding.filename or finding.target.partition("::")[0], finding.code)
+
+    for finding, starved in findings:
+        if is_silenced(finding):
             continue
         place = (finding.code, finding.filename, finding.location, finding.end_location)
         if (
@@ -48,13 +56,10 @@ def report_on(
             and seen.setdefault(place, finding.target) != finding.target
         ):
             continue  # the same place, seen through another model
-        symptoms = [
-            symptom
-            for symptom in finding.symptoms
-            if not _is_suppressed(symptom, by_code, suppressions)
-        ]
+        symptoms = [symptom for symptom in finding.symptoms if not is_silenced(symptom)]
         kept.append((msgspec.structs.replace(finding, symptoms=symptoms), starved))
-    kept += _on_suppressions(results, rules, suppressions)
+    on_comments = _on_suppressions(results, rules, suppressions)
+    kept += (found for found in on_comments if not is_silenced(found[0]))
     kept.sort(key=lambda item: _rank(*item))
     return Report(
         fingerprinted([_relative(finding) for finding, _ in kept]),
@@ -87,13 +92,10 @@ def _on_suppressions(
     known = frozenset(name for rule in all_rules() for name in names_of(rule))
     suppressions.judge(could_fire, known)
     outcome = run_rules(rules, Facts({"Suppressions": suppressions}), target="")
-    by_code = {rule.code: rule for rule in rules}
     found = []
     for raw in outcome.findings:
         label = _display(raw.reported.filename or "")
-        reported = msgspec.structs.replace(raw.reported, target=label)
-        if not _is_suppressed(reported, by_code, suppressions):
-            found.append((reported, 0.0))
+        found.append((msgspec.structs.replace(raw.reported, target=label), 0.0))
     return found
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trainlint.catalogue import ENTRY_POINT_GROUP
 from trainlint.choices import words
 from trainlint.errors import ConfigError, UsageError
+from trainlint.patterns import matches
 from trainlint.rule import Rule
 
 
@@ -106,6 +108,23 @@ def select_rules(
             raise UsageError(_unknown(selector))
     return tuple(
         rule for rule in all_rules() if _specificity(wanted, rule) > _specificity(refused, rule)
+    )
+
+
+def ignored_in(per_file: Mapping[str, Sequence[str]]) -> Callable[[str, str], bool]:
+    """Whether a rule, by its code, is ignored in a file: `per_file` has patterns and selectors.
+
+    Raises `ConfigError` for a selector that matches nothing.
+    """
+    ignored = []
+    for pattern, selectors in per_file.items():
+        try:
+            rules = select_rules(selectors)
+        except UsageError as error:
+            raise ConfigError(f"[tool.trainlint.per-file-ignores]: {error}") from None
+        ignored.append((pattern, frozenset(rule.code for rule in rules)))
+    return lambda filename, code: any(
+        code in codes and matches(Path(filename), [pattern]) for pattern, codes in ignored
     )
 
 

@@ -24,7 +24,7 @@ from trainlint.observe.report import RunReport
 from trainlint.observe.runner import RunJob
 from trainlint.ranking import report_on
 from trainlint.records import Report, TargetResult
-from trainlint.registry import check_options, select_rules
+from trainlint.registry import check_options, ignored_in, select_rules
 
 _GRACE: Final = 10.0
 _LATE: Final = 2.0
@@ -82,6 +82,7 @@ def run_script(
     """
     config = config or Config()
     check_options(config.rules)
+    ignored = ignored_in(config.per_file_ignores)
     rules = select_rules(
         config.select if select is None else select,
         [*config.ignore, *words(ignore)],
@@ -127,7 +128,10 @@ def run_script(
         notes.append(ending if result.series else f"{ending}, before any training{_usage(status)}")
     result = msgspec.structs.replace(result, notes=notes)
     return Run(
-        status, report_on(list(zip(found.findings, found.starved, strict=True)), [result], rules)
+        status,
+        report_on(
+            list(zip(found.findings, found.starved, strict=True)), [result], rules, ignored=ignored
+        ),
     )
 
 

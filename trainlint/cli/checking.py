@@ -21,6 +21,7 @@ from trainlint.cli.options import (
     report_options,
     rule_options,
     show_info_option,
+    split_patterns,
 )
 from trainlint.cli.terminal import bar_shown, check_shown, console_on
 from trainlint.cli.writing import (
@@ -33,6 +34,7 @@ from trainlint.cli.writing import (
 )
 from trainlint.config import FAIL_ON, Config, load_config
 from trainlint.errors import UsageError
+from trainlint.patterns import rooted
 
 if TYPE_CHECKING:
     from trainlint.baseline import Baseline
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("targets", nargs=-1, metavar="TARGET...", shell_complete=complete_targets)
 @rule_options
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERNS", callback=split_patterns,
+    help="Pass over these files and folders as well: where a directory is searched, and with --scan.",
+)  # fmt: skip
 @click.option("--inputs", metavar="SHAPES", help="Inputs such as 2x3x32x32,2x16:long.")
 @click.option(
     "--static", is_flag=True, help="Only the graph: the model is not run on real numbers."
@@ -56,6 +62,10 @@ if TYPE_CHECKING:
     help="With --scan: also the files of the project that import the named ones.",
 )  # fmt: skip
 @click.option("--fail-on", type=click.Choice(FAIL_ON), help="Least severity for exit status 1.")
+@click.option(
+    "--fail-on-skipped/--no-fail-on-skipped", default=None,
+    help="A model that cannot be constructed is an error, exit status 2.",
+)  # fmt: skip
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
 @report_options
 @show_info_option
@@ -130,15 +140,15 @@ def check(ctx: click.Context, /, watch: bool, **options: Any) -> None:
     asked = _Asked(**options)
     if watch:
         asked.check_watched()
-    _, wanted = asked.configured()
+    config, wanted = asked.configured()
     if watch:
         from trainlint.rounds import check_on_changes
 
         look = partial(_checked, asked)
         targets = lambda: asked.configured()[1]  # noqa: E731
         ctx.exit(check_on_changes(look, targets, asked.config_path, say_error))
-    is_looked_at = any(_may_hold_models(Path(target)) for target in wanted)
-    if asked.scan and not is_looked_at and not asked.importing(wanted)[0]:
+    is_looked_at = any(_may_hold_models(Path(target), config) for target in wanted)
+    if asked.scan and not is_looked_at and not asked.importing(wanted, config)[0]:
         ctx.exit(0)
     ctx.exit(_checked(asked).status)
 
@@ -151,11 +161,13 @@ class _Asked:
     select: tuple[str, ...]
     extend_select: tuple[str, ...]
     ignore: tuple[str, ...]
+    exclude: tuple[str, ...]
     inputs: str | None
     static: bool
     scan: bool
     importers: bool
     fail_on: str | None
+    fail_on_skipped: bool | None
     exit_zero: bool
     form: str
     output: tuple[str, ...]
@@ -191,6 +203,8 @@ class _Asked:
         config = msgspec.structs.replace(
             config, **{name: value for name, value in given.items() if value is not None}
         )
+        own = [rooted(pattern, Path.cwd()) for pattern in self.exclude]
+        config = msgspec.structs.replace(config, exclude=[*config.exclude, *own])
         wanted = list(self.targets) or config.targets
         if not wanted:
             raise UsageError("nothing to check: give a file, or set targets in [tool.trainlint]")
@@ -210,17 +224,21 @@ class _Asked:
         outputs_of(self.output, self.form)
         return config, wanted
 
-    def importing(self, wanted: Sequence[str]) -> tuple[list[str], bool]:
+    def importing(self, wanted: Sequence[str], config: Config) -> tuple[list[str], bool]:
         """The files with models that import the named ones, and whether there may be more; if asked for."""
+        from trainlint.patterns import excludes
         from trainlint.targets.discovery import builds_models, holds_models
 
-        building = [path for target in wanted if (path := Path(target)).is_file()]
-        building = [path for path in building if self.importers and builds_models(path)]
+        def is_ours(path: Path) -> bool:
+            return path.is_file() and not excludes(path, config.exclude)
+
+        named = filter(is_ours, map(Path, wanted)) if self.importers else ()
+        building = list(filter(builds_models, named))
         if not building:
             return [], False
         from trainlint.targets.importers import importers_of
 
-        found = importers_of(building, holds_models)
+        found = importers_of(building, lambda path: is_ours(path) and holds_models(path))
         return [path.as_posix() for path in found.files], found.is_cut
 
     def known(self, config: Config) -> Path | None:
@@ -249,8 +267,8 @@ class _Asked:
 
 
 _OVERRIDING: Final = (
-    "fail_on", "timeout", "memory_limit", "jobs", "probe_steps", "probe_seconds", "verify",
-    "verify_seconds", "fix", "unsafe_fixes",
+    "fail_on", "fail_on_skipped", "timeout", "memory_limit", "jobs", "probe_steps",
+    "probe_seconds", "verify", "verify_seconds", "fix", "unsafe_fixes",
 )  # fmt: skip
 
 
@@ -275,7 +293,7 @@ def _checked(asked: _Asked, earlier: Earlier | None = None) -> Round:
         scan=asked.scan, graphs="html" in (asked.form, *(each for each, _ in outputs)),
         config=config, debug=asked.debug,
     )  # fmt: skip
-    importers, is_cut = asked.importing(wanted)
+    importers, is_cut = asked.importing(wanted, config)
     if is_cut:
         click.echo(
             f"trainlint: more files than these {len(importers)} may import what was named; a check of "
@@ -396,13 +414,14 @@ def _wish(
     )
 
 
-def _may_hold_models(path: Path) -> bool:
+def _may_hold_models(path: Path, config: Config) -> bool:
     """Whether there is more to do than to look at the text, as a commit hook does most of the time."""
     if not path.is_file():
         return True
+    from trainlint.patterns import excludes
     from trainlint.targets.discovery import is_scanned
 
-    return is_scanned(path)
+    return not excludes(path, config.exclude) and is_scanned(path)
 
 
 def _findings(count: int) -> str:

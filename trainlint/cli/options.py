@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,14 @@ Command = Callable[..., Any]
 def split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """The parts of values that commas separate, of all times the option is given."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def split_patterns(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """As `split`, but a comma within braces is part of a pattern: `{a,b}/*.py`."""
+    parts = (part.strip() for value in values for part in re.split(r",(?![^{}]*\})", value))
+    return tuple(part for part in parts if part)
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:

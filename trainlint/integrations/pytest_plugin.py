@@ -74,8 +74,9 @@ def _validate(config: pytest.Config) -> None:
     select, ignore = config.getini("trainlint_select"), config.getini("trainlint_ignore")
     own = [*([] if select else settings.select), *settings.extend_select, *settings.ignore]
     asked = {"trainlint_select": select, "trainlint_ignore": ignore, "[tool.trainlint]": own}
-    if settings.rules or undeclared(each for selectors in asked.values() for each in selectors):
-        from trainlint.registry import check_options, select_rules
+    named = [*asked.values(), *settings.per_file_ignores.values()]
+    if settings.rules or undeclared(each for selectors in named for each in selectors):
+        from trainlint.registry import check_options, ignored_in, select_rules
 
         for place, selectors in asked.items():
             try:
@@ -83,8 +84,17 @@ def _validate(config: pytest.Config) -> None:
             except UsageError as error:
                 raise UsageError(f"{place}: {error}") from None
         check_options(settings.rules)
+        ignored_in(settings.per_file_ignores)
     if settings.baseline is not None:
         _baseline(config)
+
+
+def _is_excluded(path: Path, parent: pytest.Collector) -> bool:
+    """Whether the configuration passes over a file that was not named itself."""
+    from trainlint.patterns import excludes
+
+    is_named = parent.session.isinitpath(path)
+    return not is_named and excludes(path, _settings(parent.config).exclude)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +117,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ModelFile 
 
     if parent.session.isinitpath(file_path) and is_ours_alone(file_path, parent):
         return None  # pytest asks for a module of it, see below
-    if not may_hold_models(file_path, parent):
+    if not may_hold_models(file_path, parent) or _is_excluded(file_path, parent):
         return None
     return ModelFile.made(file_path, parent)
 
@@ -202,7 +212,8 @@ class ModelFile(pytest.File):
 
             config = self.config
             _keep_a_process(config)
-            settings = msgspec.structs.replace(_settings(config), jobs=1)
+            # What cannot be constructed is a skipped test: one file does not tell of whom it is a part.
+            settings = msgspec.structs.replace(_settings(config), jobs=1, fail_on_skipped=False)
             select = config.getini("trainlint_select")
             whole = check(
                 os.path.relpath(self.path),

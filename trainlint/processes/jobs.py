@@ -68,6 +68,7 @@ class Analyzed(msgspec.Struct, frozen=True, tag="analyzed"):
 
     A `provisional` one is what is known before the model is really run; another follows, unless that
     ends the process. `of_file` are notes that are on the file and not on the model: they are said once.
+    `parts` are the classes that the model is made of, as `file::Class`.
     """
 
     findings: list[ReportedFinding]
@@ -75,6 +76,7 @@ class Analyzed(msgspec.Struct, frozen=True, tag="analyzed"):
     result: TargetResult
     provisional: bool = False
     of_file: list[str] = []
+    parts: list[str] = []
 
 
 class Told(msgspec.Struct, frozen=True, tag="told"):

@@ -516,11 +516,12 @@ def _check_model(
 
     send(Begin(target))
     inputs = _inputs(job, loaded, model)
+    parts = sorted(set(_parts(model)))
 
     def tell(analysis: Analysis, provisional: bool) -> None:
         reported = [finding.reported for finding in analysis.findings]
         starved = [finding.starved for finding in analysis.findings]
-        send(Analyzed(reported, starved, analysis.result, provisional, on_file))
+        send(Analyzed(reported, starved, analysis.result, provisional, on_file, parts))
 
     told = 0.0
 
@@ -549,6 +550,15 @@ def _check_model(
             ),
         )
     tell(analysis, False)
+
+
+def _parts(model: nn.Module) -> Iterator[str]:
+    """`file::Class` of each module in it, of classes at the top level of a file."""
+    for module in model.modules():
+        kind = type(module)
+        filename = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if filename and not kind.__module__.startswith("torch."):
+            yield f"{os.path.realpath(filename)}::{kind.__qualname__}"
 
 
 def _patched(

@@ -24,7 +24,7 @@ from trainlint.targets.discovery import builds_models, is_searched, is_test_file
 from trainlint.targets.imports import Imported, imports_in
 
 MOST: Final = 20
-SECONDS: Final = 3.0
+SECONDS: Final = 2.0
 _PACKAGE: Final = "__init__.py"
 _FROM_PACKAGE: Final = re.compile(r"\bfrom\s+\.+\s*import\b")
 # Whole import statements, also over several lines: parsing nothing else takes a hundredth of the time.
