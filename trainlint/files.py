@@ -363,17 +363,24 @@ def _check_files(
         own = by_job[number]
         collected.findings += [pair for pair in own.findings if pair[0].target not in before]
         results = [result for result in own.results if result.target not in before]
-        if config.fail_on_skipped:
-            results = [_failing(result, job, parts) for result in results]
+        results = [
+            _as_asked(result, job, parts, fails=config.fail_on_skipped) for result in results
+        ]
         known_notes = said.setdefault(job.path or job.dotted or "", set())
         collected.results += _with_notes_on_file(results, own.of_file, known_notes)
     return collected, [job.path for job in jobs if job.path]
 
 
-def _failing(result: TargetResult, job: Job, parts: Collection[str]) -> TargetResult:
-    """A model that was skipped as one that could not be checked, unless it is a part of one that was."""
+def _as_asked(
+    result: TargetResult, job: Job, parts: Collection[str], *, fails: bool
+) -> TargetResult:
+    """A model that was skipped as an error, if that `fails`; but not one that was checked in another."""
     _, is_model, name = result.target.partition("::")
-    if result.status != "skipped" or not is_model or f"{job.path}::{name}" in parts:
+    if result.status != "skipped" or not is_model:
+        return result
+    if f"{job.path}::{name}" in parts:
+        return msgspec.structs.replace(result, reason="checked as a part of another model")
+    if not fails:
         return result
     return msgspec.structs.replace(
         result, status="error", reason=f"{result.reason} (not skipped: fail-on-skipped)"
