@@ -662,3 +662,45 @@ def test_workers_are_not_started_again() -> None:
     assert w._data is not None
     assert loader._iterator is iterator
     assert len(multiprocessing.active_children()) == started
+
+
+class Mixing(Loop):
+    """Each training batch is mixed with itself in another order, as mixup does."""
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        order = torch.randperm(len(x)).roll(1)
+        super().step(0.8 * x + 0.2 * x[order], 0.8 * y + 0.2 * y[order])
+
+
+class Sampling(Loop):
+    """Without loaders: batches are drawn from all samples."""
+
+    def run(self) -> None:
+        (x, y), validation = self.train_set.tensors, self.val_set.tensors
+        for number in range(60):
+            self.model.train()
+            chosen = torch.randint(len(x), (16,))
+            self.step(x[chosen], y[chosen])
+            if number % 10 == 9:
+                self.model.eval()
+                with torch.no_grad():
+                    self.loss(self.model(validation[0]), validation[1])
+
+
+class SamplingAnew(Sampling):
+    def step(self, x: Tensor, y: Tensor) -> None:
+        super().step(x + 0.1 * torch.randn_like(x), y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "altered"), [(Loop, False), (Mixing, True), (Sampling, False), (SamplingAnew, True)]
+)
+def test_samples_that_never_come_twice_are_told(kind: type[Loop], altered: bool) -> None:
+    loop = kind(
+        model=net(1), train_set=sets(classes=False)[0], val_set=sets(classes=False)[1],
+        loss=functional.mse_loss, epochs=8,
+    )  # fmt: skip
+    with trainlint.watch(every=1) as w:
+        loop.run()
+    assert w.trace.generalization is not None
+    assert w.trace.generalization.altered == altered

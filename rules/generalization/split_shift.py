@@ -43,7 +43,8 @@ def split_shift(
     0.01 (of few samples by permutation, since losses are skewed), or where it is likely and a two-sample
     test of the inputs or targets has p below `chance`.
     Where that second training is not possible (a run that is only watched), the gap before any training
-    counts, of a model that is then no better than a guess or with data that differ by such a test.
+    counts, of a model that is then no better than a guess or with data that differ by such a test; not
+    so where no training sample comes twice: mixed or augmented, they are other data.
 
     ## Bad
     ```python
@@ -106,7 +107,11 @@ def split_shift(
     if before is None or before.bound <= gap:
         return
     assert measured.first is not None
-    if differs or measured.first.train.mean > 0.9 * measured.guess:
+    if measured.altered:
+        yield NotMeasurable(
+            "no training sample comes twice: mixed or augmented, they are other data"
+        )
+    elif differs or measured.first.train.mean > 0.9 * measured.guess:
         yield _of_the_start(measured, before, differs)
 
 

@@ -97,8 +97,9 @@ class Generalization:
     `epochs` is how often each training sample was seen by the last checkpoint, `samples` how many training
     samples there are. `metric` is `accuracy`, `R²` or empty, `unit` what one loss belongs to: a `sample`
     or a `batch`. `held_out` are the losses, as far as that was tried, of a second training that had to do
-    without some of the training samples: of these, and of the validation samples. `site` is where the
-    model, or its training, is named.
+    without some of the training samples: of these, and of the validation samples. `altered` tells that no
+    training sample comes twice: they are mixed, augmented, or drawn anew. `site` is where the model, or its
+    training, is named.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -112,6 +113,7 @@ class Generalization:
     site: Site | None = field(default=None, repr=False)
     linear_losses: Sequence[float] = field(default=(), repr=False)
     held_out: HeldOut | None = None
+    altered: bool = False
 
     @property
     def first(self) -> Checkpoint | None:

@@ -72,6 +72,8 @@ from trainlint.tree import tensors
 # Validation samples of a pass that are looked at: more than are kept, since those of another pass may come
 # in another order.
 _MOST_LOOKED_AT: Final = 2048
+# Where a loader tells how many training samples there are, so many show whether they come back.
+_ENOUGH: Final = 8192
 _MOST_STREAMS: Final = 16
 _MOST_ROOTS: Final = 8
 # Fewer tell too little to be worth a pass.
@@ -218,7 +220,7 @@ class Checkpoints:
         if samples is None:
             return
         if kept.is_fixed:
-            if self._trained_on is None:
+            if self._trained_on is None or kept.later < _ENOUGH:
                 kept.count_back(marks_of(latest.inputs, target, samples))
             return
         batch = batch_of(latest, target, samples) if kept.draws(samples, self._random) else None
@@ -466,6 +468,9 @@ class Checkpoints:
             guess=guess(name),
             epochs=self._epochs(stream.root.number, name),
             samples=None if load is None else load.samples,
+            altered=self._kept[stream.root.number, name].never_return(
+                None if load is None else load.samples
+            ),
             metric=last.validation.metric()[0],
             unit=last.validation.unit,
             site=stream.root.site,

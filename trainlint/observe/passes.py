@@ -23,6 +23,8 @@ MOST_CHECKPOINTS: Final = 16
 _MOST_BYTES: Final = 1 << 26
 # Samples that have to come back for it to be said how many there are.
 _FEWEST_BACK: Final = 8
+# Of so many that were looked at at least some come back, where nothing tells how many there are.
+_MANY: Final = 256
 # Of the samples of a loader's pass, the share from which on it is the training data that it goes over.
 _SHARED: Final = 0.5
 
@@ -77,6 +79,19 @@ class Kept:
             self.later += len(marks)
             known = torch.cat([batch.marks for batch in self.batches])
             self.back = self.back + torch.isin(marks, known).sum()
+
+    def never_return(self, samples: int | None) -> bool:
+        """Whether they do not come back, though there are only so many, or None knows how many.
+
+        Mixed or augmented samples never do; of flipped images every second one does. In the first epoch
+        behind them none is due.
+        """
+        due = float(_FEWEST_BACK)
+        if samples:
+            due = self.samples * (self.later / samples - 1) / 4
+        elif self.later < _MANY:
+            return False
+        return due >= _FEWEST_BACK / 4 and float(self.back) < due
 
     def size(self) -> float | None:
         """How many samples there are to be trained on: Lincoln and Petersen's estimate by recapture."""
