@@ -246,6 +246,16 @@ def test_helpers_of_tests_are_models_only_where_they_are_named(pytester: pytest.
     named.stdout.fnmatch_lines(["tests/nets.py::trainlint::Net"])
 
 
+def test_what_the_configuration_excludes_is_collected_only_where_it_is_named(
+    project: pytest.Pytester,
+) -> None:
+    section = "[tool.trainlint]\nexclude = ['broken.py']\n"
+    project.makepyprojecttoml(section + "[tool.trainlint.per-file-ignores]\n'*.py' = ['ALL']\n")
+    project.runpytest_inprocess("--trainlint").assert_outcomes(passed=3)
+    # And no rule is used in it.
+    project.runpytest_inprocess("--trainlint", "broken.py").assert_outcomes(passed=1)
+
+
 def test_bad_files_are_one_line(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         unfinished="import torch\nx = (\n", needs="import torch, no_such_thing\n" + BROKEN
