@@ -19,6 +19,10 @@ from trainlint.baseline import write_baseline
 from trainlint.catalogue import undeclared
 from trainlint.processes import zygotes
 from trainlint.registry import all_rules
+from trainlint.report import plots, text
+
+# A run in this process forgets the modules that it has imported: what they share would be there twice.
+_IMPORTED_BEFORE = (plots, text)
 
 pytest_plugins = ["pytester"]
 
