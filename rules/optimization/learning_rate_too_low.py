@@ -177,12 +177,13 @@ def _faster(
     factor = min(SOUND_PACE / fastest, largest / peak)
     better = float(f"{made * factor:.0e}")
     share = f"{100 * factor * fastest:.1g}%"
+    known = "as in sound runs" if factor < largest / peak else "at the largest rate of sound runs"
     raised = explained(
         optimizers.with_option(
             edits, optimizer, "lr", better, title=f"raise the learning rate to lr={better:g}"
         ),
-        reason=f"updates go with lr: {share} of the quickest layer's weights at first, instead of "
-        f"{100 * fastest:.1g}%; in sound runs it is {SOUND_PACE:.0%} or so",
+        reason=f"updates go with lr: {share} of the quickest layer's weights at first, {known}, instead of "
+        f"{100 * fastest:.1g}%",
         patches=[Patch.training("learning-rate", factor=float(f"{factor:.2g}"))],
     )
     return [raised, found]
