@@ -188,6 +188,7 @@ def _finding(
         f"{ops.MAX_SLOPE[name]:.3g}{str(count).translate(SUPERSCRIPTS)}"
         for name, count in kinds.items()
     )
+    with_relu = 0.5 ** (len(chain) / 2) * gain
     layer = graph.label(node)
     parameters = [parameter for other in starved for parameter in graph.parameters_of(other)]
     return Finding(
@@ -200,10 +201,10 @@ def _finding(
             "gradient_at_most": path.bound,
             "weights_multiply_by": gain,
             "gradient_with_these_weights": expected,
-            "gradient_with_relu": 0.5 ** (len(chain) / 2) * gain,
+            "gradient_with_relu": with_relu,
             "chain": [_shown(graph, other) for other in chain],
         },
-        fixes=_fixes(graph, edits, chain, path.bound),
+        fixes=_fixes(graph, edits, chain, path.bound, with_relu),
         severity=Severity.ERROR if expected < error_bound else Severity.WARNING,
         fault=("saturating", id(chain[0])),
         starved=graph.share_of_parameters(parameters),
@@ -225,7 +226,9 @@ def _shown(graph: Graph, node: Any) -> str:
     return f"{graph.label(node)} (line {site.row})" if site is not None else graph.label(node)
 
 
-def _fixes(graph: Graph, edits: SourceEdits, chain: list[Any], bound: float) -> list[Fix]:
+def _fixes(
+    graph: Graph, edits: SourceEdits, chain: list[Any], bound: float, with_relu: float
+) -> list[Fix]:
     """ReLU with He's values, else a normalisation before each, else a way around each."""
     count = len(chain)
     many = f"the {count} " + (
@@ -240,7 +243,8 @@ def _fixes(graph: Graph, edits: SourceEdits, chain: list[Any], bound: float) -> 
     layers = list(dict.fromkeys(layer for layer, _ in pairs))
     why = f"He et al. 2015: the gradient keeps its size, 2/n · n · ½ = 1 a layer, not ≤ {bound:.2g}"
     relu = f"ReLU in place of {many}"
-    swapped = other_activations(graph, edits, chain, "relu", title=relu, reason=why)
+    half = f"slope 1 where it is on: with these weights {with_relu:.2g} of the gradient arrives"
+    swapped = other_activations(graph, edits, chain, "relu", title=relu, reason=half)
     starts = _he(graph, layers)
     drawn = initialised(graph, edits, starts, title=relu) if starts else swapped
     title = f"{relu}, with He initialisation"
