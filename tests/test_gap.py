@@ -733,6 +733,9 @@ def test_labels_that_are_learnt_by_heart_late_in_a_long_run() -> None:
     assert isinstance(found, Finding)
     assert found.evidence["learnt"] > 0.5
     assert list(RULES["DAT004"](by_heart(right=0.4))) == []
+    diverged = by_heart(right=0.11)
+    lost = [(step, math.nan if step > 1500 else value) for step, value in diverged.losses]
+    assert list(RULES["DAT004"](replace(diverged, losses=lost))) == []
 
 
 def test_a_loss_that_hardly_leaves_a_guess_is_not_settled_by_its_training_loss() -> None:

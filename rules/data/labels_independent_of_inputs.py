@@ -114,7 +114,7 @@ def labels_independent_of_inputs(
         return
     for loss in trace.objectives:
         share = trace.learnt(loss, steps)
-        if share is None or share < learnt or not loss.guess:
+        if share is None or not math.isfinite(share) or share < learnt or not loss.guess:
             continue
         for validation in trace.evaluations:
             if (
