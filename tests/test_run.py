@@ -93,11 +93,22 @@ sys.exit(3)
     assert "exited with status 3" in notes(report)
 
 
-def test_an_exception_looks_as_it_would(tmp_path: Path) -> None:
-    body = """
+@pytest.mark.parametrize(
+    "fault",
+    [
+        'raise ValueError("no")',
+        "model(torch.randn(2, 5))",
+        (
+            "try:\n        model(torch.randn(2, 5))\n    except RuntimeError as error:\n"
+            '        raise ValueError("no") from error'
+        ),
+    ],
+)
+def test_an_exception_looks_as_it_would(tmp_path: Path, fault: str) -> None:
+    body = f"""
 def main():
     step()
-    raise ValueError("no")
+    {fault}
 
 if __name__ == "__main__":
     main()
@@ -131,7 +142,11 @@ def test_a_finding_fails_the_run_only_where_asked(tmp_path: Path) -> None:
         ("step()\nimport os\nos._exit(7)\n", 7, "exited with status 7"),
         ("step()\nimport os\nos.abort()\n", 128 + signal.SIGABRT, "killed by SIGABRT"),
         ("step()\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", 137, "SIGKILL"),
-        ("raise SystemExit('bye')\n", 1, "exited with status 1, before any training"),
+        (
+            "raise SystemExit('bye')\n",
+            1,
+            "exited with status 1, before any training; trainlint check train.py looks at its models",
+        ),
         (
             "import argparse\np = argparse.ArgumentParser()\np.add_argument('data')\np.parse_args()\n",
             2,

@@ -125,7 +125,10 @@ def run_script(
         *([] if found.is_final else [f"{ending}; this is the last word before"]),
     ]
     if status and found.is_final:
-        notes.append(ending if result.series else f"{ending}, before any training{_usage(status)}")
+        is_early = not result.series
+        notes.append(
+            f"{ending}, before any training{_advice(status, script)}" if is_early else ending
+        )
     result = msgspec.structs.replace(result, notes=notes)
     return Run(
         status,
@@ -135,9 +138,13 @@ def run_script(
     )
 
 
-def _usage(status: int) -> str:
-    """What to do about a status that says that the arguments are not right."""
-    return "; its own arguments stand behind its name" if status == _WRONG_USAGE else ""
+def _advice(status: int, script: str) -> str:
+    """What to do about a script that ended at once: for its arguments, or with an exception."""
+    if status == _WRONG_USAGE:
+        return "; its own arguments stand behind its name"
+    if status == 1 and script.endswith(".py"):
+        return f"; trainlint check {script} looks at its models without a training"
+    return ""
 
 
 def _read(path: Path) -> RunReport:

@@ -25,6 +25,7 @@ import types
 import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -273,20 +274,41 @@ def _run_module(name: str) -> None:
     run(name, alter_argv=True)
 
 
+_OWN_DIRECTORY: Final = str(Path(__file__).parent.parent) + os.sep
+
+
 def _without_our_frames() -> None:
     """Let the interpreter print the exception under way as if nobody had stood around the script."""
     hook = sys.excepthook
 
-    def strip(kind: Any, error: Any, traceback: Any) -> None:
-        while traceback is not None and _is_ours(traceback.tb_frame.f_code.co_filename):
-            traceback = traceback.tb_next
-        hook(kind, error.with_traceback(traceback), traceback)
+    def strip(kind: Any, error: Any, _: Any) -> None:
+        told: BaseException | None = error
+        seen: set[int] = set()
+        while told is not None and id(told) not in seen:
+            seen.add(id(told))
+            told.__traceback__ = _of_others(told.__traceback__)
+            told = told.__cause__ or told.__context__
+        hook(kind, error, error.__traceback__)
 
     sys.excepthook = strip
 
 
-def _is_ours(filename: str) -> bool:
-    return filename in (__file__, "<string>") or "runpy" in filename
+def _of_others(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without what stands between the script and torch because the script is watched."""
+    while trace is not None and _is_ours(trace.tb_frame.f_code):
+        trace = trace.tb_next
+    step = trace
+    while step is not None:
+        while step.tb_next is not None and _is_ours(step.tb_next.tb_frame.f_code):
+            step.tb_next = step.tb_next.tb_next
+        step = step.tb_next
+    return trace
+
+
+def _is_ours(code: CodeType) -> bool:
+    name = code.co_filename
+    is_mode = code.co_name == "handle_torch_function" and name.endswith("overrides.py")
+    return is_mode or name == "<string>" or "runpy" in name or name.startswith(_OWN_DIRECTORY)
 
 
 def main() -> None:
