@@ -314,3 +314,28 @@ def test_a_note_on_a_file_is_said_once_for_models_that_are_named(folder: Path) -
     first, second = trainlint.check(places, stages=("static", "probe")).targets
     assert [len(first.notes), len(second.notes)] == [1, 0]
     assert all(not each.notes for each in trainlint.check(places, stages=("static",)).targets)
+
+
+def test_a_model_that_only_the_script_can_make_names_the_run(tmp_path: Path) -> None:
+    source = f"""
+import argparse
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Linear(4, width)
+    def forward(self, x):
+        return self.body(x)
+def main(args):
+    net, data, loss = Net(args.width), [], None
+    {LOOP.format(name="fit()").strip().replace(chr(10), chr(10) + "    ")}
+    fit()
+{GUARD}    main(argparse.ArgumentParser().parse_args())
+"""
+    path = tmp_path / "net.py"
+    path.write_text(source, encoding="utf-8")
+    (target,) = trainlint.check(path).targets
+    assert target.status == "error"
+    assert "add a function build_model() that returns one, or: trainlint run " in (
+        target.reason or ""
+    )

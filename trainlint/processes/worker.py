@@ -130,6 +130,7 @@ def _check_file(job: Job, send: Send) -> None:
     from trainlint.rule import Settings
     from trainlint.sites import recording
     from trainlint.targets.loading import load_file, models_of, named_model
+    from trainlint.targets.loops import command
 
     path, text = _read(job)
     settings = Settings(
@@ -165,8 +166,10 @@ def _check_file(job: Job, send: Send) -> None:
                 _guarded(job, send, target, check)
         # A class that cannot be constructed is no fault of a file whose other models were checked.
         status = "skipped" if tried or job.scanned else "error"
+        loop = loaded.script.loop() if refused and status == "error" else None
+        elsewhere = f", or: {command(job.label, job.dotted)}" if loop is not None else ""
         for target, reason in refused:
-            _failed(send, target, reason, status)
+            _failed(send, target, reason + elsewhere, status)
         if not tried and not refused:
             status = "skipped" if job.scanned and not loaded.stopped else "error"
             _failed(send, job.label, f"no model found{_why_none(job, loaded, status)}", status)
