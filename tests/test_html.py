@@ -552,3 +552,13 @@ def test_trainings_with_other_seeds_are_thin_lines_in_the_same_picture() -> None
     assert page.count('class="line train"') == page.count('class="line train again"') == 1
     assert "train, seed 8" in page
     assert "thin: the same with another seed, up to 400 steps" in page
+
+
+def test_losses_of_made_up_data_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text("from torch import nn\nmodel = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n")
+    report = trainlint.check(path)
+    (target,) = report.targets
+    assert target.series is not None
+    assert target.series.made_up
+    assert f"over {target.series.steps} optimizer steps on made-up data" in rendered(report, "html")

@@ -653,6 +653,7 @@ def test_the_series_in_the_json_of_a_run(tmp_path: Path) -> None:
         "bands",
         "optimizers",
         "repeats",
+        "made_up",
     ]
     printed = [float(line) for line in done.stdout.splitlines()]
     assert [step for step, _ in read.validation] == [8 * epoch for epoch in range(1, 9)]

@@ -188,7 +188,8 @@ class Series(msgspec.Struct, frozen=True):
     training's targets, where it is known. A point of `train` is a mean over several steps where
     there were more; one of `validation` is a mean over a pass. `bands` are (step, lowest, highest) of those
     points whose error is known: mean ± 2 standard errors. `optimizers` are the classes of what made the
-    steps. `repeats` are further trainings, with which findings were confirmed.
+    steps. `repeats` are further trainings, with which findings were confirmed. `made_up` tells that the
+    data, and so the losses, are nobody's.
     """
 
     steps: int
@@ -201,6 +202,7 @@ class Series(msgspec.Struct, frozen=True):
     bands: list[tuple[int, Figure, Figure]] = []
     optimizers: list[str] = []
     repeats: list[Repeat] = []
+    made_up: bool = False
 
 
 class Spread(msgspec.Struct, frozen=True):

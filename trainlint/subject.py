@@ -229,7 +229,11 @@ class _Check:
             ],
             series=None
             if "probe" not in self.stages
-            else series_of(self.facts.get("Trace"), None if probe is None else probe.again),
+            else series_of(
+                self.facts.get("Trace"),
+                None if probe is None else probe.again,
+                made_up=probe is not None and probe.is_made_up,
+            ),
             graph=self._outline() if self.settings.graphs else None,
         )
         return Analysis(diagnose([f for outcome in outcomes for f in outcome.findings]), result)

@@ -29,8 +29,13 @@ _DIGITS: Final = 4
 Points = Sequence[tuple[int, float]]
 
 
-def series_of(trace: Trace, again: Mapping[int, Trace] | None = None) -> Series | None:
-    """The figures of a training; None where nothing was trained. `again` are others of it, by seed."""
+def series_of(
+    trace: Trace, again: Mapping[int, Trace] | None = None, *, made_up: bool = False
+) -> Series | None:
+    """The figures of a training; None where nothing was trained.
+
+    `again` are others of it, by seed; `made_up` tells that the data are.
+    """
     if not trace.steps and not trace.losses:
         return None
     loss, guess, train, validation, bands = _curves(trace)
@@ -53,6 +58,7 @@ def series_of(trace: Trace, again: Mapping[int, Trace] | None = None) -> Series 
         bands,
         list(dict.fromkeys(optimizer.kind for optimizer in trace.optimizers if optimizer.steps)),
         repeats,
+        made_up,
     )
 
 

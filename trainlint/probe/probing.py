@@ -165,6 +165,11 @@ class Probe:
         """Whether the training was ended for what was already seen."""
         return self.ran is not None and self.ran.decided
 
+    @property
+    def is_made_up(self) -> bool:
+        """Whether nobody has given data, so that it trains on some of its own."""
+        return self.setup.train is None and self.setup.train_loader is None
+
     def described(self) -> str:
         """`50 steps of SGD on train_loader`."""
         assert self.ran is not None

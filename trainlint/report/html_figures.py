@@ -103,6 +103,7 @@ def _losses(series: Series) -> str:
     guess = _number(series.guess)
     level = None if guess is None else ("", guess)
     title = f"loss ({series.loss.replace('_', ' ')}) over {series.steps} optimizer steps"
+    title += " on made-up data" * series.made_up
     words = keys_of(lines, GUESS if level else "")
     if bands and any(line.band for line in lines):
         words += '<span class="hint">band: mean ± 2 standard errors</span>'

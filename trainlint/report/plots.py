@@ -238,6 +238,7 @@ def _losses(series: Series, width: int, signs: Signs) -> Iterator[Picture]:
         legend.append(f"{signs.lost} NaN or infinite")
     what = "loss that backward() was called on" if series.loss == "backward" else series.loss
     scale = ", log scale" if drawing.is_log else ""
+    scale += ", on made-up data" * series.made_up
     yield Picture(f"{what}: {', '.join(legend)}{scale}", drawing.rows())
 
 

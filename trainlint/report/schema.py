@@ -141,6 +141,7 @@ Series: A training as far as it was seen.
   bands: Steps, lowest and highest: the mean ± 2 standard errors.
   optimizers: The classes of the optimizers that made the steps.
   repeats: The same with other seeds, where findings were confirmed by one.
+  made_up: Whether the data were made up.
 Repeat: The same training with another seed.
   seed: The seed of the order of the data, and of dropout.
   steps: Optimizer steps: as many, or more.
