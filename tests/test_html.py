@@ -556,7 +556,11 @@ def test_trainings_with_other_seeds_are_thin_lines_in_the_same_picture() -> None
 
 def test_losses_of_made_up_data_are_called_so(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
-    path.write_text("from torch import nn\nmodel = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n")
+    path.write_text(
+        "import torch\nfrom torch import nn\n"
+        "model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+        "criterion = nn.CrossEntropyLoss()\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+    )
     report = trainlint.check(path)
     (target,) = report.targets
     assert target.series is not None

@@ -29,7 +29,7 @@ SOUND_PACE = 0.03
 SOUND_RATES = {
     **dict.fromkeys(("Adam", "AdamW", "NAdam"), (4.6e-5, 0.017)),
     "RMSprop": (1.4e-5, 5.2e-3),
-    "Adagrad": (1.9e-3, 0.069),
+    "Adagrad": (1.85e-3, 0.069),
     "SGD": (3.7e-3, 0.52),
 }
 
